@@ -1,0 +1,91 @@
+"""What a run leaves on disk: checkpoints, and metrics as JSON lines."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from jaxtyping import PyTree
+
+from metajax.errors import InputError
+
+
+def save(path: Path, tree: PyTree) -> None:
+    """Write a pytree of arrays to the folder `path`, whole or not at all; an older one there is replaced."""
+    path = path.absolute()
+    fresh = path.with_name(f"{path.name}.new")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(fresh, jax.tree.map(np.asarray, tree), force=True)
+    shutil.rmtree(path, ignore_errors=True)
+    fresh.rename(path)
+
+
+def restore(path: Path, like: PyTree) -> PyTree:
+    """Read a pytree written by `save`.
+
+    Args:
+      path: the folder.
+      like: a tree of the same structure, shapes and dtypes.
+
+    Returns:
+      The tree, on the default device.
+
+    Raises:
+      InputError: there is no checkpoint at `path`, it is damaged, or it does not fit `like`.
+    """
+    path = path.absolute()
+    if not path.is_dir():  # a crash between removing the old one and renaming the new one
+        path = path.with_name(f"{path.name}.new")
+    if not path.is_dir():
+        raise InputError(f"{path.with_suffix('')}: no checkpoint there.")
+    like = jax.tree.map(np.asarray, like)
+    try:
+        with ocp.StandardCheckpointer() as checkpointer:
+            tree = checkpointer.restore(path, like)
+    except (ValueError, KeyError, OSError) as error:
+        raise InputError(f"{path}: the checkpoint is damaged or of another model: {error!s:.200}") from error
+    for (where, a), b in zip(jax.tree.leaves_with_path(like), jax.tree.leaves(tree), strict=True):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise InputError(
+                f"{path}: {jax.tree_util.keystr(where)} is {b.dtype}{list(b.shape)} in the checkpoint, "
+                f"expected {a.dtype}{list(a.shape)}."
+            )
+    return jax.tree.map(jnp.asarray, tree)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def append_line(path: Path, value: dict[str, Any]) -> None:
+    """Append `value` as one line of JSON."""
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(value) + "\n")
+
+
+def write_lines(path: Path, values: list[dict[str, Any]]) -> None:
+    """Write a file of JSON lines anew, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The values of a file of JSON lines; a last line cut short by a crash is left out."""
+    if not path.exists():
+        return []
+    values = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            values.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return values

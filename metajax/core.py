@@ -1,0 +1,169 @@
+"""The core: theta is what all tasks share, phi is what one task learns.
+
+Every method is a `Learner` (how one task is learned) and an `Objective` (what the outer optimiser descends).
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from metajax.errors import InputError
+
+Params: TypeAlias = PyTree
+Theta: TypeAlias = PyTree
+Phi: TypeAlias = PyTree
+Scalar: TypeAlias = Float[Array, ""]
+KeyArray: TypeAlias = Key[Array, ""]
+Metrics: TypeAlias = dict[str, Array]
+
+
+class Batch(NamedTuple):
+    """Examples of one task; the leading axis of every leaf runs over examples."""
+
+    x: PyTree  # inputs, e.g. [ways * shots, time, mel]
+    y: PyTree  # targets, e.g. `Labels` with fields of shape [ways * shots]
+
+
+class Labels(NamedTuple):
+    """The classes of a batch, numbered twice."""
+
+    episode: Array  # [n], in 0..ways - 1: the class within its episode, what few-shot learning predicts
+    corpus: Array  # [n], in 0..classes - 1: the class within its corpus, what joint training predicts
+
+
+class Referenced(NamedTuple):
+    """Inputs `x` whose batch-normalisation statistics are those of `reference`, e.g. of the support set."""
+
+    x: Array  # [n, ...]
+    reference: Array  # [m, ...]
+
+
+class Episode(NamedTuple):
+    """One task: a support set to learn from and a query set to be tested on."""
+
+    support: Batch
+    query: Batch
+
+
+LossFn: TypeAlias = Callable[[Params, Batch, KeyArray], tuple[Scalar, Metrics]]
+Objective: TypeAlias = Callable[[Theta, Episode, KeyArray], tuple[Scalar, Metrics]]
+Sampler: TypeAlias = Callable[[KeyArray], Episode]
+
+
+class Learner(NamedTuple):
+    """How one task is learned: a kernel that starts phi and steps it on the support set."""
+
+    init: Callable[[Params], Theta]  # model parameters, pretrained or fresh, to theta
+    start: Callable[[Theta, Batch, KeyArray], Phi]  # phi before any step
+    step: Callable[[Theta, Phi, Batch, KeyArray], Phi]  # one adaptation step on the support set
+    loss: Callable[[Theta, Phi, Batch, KeyArray], tuple[Scalar, Metrics]]
+
+
+class Algorithm(NamedTuple):
+    """A learner and what its theta is trained to minimise."""
+
+    learner: Learner
+    objective: Objective
+
+
+def adapt(
+    learner: Learner,
+    theta: Theta,
+    support: Batch,
+    key: KeyArray,
+    num_steps: int,
+    probe: Callable[[Phi], Any] | None = None,
+) -> tuple[Phi, Any]:
+    """Learn one task: phi_0 = start(theta, support), phi_{k+1} = step(theta, phi_k, support).
+
+    Args:
+      learner: how a task is learned.
+      theta: what all tasks share.
+      support: the examples to learn from.
+      key: randomness of the start and of each step.
+      num_steps: number of steps, 0 or more.
+      probe: measured on phi after each of the steps 0..num_steps.
+
+    Returns:
+      phi after `num_steps` steps, and the probe's results stacked to `[num_steps + 1, ...]` (None without a probe).
+
+    Raises:
+      InputError: `num_steps` is negative.
+
+    Example:
+      >>> def loss_fn(params, batch, key):
+      ...     loss = ((params - batch.x) ** 2).mean()
+      ...     return loss, {"loss": loss}
+      >>> from metajax.inner import descent
+      >>> support = Batch(jnp.array([3.0]), jnp.array([0]))
+      >>> phi, _ = adapt(descent(loss_fn, optax.sgd(0.5)), jnp.array(0.0), support, jax.random.key(0), 1)
+      >>> float(phi.params)
+      3.0
+    """
+    if num_steps < 0:
+        raise InputError(f"num_steps is {num_steps}, expected 0 or more adaptation steps.")
+    start_key, key = jax.random.split(key)
+    phi = learner.start(theta, support, start_key)
+    first = probe(phi) if probe else None
+
+    def body(phi: Phi, key: KeyArray) -> tuple[Phi, Any]:
+        phi = learner.step(theta, phi, support, key)
+        return phi, probe(phi) if probe else None
+
+    phi, rest = jax.lax.scan(body, phi, jax.random.split(key, num_steps))
+    return phi, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
+
+
+def query_loss(learner: Learner, num_steps: int) -> Objective:
+    """The default objective: L(theta) = loss(theta, phi_K(theta, support), query).
+
+    Args:
+      learner: how a task is learned.
+      num_steps: K, the number of adaptation steps before the query loss is taken.
+
+    Returns:
+      An objective; its gradient runs through the adaptation.
+    """
+
+    def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
+        adapt_key, loss_key = jax.random.split(key)
+        phi, _ = adapt(learner, theta, episode.support, adapt_key, num_steps)
+        return learner.loss(theta, phi, episode.query, loss_key)
+
+    return objective
+
+
+def ascribe(theta: Theta, direction: Theta) -> Scalar:
+    """<theta, stop_gradient(direction)>: a scalar whose gradient in theta is `direction`.
+
+    Args:
+      theta: what all tasks share.
+      direction: the descent direction of a method that has no loss of its own (Reptile, iMAML, evolution strategies).
+
+    Returns:
+      A scalar; only its gradient means anything.
+    """
+    return optax.tree.vdot(theta, jax.lax.stop_gradient(direction))
+
+
+def mix(objective: Objective, other: Objective, weight: float | Scalar) -> Objective:
+    """The sum L(theta) + weight * L_other(theta), e.g. MAML alongside the joint loss.
+
+    Args:
+      objective: the first objective, whose metrics are reported.
+      other: the second objective, on the same theta and the same episode.
+      weight: weight of the second.
+
+    Returns:
+      The mixed objective.
+    """
+
+    def mixed(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
+        value, metrics = objective(theta, episode, key)
+        return value + weight * other(theta, episode, key)[0], metrics
+
+    return mixed

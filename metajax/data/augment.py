@@ -1,0 +1,231 @@
+"""Augmentation and normalisation of log-mel spectrograms on the device, each example with its own key."""
+
+import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
+
+from metajax.errors import InputError
+
+LogMel: TypeAlias = Float[Array, "time mel"]
+KeyArray: TypeAlias = Key[Array, ""]
+
+_NEPER = math.log(10) / 10  # natural logarithm of one decibel of power
+
+
+class Augmentation(NamedTuple):
+    """Strengths of the parts of `augment`; zero turns a part off. Defaults suit words of 1 s in 98 frames, 40 mels."""
+
+    warp: float = 0.1  # largest change of the frequency scale: ratios from 1/1.1 to 1.1
+    stretch: float = 0.15  # largest change of the tempo, likewise
+    shift: int = 10  # largest shift in time, in frames
+    gain: float = 6.0  # largest change of level, in dB
+    noise: float = 0.8  # probability of added noise
+    noise_low: float = 5.0  # lowest and
+    noise_high: float = 30.0  # highest signal-to-noise ratio, in dB
+    time_mask: int = 12  # largest width, in frames
+    frequency_mask: int = 5  # largest width, in mel bands
+
+
+def augment(
+    settings: Augmentation, noise: Float[Array, "noise_time mel"] | None = None
+) -> Callable[[Float[Array, "n time mel"], KeyArray], Float[Array, "n time mel"]]:
+    """Return (x, key) -> x, which augments each example by its own draw of all parts, in the order of the fields.
+
+    Args:
+        settings: strengths.
+        noise: log-mel of a long recording that noise is cut from; coloured noise where None.
+
+    Raises:
+        InputError: a strength is negative, not finite or not whole where it counts frames or bands, `noise` is not a
+            probability, or the range of ratios is empty; when called, a shift or a mask is longer than its axis.
+
+    Example:
+        ``x = augment(Augmentation(stretch=0))(x, jax.random.key(0))``
+    """
+    for name, value in settings._asdict().items():
+        if not math.isfinite(value) or (value < 0 and name not in ("noise_low", "noise_high")):
+            raise InputError(f"augmentation {name} is {value}, expected a finite number, 0 or more")
+        if isinstance(Augmentation._field_defaults[name], int) and value != int(value):
+            raise InputError(f"augmentation {name} is {value}, expected a whole number")
+    if settings.noise > 1:
+        raise InputError(f"augmentation noise is {settings.noise}, expected a probability")
+    if settings.noise_low > settings.noise_high:
+        raise InputError(
+            f"noise_low is {settings.noise_low} dB, expected at most noise_high = {settings.noise_high} dB"
+        )
+
+    def maybe_noise(x: LogMel, key: KeyArray) -> LogMel:
+        choice, key = jax.random.split(key)
+        mixed = add_noise(x, key, settings.noise_low, settings.noise_high, noise)
+        return jnp.where(jax.random.bernoulli(choice, settings.noise), mixed, x)
+
+    parts: list[tuple[float, Callable[[LogMel, KeyArray], LogMel]]] = [
+        (settings.warp, lambda x, key: warp_frequency(x, key, 1 + settings.warp)),
+        (settings.stretch, lambda x, key: stretch(x, key, 1 + settings.stretch)),
+        (settings.shift, lambda x, key: time_shift(x, key, int(settings.shift))),
+        (settings.gain, lambda x, key: gain(x, key, settings.gain)),
+        (settings.noise, maybe_noise),
+        (settings.time_mask, lambda x, key: time_mask(x, key, int(settings.time_mask))),
+        (settings.frequency_mask, lambda x, key: frequency_mask(x, key, int(settings.frequency_mask))),
+    ]
+
+    def one(x: LogMel, key: KeyArray) -> LogMel:
+        for (strength, part), part_key in zip(parts, jax.random.split(key, len(parts)), strict=True):
+            x = part(x, part_key) if strength else x
+        return x
+
+    return lambda x, key: jax.vmap(one)(x, jax.random.split(key, x.shape[0]))
+
+
+def warp_frequency(x: LogMel, key: KeyArray, max_ratio: float) -> LogMel:
+    """Return x(t, m / r), log r uniform in [-log max_ratio, log max_ratio]: as from a vocal tract of another length.
+
+    Bands are counted from 0; between them the value is interpolated linearly, beyond the last one it is held.
+
+    Reference:
+        Jaitly and Hinton, Vocal Tract Length Perturbation (VTLP) improves speech recognition (2013).
+    """
+    bands = x.shape[1]
+    return _interpolate(x.T, jnp.arange(bands) / _ratio(key, max_ratio)).T
+
+
+def stretch(x: LogMel, key: KeyArray, max_ratio: float) -> LogMel:
+    """Return x(c + (t - c) / r, m) about the centre c, log r uniform in [-log max_ratio, log max_ratio].
+
+    Between frames the value is interpolated linearly; beyond the ends it is the band's minimum.
+    """
+    last = x.shape[0] - 1
+    position = last / 2 + (jnp.arange(last + 1) - last / 2) / _ratio(key, max_ratio)
+    inside = (position >= 0) & (position <= last)
+    return jnp.where(inside[:, None], _interpolate(x, position), x.min(0))
+
+
+def time_shift(x: LogMel, key: KeyArray, max_frames: int) -> LogMel:
+    """Return x(t - s, m), s uniform in -max_frames..max_frames; vacated frames hold each band's minimum."""
+    frames = x.shape[0]
+    if not 0 <= max_frames < frames:
+        raise InputError(f"shift is at most {max_frames} frames, expected 0 to {frames - 1} with {frames} frames")
+    source = jnp.arange(frames) - jax.random.randint(key, (), -max_frames, max_frames + 1)
+    inside = (source >= 0) & (source < frames)
+    return jnp.where(inside[:, None], x[jnp.clip(source, 0, frames - 1)], x.min(0))
+
+
+def gain(x: LogMel, key: KeyArray, max_db: float) -> LogMel:
+    """Return x with its power changed by a level uniform in [-max_db, max_db] dB."""
+    return x + _NEPER * jax.random.uniform(key, (), x.dtype, -max_db, max_db)
+
+
+def add_noise(
+    x: LogMel, key: KeyArray, low_db: float, high_db: float, noise: Float[Array, "noise_time mel"] | None = None
+) -> LogMel:
+    """Return log(exp(x) + a exp(noise)), with the signal-to-noise ratio uniform in [low_db, high_db] dB.
+
+    The ratio is that of the mel powers of signal and noise, each averaged over all cells of the clip. Adding powers
+    ignores the cross term of the waves, 2 Re(X conj(N)): it is right on average, not cell by cell.
+
+    Args:
+        x: one example.
+        key: of the ratio and of the noise.
+        low_db, high_db: range of the ratio, in dB.
+        noise: log-mel of a recording, of which a random segment as long as x is taken. Where None, noise of random
+            spectral tilt and hump, each cell chi-squared with 4 degrees of freedom.
+
+    Raises:
+        InputError: `noise` is shorter than x or has other bands.
+    """
+    ratio_key, key = jax.random.split(key)
+    if noise is None:
+        segment = _coloured_noise(key, x)
+    else:
+        if noise.shape[0] < x.shape[0] or noise.shape[1] != x.shape[1]:
+            raise InputError(f"noise has shape {noise.shape}, expected [{x.shape[0]} or more, {x.shape[1]}]")
+        start = jax.random.randint(key, (), 0, noise.shape[0] - x.shape[0] + 1)
+        segment = jax.lax.dynamic_slice_in_dim(noise, start, x.shape[0])
+    ratio = _NEPER * jax.random.uniform(ratio_key, (), x.dtype, low_db, high_db)
+    return jnp.logaddexp(x, segment + (_log_power(x) - _log_power(segment) - ratio))
+
+
+def time_mask(x: LogMel, key: KeyArray, max_width: int) -> LogMel:
+    """Return x with w successive frames set to its mean, w uniform in 0..max_width.
+
+    Reference:
+        Park et al., SpecAugment (2019).
+    """
+    return jnp.where(_mask(key, x.shape[0], max_width, "frames")[:, None], x.mean(), x)
+
+
+def frequency_mask(x: LogMel, key: KeyArray, max_width: int) -> LogMel:
+    """Return x with w successive mel bands set to its mean, w uniform in 0..max_width; as `time_mask`."""
+    return jnp.where(_mask(key, x.shape[1], max_width, "bands"), x.mean(), x)
+
+
+def normalize(x: LogMel, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> LogMel:
+    """Clamp one clip from below, so that digital silence and room noise look alike, then normalise it.
+
+    Args:
+        x: one example.
+        mode: "none" only clamps; "mean" also subtracts each band's mean over time, which removes the channel;
+            "mean_variance" then divides by the standard deviation over all cells.
+        dynamic_range_db: cells further below the clip's maximum are raised to it; infinite for no clamp.
+
+    Returns:
+        The same shape; finite, and zero for a constant clip but in mode "none".
+
+    Raises:
+        InputError: the mode is another, or `dynamic_range_db` is not positive.
+    """
+    if mode not in ("none", "mean", "mean_variance"):
+        raise InputError(f'mode is {mode!r}, expected "none", "mean" or "mean_variance"')
+    if not dynamic_range_db > 0:
+        raise InputError(f"dynamic_range_db is {dynamic_range_db}, expected more than 0")
+    x = jnp.maximum(x, x.max() - _NEPER * dynamic_range_db)
+    if mode != "none":
+        x = x - x.mean(0)
+    if mode == "mean_variance":
+        x = x * jax.lax.rsqrt(jnp.square(x).mean() + 1e-6)  # the offset keeps constant clips, and gradients, finite
+    return x
+
+
+def _coloured_noise(key: KeyArray, x: LogMel) -> LogMel:
+    colour_key, key = jax.random.split(key)
+    tilt, hump = jax.random.uniform(colour_key, (2,), x.dtype, -1, 1)
+    band = jnp.linspace(-0.5, 0.5, x.shape[1], dtype=x.dtype)
+    # From the first to the last band the level rises by up to 9 dB or falls by up to 26 dB; the hump is up to 9 dB.
+    colour = (4 * tilt - 2) * band + hump * jnp.cos(2 * jnp.pi * band)
+    # Two uniforms from one word: random bits are most of the cost.
+    bits = jax.random.bits(key, x.shape, jnp.uint32)
+    first, second = ((half.astype(x.dtype) + 0.5) / 65536 for half in (bits >> 16, bits & 65535))
+    return colour + jnp.log(-jnp.log(first * second))
+
+
+def _log_power(x: LogMel) -> Float[Array, ""]:
+    return jax.nn.logsumexp(x) - math.log(x.size)
+
+
+def _mask(key: KeyArray, size: int, max_width: int, unit: str) -> Array:
+    if not 0 <= max_width <= size:
+        raise InputError(f"mask is at most {max_width} {unit} wide, expected 0 to {size}, all {unit}")
+    width_key, start_key = jax.random.split(key)
+    width = jax.random.randint(width_key, (), 0, max_width + 1)
+    start = jax.random.randint(start_key, (), 0, size - width + 1)
+    place = jnp.arange(size)
+    return (place >= start) & (place < start + width)
+
+
+def _ratio(key: KeyArray, max_ratio: float) -> Array:
+    if not 1 <= max_ratio < math.inf:
+        raise InputError(f"max_ratio is {max_ratio}, expected 1 or more")
+    return jnp.exp(jax.random.uniform(key, (), minval=-1, maxval=1) * math.log(max_ratio))
+
+
+def _interpolate(x: Float[Array, "place value"], position: Float[Array, "new"]) -> Float[Array, "new value"]:
+    """Return the rows of x at fractional positions, held beyond the ends; on CPU gathering is faster than matmul."""
+    last = x.shape[0] - 1
+    position = jnp.clip(position, 0, last)
+    below = jnp.floor(position).astype(jnp.int32)
+    weight = (position - below)[:, None].astype(x.dtype)
+    return x[below] * (1 - weight) + x[jnp.minimum(below + 1, last)] * weight

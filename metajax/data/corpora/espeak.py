@@ -1,0 +1,310 @@
+"""Spoken numbers in many languages by many synthetic speakers, made on the spot by eSpeak NG: nothing to download.
+
+With the defaults: languages: 110, one dialect of each. Speakers: 222 (74 voices, each at three pitches, rates and
+ranges of intonation). Labels: 2,640. Clips: 21,120. Hours: 2.8. Every language reads "17" by its own rules, so that
+numbers need no word lists; `pseudowords` adds as many invented words as wanted.
+
+Licence: eSpeak NG is GPL-3.0-or-later; it comes with the optional package `espeakng-loader` and runs in processes of its
+own. The licence does not cover the audio that it makes. Official page: https://github.com/espeak-ng/espeak-ng
+"""
+
+import hashlib
+import importlib.util
+import json
+import logging
+import os
+import random
+import re
+import struct
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from difflib import get_close_matches
+from functools import partial
+from itertools import chain, combinations, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from metajax.data.audio import resample
+from metajax.data.corpora.files import SPLITS, index
+from metajax.data.corpus import Recordings
+from metajax.errors import InputError
+
+COUNTS = {"languages": 110, "speakers": 222, "labels": 2640, "clips": 21120}
+NUMBERS = (*range(21), 30, 40, 50, 60, 70, 80, 90, 100, 1000)
+# Variants that are no persons (robots, whispers, effects, the bare Klatt synthesiser) or that drag.
+UNUSED_VOICES = re.compile(
+    r"(Alicia|Andy|AnxiousAndy|Demonic|Lee|Marco|Reed|UniRobot|anikaRobot|announcer|caleb|croak|fast|kaukovalta|klatt"
+    r"|robosoft|whisper|whisperf)\d*"
+)
+PITCHES, RATES, RANGES = (30, 70), (150, 210), (30, 70)  # of speakers: 0 to 99, words per minute, 0 to 99
+
+_SAMPLE_RATE = 22050  # Hz
+_PEAK = 10 ** (-3 / 20)  # -3 dBFS
+_FRAME, _FLOOR, _MARGIN = 220, 0.01, 2  # trimming: samples, share of the highest peak, frames kept on both sides
+_SLACK = 1.02  # on predicted lengths
+_LABEL_SHARES, _VOICE_SHARES = (0.8, 0.1, 0.1), (0.7, 0.15, 0.15)  # of SPLITS
+_KIN = 3  # numbers that two languages read alike, from which on they share a split
+_TWINS = {"adam": "edward"}  # a voice that measures like one of another name
+_CHUNK = 128  # clips spoken by one child process
+_LONGEST_PATH = 150  # of the engine's data: from 160 characters on it ends the process
+
+logger = logging.getLogger(__name__)
+
+Wave = Float32[np.ndarray, " samples"]
+Clip = tuple[str, str, int, int, int, int]  # eSpeak's voice, text, pitch, rate, range, seed of the noise
+
+
+def read(
+    *,
+    languages: Sequence[str] | None = None,
+    exclude: Sequence[str] = ("ar",),
+    numbers: Sequence[int] = NUMBERS,
+    pseudowords: int = 0,
+    clips_per_label: int = 8,
+    voices: Sequence[str] | None = None,
+    speakers_per_voice: int = 3,
+    seed: int = 0,
+    seconds: float = 1.0,
+    workers: int | None = None,
+) -> Recordings:
+    """List the corpus, which takes seconds; its clips are spoken when they are read.
+
+    The columns are label ("fr:17"), speaker ("Annie-p48-r165-i52": voice, pitch, rate, range of intonation), language
+    and split; the texts are the phonemes in IPA, without stress. Words, languages and voices of one split occur in no
+    other: languages that read three numbers alike share a split, as do voices whose names differ by a digit at the end.
+    Labels of the same phonemes are one, kept once. Words that a language leaves to English or cannot say are left out,
+    and so are those that would last longer than `seconds`; the log tells how many. The clips are trimmed to 20 ms of
+    silence at both ends and scaled to a peak of -3 dBFS. The samples of a clip depend on nothing but the clip and the
+    build of the engine.
+
+    Args:
+        languages: codes such as "fr" or "en-us"; None for the main dialect of every language.
+        exclude: languages, with all their dialects, to leave out.
+        numbers: to be read aloud in every language.
+        pseudowords: invented words for every language that reads Latin letters by rules of its own.
+        clips_per_label: different speakers of each label, of as many voices as the split has.
+        voices: eSpeak variants; None for all but `UNUSED_VOICES`.
+        speakers_per_voice: combinations of pitch, rate and range drawn for each voice.
+        seed: of the speakers, the splits and the invented words.
+        seconds: the length that every word must keep within.
+        workers: child processes at a time; None for one per core.
+
+    Raises:
+        InputError: eSpeak NG is not installed, it has no such language or voice, a number is out of range, no word is
+            left, or a split has fewer than `clips_per_label` speakers.
+
+    Example:
+        ``corpus = metajax.data.corpus.load(read(languages=["de", "sw"]), FeatureSettings(), cache=None)``
+    """
+    data = _find_data()
+    workers = os.cpu_count() or 1 if workers is None else workers
+    _at_least(0, pseudowords=pseudowords, numbers=min(numbers, default=0))
+    _at_least(1, clips_per_label=clips_per_label, speakers_per_voice=speakers_per_voice, workers=workers)
+    if not seconds > 0:
+        raise InputError(f"seconds is {seconds}, expected more than 0")
+    variants = sorted(path.name for path in (data / "voices" / "!v").iterdir())
+    _check_known("voice", voices or (), variants)
+    voices = sorted({name for name in variants if not UNUSED_VOICES.fullmatch(name)} if voices is None else set(voices))
+
+    job = {"languages": languages, "numbers": numbers, "kin": NUMBERS, "pseudowords": pseudowords, "seed": seed}
+    listing = json.loads(_run(data, job))
+    found: dict[str, dict[str, Any]] = listing["languages"]
+    _check_known("language", [*(languages or ()), *exclude], found)
+    chosen = [code for code in found if code == _base(code)] if languages is None else languages
+    chosen = sorted({code for code in chosen if not {code, _base(code)} & set(exclude)})
+    if not chosen:
+        raise InputError(f"no language is left, expected one that is not in exclude={tuple(exclude)}")
+
+    pool = ThreadPoolExecutor(workers)
+    say = partial(_speak, data, pool)
+    words, lost = _distinct({code: found[code]["words"] for code in chosen})
+    lengths = _lengths(say, [(found[code]["voice"], word) for code, word in words], voices)
+    long = {word for word, length in zip(words, lengths, strict=True) if length > seconds}
+    words = {word: phonemes for word, phonemes in words.items() if word not in long}
+    if not words:
+        raise InputError(f"no word is left: {lost}, {len(long)} longer than {seconds} s")
+
+    def kindred(a: str, b: str) -> bool:
+        pairs = zip(found[a]["kin"].values(), found[b]["kin"].values(), strict=True)
+        return _base(a) == _base(b) or sum(one == other != "" for one, other in pairs) >= _KIN
+
+    kin = _groups(chosen, kindred)
+    language_split = _split(kin, [code for code, _ in words], _LABEL_SHARES, seed)
+    voice_split = _split({voice: _family(voice) for voice in voices}, voices, _VOICE_SHARES, seed)
+    people = {voice: _people(voice, speakers_per_voice, seed) for voice in voices}
+    rows: list[tuple[str, ...]] = []
+    clips: list[Clip] = []
+    for (code, word), phonemes in words.items():
+        split = language_split[code]
+        cast = [people[voice] for voice in voices if voice_split[voice] == split]
+        if clips_per_label > (held := len(cast) * speakers_per_voice):
+            raise InputError(f"clips_per_label is {clips_per_label}, but the {split} split has {held} speakers")
+        draw = random.Random(f"{seed}:{code}:{word}")
+        turns = zip(*(draw.sample(same, len(same)) for same in draw.sample(cast, len(cast))), strict=True)
+        for voice, pitch, rate, span in islice(chain(*turns), clips_per_label):
+            speaker = f"{voice}-p{pitch}-r{rate}-i{span}"
+            rows.append((f"{code}:{word}", speaker, code, split, phonemes, f"espeak:{code}+{speaker}:{word}"))
+            clips.append((f"{found[code]['voice']}+{voice}", word, pitch, rate, span, draw.getrandbits(31)))
+
+    labels, speakers, codes, splits, texts, clip_names = zip(*rows, strict=True)
+    columns, names = {}, {}
+    for column, values in {"label": labels, "speaker": speakers, "language": codes}.items():
+        columns[column], names[column] = index(values)
+    columns["split"], names["split"] = index(splits, SPLITS)
+    counts = ", ".join(f"{len(values)} {column}s" for column, values in names.items())
+    logger.info("eSpeak NG: %s, %d clips; left out: %s, %d too long", counts, len(clips), lost, len(long))
+    settings = (listing["version"], _PEAK, _FRAME, _FLOOR, _MARGIN, clips, texts)
+
+    def speak(indices: Sequence[int], sample_rate: int) -> list[np.ndarray | InputError]:
+        waves = say([clips[clip] for clip in indices])
+        return list(pool.map(partial(_finish, sample_rate), waves, [clip_names[clip] for clip in indices]))
+
+    digest = hashlib.blake2b(repr(settings).encode()).hexdigest()
+    return Recordings("espeak", clip_names, columns, names, texts, lambda: digest, speak)
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise InputError(f"{name} holds {value}, expected at least {least}")
+
+
+def _check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name, known) or sorted(known)[:5]
+            raise InputError(f"{name!r} is no {what} of eSpeak NG, expected one such as {', '.join(close)}")
+
+
+def _base(language: str) -> str:
+    return language.split("-")[0]
+
+
+def _family(voice: str) -> str:
+    """Return the name shared by the versions of one voice; m1 to m8 and f1 to f5 are persons of their own."""
+    stem = voice.rstrip("0123456789").lower()
+    return voice if len(stem) == 1 else _TWINS.get(stem, stem)
+
+
+def _people(voice: str, count: int, seed: int) -> list[tuple[str, int, int, int]]:
+    """Return `count` speakers of a voice: pitch, rate and range drawn without repetition."""
+    draw, people = random.Random(f"{seed}:{voice}"), {}
+    while len(people) < count:
+        people[voice, draw.randint(*PITCHES), draw.randint(*RATES), draw.randint(*RANGES)] = None
+    return list(people)
+
+
+def _distinct(readings: dict[str, dict[str, str]]) -> tuple[dict[tuple[str, str], str], str]:
+    """Return (language, word) -> phonemes, one for each sound, and what was left out."""
+    words: dict[str, tuple[str, str]] = {}
+    unread = alike = 0
+    for language, reading in readings.items():
+        for word, phonemes in reading.items():
+            unread += not phonemes
+            alike += phonemes in words
+            if phonemes:
+                words.setdefault(phonemes, (language, word))
+    lost = f"{unread} words not read in their language, {alike} that sound like another"
+    return {word: phonemes for phonemes, word in words.items()}, lost
+
+
+def _lengths(
+    say: Callable[[Sequence[Clip]], list[np.ndarray]], words: Sequence[tuple[str, str]], voices: Sequence[str]
+) -> list[float]:
+    """Predict how long each (engine's language, word) lasts, in seconds, for the slowest speaker."""
+    rulers = [("gmw/en", "17"), *((f"gmw/en+{voice}", "17") for voice in voices)]
+    waves = say([(voice, text, 50, RATES[0], 50, 0) for voice, text in (*rulers, *words)])
+    lengths = [len(wave) / _SAMPLE_RATE for wave in waves]
+    drag = max(lengths[: len(rulers)]) / lengths[0]
+    return [length * drag * _SLACK for length in lengths[len(rulers) :]]
+
+
+def _groups(items: Sequence[str], same: Callable[[str, str], bool]) -> dict[str, str]:
+    """Return the group of each item, named after one member: what is the same is in one, and so on transitively."""
+    group = {item: item for item in items}
+    for a, b in combinations(items, 2):
+        if group[a] != group[b] and same(a, b):
+            old = group[b]
+            group |= {item: group[a] for item in items if group[item] == old}
+    return group
+
+
+def _split(group: dict[str, str], members: Sequence[str], shares: Sequence[float], seed: int) -> dict[str, str]:
+    """Return the split of each member: whole groups in random order, each to where most is still missing."""
+    sizes = Counter(group[member] for member in members)
+    order, missing = sorted(sizes), [share * len(members) for share in shares]
+    random.Random(f"{seed}:split").shuffle(order)
+    place = {}
+    for name in order:
+        place[name] = missing.index(max(missing))
+        missing[place[name]] -= sizes[name]
+    return {member: SPLITS[place[group[member]]] for member in members}
+
+
+def _trim(wave: Wave) -> Float32[np.ndarray, " kept"]:
+    """Cut the silence at both ends: frames of 10 ms below -40 dB of the peak, but for 20 ms."""
+    peaks = np.abs(wave[: len(wave) // _FRAME * _FRAME]).reshape(-1, _FRAME).max(axis=1)
+    loud = np.flatnonzero(peaks > _FLOOR * peaks.max(initial=0))
+    return wave[max(loud[0] - _MARGIN, 0) * _FRAME : (loud[-1] + 1 + _MARGIN) * _FRAME] if len(loud) else wave[:0]
+
+
+def _finish(sample_rate: int, wave: Wave, name: str) -> np.ndarray | InputError:
+    if len(wave) == 0:
+        return InputError(f"{name} is silent: eSpeak NG cannot say it")
+    wave = resample(wave, _SAMPLE_RATE, sample_rate)
+    return wave * np.float32(_PEAK / np.abs(wave).max())
+
+
+def _find_data() -> Path:
+    """Locate the engine's data without importing its package: only the child may."""
+    spec = importlib.util.find_spec("espeakng_loader")
+    if spec is None or not spec.submodule_search_locations:
+        raise InputError("eSpeak NG is not installed: install it with `pip install 'metajax[espeak]'`")
+    return Path(next(iter(spec.submodule_search_locations))) / "espeak-ng-data"
+
+
+def _speak(data: Path, pool: ThreadPoolExecutor, clips: Sequence[Clip]) -> list[np.ndarray]:
+    """Return the trimmed clips at 22,050 Hz."""
+    chunks = [clips[start : start + _CHUNK] for start in range(0, len(clips), _CHUNK)]
+    return list(chain(*pool.map(partial(_speak_chunk, data), chunks)))
+
+
+def _speak_chunk(data: Path, clips: Sequence[Clip]) -> list[np.ndarray]:
+    answer, place, waves = _run(data, {"clips": clips}), 0, []
+    for _ in clips:
+        (length,) = struct.unpack_from("<i", answer, place)
+        waves.append(_trim(np.frombuffer(answer, "<i2", length, place + 4).astype(np.float32) / 2**15))
+        place += 4 + 2 * length
+    return waves
+
+
+def _run(data: Path, job: dict[str, Any]) -> bytes:
+    """Return what one child process answers to a job, or raise RuntimeError with its last words."""
+    with _short(data) as path:
+        command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("espeak_worker.py"))]
+        job = job | {"site": str(data.parents[1]), "data": path}
+        child = subprocess.run(command, check=False, input=json.dumps(job).encode(), capture_output=True)
+    if child.returncode != 0:
+        words = " / ".join(child.stderr.decode(errors="replace").strip().splitlines()[-5:])
+        raise RuntimeError(f"the eSpeak NG process ended with exit status {child.returncode}, its last words: {words}")
+    return child.stdout
+
+
+@contextmanager
+def _short(path: Path) -> Iterator[str]:
+    """Give a path that the engine can hold."""
+    if len(os.fsencode(path)) <= _LONGEST_PATH:
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="espeak-") as folder:
+        link = Path(folder) / "data"
+        link.symlink_to(path, target_is_directory=True)
+        yield str(link)

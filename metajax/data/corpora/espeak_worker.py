@@ -1,0 +1,137 @@
+"""The child process that alone loads eSpeak NG: it reads one JSON job from stdin and answers on stdout.
+
+It is run by path with `python -I -S`, imports the standard library and `espeakng_loader` only, and shares no memory with
+its parent, so that neither a crash nor the licence of the engine reaches it. Two jobs exist: `list` (the languages, their
+readings of the numbers, invented words) answers in JSON, `clips` answers with each clip's length in samples and samples.
+
+The engine keeps state from one utterance to the next: the phase of the pitch flutter, filter memories, a random generator
+seeded by the clock. Each clip is therefore spoken by a freshly loaded library with a seeded generator (0.4 ms).
+"""
+
+import _ctypes
+import ctypes
+import importlib
+import json
+import os
+import random
+import struct
+import sys
+
+RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
+SYNCHRONOUS, UTF8, IPA = 2, 1, 2
+TRIES = 20  # drawn words per invented word asked for, before a language is given up
+ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ["", "", "", "n", "s", "r", "l"]
+
+SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
+chunks: list[bytes] = []
+
+
+class Voice(ctypes.Structure):
+    _fields_ = [("name", ctypes.c_char_p), ("languages", ctypes.c_void_p), ("identifier", ctypes.c_char_p)]
+
+
+@SynthCallback
+def keep(samples, count, _events):
+    if samples and count > 0:
+        chunks.append(ctypes.string_at(samples, 2 * count))
+    return 0
+
+
+def start(library: str, data: str) -> ctypes.CDLL:
+    engine = ctypes.CDLL(library)
+    if engine.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0) <= 0:
+        sys.exit(f"eSpeak NG cannot start from {data}")
+    engine.espeak_SetSynthCallback(keep)
+    return engine
+
+
+def stop(engine: ctypes.CDLL) -> None:
+    engine.espeak_Terminate()
+    getattr(_ctypes, "dlclose" if hasattr(_ctypes, "dlclose") else "FreeLibrary")(engine._handle)
+
+
+def phonemes(engine: ctypes.CDLL, text: str) -> str:
+    """Return the reading in IPA without stress marks and spaces, or "" where it leaves the language."""
+    engine.espeak_TextToPhonemes.restype = ctypes.c_char_p
+    raw = ctypes.create_string_buffer(text.encode())
+    left, reading = ctypes.c_void_p(ctypes.addressof(raw)), ""
+    while left.value:
+        reading += engine.espeak_TextToPhonemes(ctypes.byref(left), UTF8, IPA).decode()
+    return "" if "(" in reading else reading.translate(str.maketrans("", "", "ˈˌ \n"))
+
+
+def invent(draw: random.Random) -> str:
+    return "".join(
+        draw.choice(ONSETS) + draw.choice(VOWELS) + draw.choice(CODAS) for _ in range(2 + (draw.random() < 0.4))
+    )
+
+
+def listing(library: str, data: str, job: dict) -> dict:
+    engine = start(library, data)
+    engine.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(Voice))
+    engine.espeak_Info.restype = ctypes.c_char_p
+    version = engine.espeak_Info(None).decode()
+    voices, identifiers = engine.espeak_ListVoices(None), []
+    while voices[len(identifiers)]:
+        identifiers.append(voices[len(identifiers)].contents.identifier.decode())
+    languages = {}
+    for identifier in sorted(identifiers):
+        language = identifier.split("/")[-1].lower()
+        if job["languages"] is not None and language not in job["languages"]:
+            languages[language] = {"voice": identifier}
+            continue
+        engine.espeak_SetVoiceByName(identifier.encode())
+        kin = {n: phonemes(engine, str(n)) for n in job["kin"]}
+        words = {n: kin.get(n) or phonemes(engine, str(n)) for n in job["numbers"]}
+        draw, invented = random.Random(f"{job['seed']}:{language}"), {}
+        for _ in range(TRIES * job["pseudowords"]):
+            if len(invented) == job["pseudowords"]:
+                break
+            word = invent(draw)
+            reading = phonemes(engine, word)
+            if reading and reading not in invented.values():
+                invented[word] = reading
+        languages[language] = {"voice": identifier, "kin": kin, "words": words | invented}
+    stop(engine)
+    return {"version": version, "languages": languages}
+
+
+def speak(library: str, data: str, voice: str, text: str, pitch: int, rate: int, span: int, seed: int) -> bytes:
+    engine = start(library, data)
+    engine.espeak_ng_SetRandSeed(ctypes.c_long(seed))
+    ctypes.CDLL(None if os.name != "nt" else "msvcrt").srand(seed)  # the breath of some voices takes libc's generator
+    if engine.espeak_SetVoiceByName(voice.encode()) != 0:
+        sys.exit(f"eSpeak NG has no voice {voice}")
+    for parameter, value in ((PITCH, pitch), (RATE, rate), (RANGE, span)):
+        engine.espeak_SetParameter(parameter, value, 0)
+    chunks.clear()
+    raw = text.encode() + b"\0"
+    engine.espeak_Synth(raw, ctypes.c_size_t(len(raw)), 0, 1, 0, UTF8, None, None)
+    stop(engine)
+    return b"".join(chunks)
+
+
+def main() -> None:
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever the engine prints goes to stderr
+    job = json.load(sys.stdin)
+    sys.path.append(job["site"])
+    library, data = importlib.import_module("espeakng_loader").get_library_path(), job["data"]
+    if "clips" not in job:
+        out.write(json.dumps(listing(library, data, job)).encode())
+    for index, clip in enumerate(job.get("clips", ())):
+        print("speaking", *clip, file=sys.stderr)  # shown should this clip end the process
+        wave = speak(library, data, *clip)
+        out.write(struct.pack("<i", len(wave) // 2) + wave)
+        out.flush()
+        if index == 0 and hasattr(os, "RTLD_NOLOAD"):
+            try:
+                ctypes.CDLL(library, mode=os.RTLD_NOLOAD | os.RTLD_LAZY)
+            except OSError:
+                continue
+            sys.exit("eSpeak NG stays loaded after dlclose, so that a clip would depend on those before it")
+    out.close()
+
+
+if __name__ == "__main__":
+    main()

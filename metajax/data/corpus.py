@@ -1,0 +1,281 @@
+"""Corpora: recordings with their labels, and the same as one array of features on the device."""
+
+import hashlib
+import json
+import re
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Float32, Int
+from tqdm import tqdm
+
+from metajax.data import cache as disk
+from metajax.data.audio import check_wave
+from metajax.data.features import FeatureSettings, check_settings, log_mel
+from metajax.errors import InputError
+
+# Part of every cache file's key: raise it whenever read_audio, resample, log_mel or `fit_length` change their output.
+FORMAT = 1
+# Clips read by one thread at a time, and transformed by one call of one compiled function.
+_BATCH = 128
+# Batches read ahead: bounds the waves held in memory at any time, whatever the size of the corpus.
+_READ_AHEAD = 8
+
+
+class Recordings(NamedTuple):
+    """A corpus before its features: what a reader module returns.
+
+    Fields:
+        name: of the corpus.
+        clip_names: one per clip, for messages.
+        columns: always "label" and "speaker", and what else is known of each clip: indices into `names[column]`,
+            -1 where unknown.
+        names: what the indices of each column mean.
+        texts: transcripts, one per clip, where known.
+        digest: a hexadecimal digest of everything that determines the samples.
+        read: (clip indices, sample rate in Hz) -> one mono wave per clip, or what is wrong with it; called from
+            several threads at once.
+    """
+
+    name: str
+    clip_names: tuple[str, ...]
+    columns: dict[str, Int[np.ndarray, " clips"]]
+    names: dict[str, tuple[str, ...]]
+    texts: tuple[str, ...] | None
+    digest: Callable[[], str]
+    read: Callable[[Sequence[int], int], list[np.ndarray | InputError]]
+
+
+class Corpus(NamedTuple):
+    """A corpus as one array of features.
+
+    Fields:
+        name: of the corpus.
+        features: `[clips, time, mel]` float32 log-mel, on the device.
+        lengths: `[clips]` frames that touch the recording itself; the frames before and after them, as many on each
+            side to within one, see only the zeros around a clip shorter than `settings.seconds`.
+        columns, names: as in `Recordings`.
+        settings: of the features.
+        skipped: one sentence for each clip left out under `on_error="skip"`.
+    """
+
+    name: str
+    features: Float[Array, "clips time mel"]
+    lengths: Int[Array, " clips"]
+    columns: dict[str, Int[np.ndarray, " clips"]]
+    names: dict[str, tuple[str, ...]]
+    settings: FeatureSettings
+    skipped: tuple[str, ...]
+
+
+def load(
+    recordings: Recordings,
+    settings: FeatureSettings,
+    *,
+    cache: Path | None,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = True,
+) -> Corpus:
+    """Read all clips of `recordings` and compute their log-mel features, or take both from the cache.
+
+    A clip shorter than `settings.seconds` is centred in zeros; of a longer one the part with the most energy is kept,
+    and a warning tells how many were so cropped.
+
+    Args:
+        recordings: from a reader of `metajax.data.corpora`.
+        settings: of the features.
+        cache: folder of cached features, None for no cache. One file holds the features of one (contents of the
+            recordings, settings); a damaged one is told in a warning and computed again.
+        on_error: "raise" stops at the first clip that cannot be used; "skip" leaves such clips out, lists them in
+            `Corpus.skipped` and tells their number in a warning.
+        progress: whether to show a progress bar on stderr.
+
+    Returns:
+        The corpus, features and lengths on the default device.
+
+    Raises:
+        InputError: a clip cannot be used (under "raise"), no clip can, or an argument is not consistent in itself.
+    """
+    check_settings(settings)
+    _check(recordings, on_error)
+    path = arrays = None
+    if cache is not None:
+        key = hashlib.blake2b(repr((FORMAT, recordings.digest(), tuple(settings))).encode()).hexdigest()[:40]
+        path = Path(cache) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', recordings.name)[:80]}-{key}.features"
+        arrays = _cached(path, key)
+    if arrays is None:
+        arrays = _compute(recordings, settings, on_error, progress)
+        if path is not None:
+            try:
+                disk.write(path, {**arrays, "key": np.array(key)})
+            except OSError as error:  # the features are there: not worth losing for a full disk
+                warnings.warn(f"{recordings.name}: the features could not be cached in {path} ({error})", stacklevel=2)
+
+    skipped = tuple(json.loads(str(arrays["skipped"])))
+    clips, cropped = len(recordings.clip_names), int(arrays["cropped"])
+    if skipped and on_error == "raise":
+        raise InputError(skipped[0])
+    if skipped:
+        message = f"{recordings.name}: {len(skipped)} of {clips} clips are left out; the first: {skipped[0]}"
+        warnings.warn(message, stacklevel=2)
+    if cropped:
+        message = f"{recordings.name}: {cropped} of {clips} clips are longer than {settings.seconds} s and are cropped"
+        warnings.warn(message, stacklevel=2)
+    kept = arrays["kept"]
+    return Corpus(
+        name=recordings.name,
+        features=jnp.asarray(arrays["features"]),
+        lengths=jnp.asarray(arrays["lengths"]),
+        columns={name: column[kept] for name, column in recordings.columns.items()},
+        names=dict(recordings.names),
+        settings=settings,
+        skipped=skipped,
+    )
+
+
+def select(corpus: Corpus, mask: Bool[np.ndarray, " clips"]) -> Corpus:
+    """Return the clips of `corpus` where `mask` is true; the names, and so the meaning of all indices, stay.
+
+    Example:
+        ``train = select(corpus, corpus.columns["speaker"] < 18)``
+
+    Raises:
+        InputError: the mask does not have one entry per clip, or leaves no clip.
+    """
+    clips = corpus.features.shape[0]
+    if mask.shape != (clips,):
+        raise InputError(f"mask has shape {mask.shape}, but {corpus.name} has {clips} clips")
+    if not mask.any():
+        raise InputError(f"mask selects none of the {clips} clips of {corpus.name}")
+    index = np.flatnonzero(mask)
+    return corpus._replace(
+        features=corpus.features[index],
+        lengths=corpus.lengths[index],
+        columns={name: column[index] for name, column in corpus.columns.items()},
+    )
+
+
+def summary(corpus: Recordings | Corpus) -> dict[str, Any]:
+    """Count the clips, labels and speakers that occur in `corpus`; once loaded also its hours and skipped clips."""
+    columns = corpus.columns
+    counts: dict[str, Any] = {"name": corpus.name, "clips": len(columns["label"])}
+    counts |= {f"{name}s": len(np.unique(columns[name][columns[name] >= 0])) for name in ("label", "speaker")}
+    if isinstance(corpus, Corpus):
+        settings = corpus.settings
+        frames = int(np.asarray(corpus.lengths, np.int64).sum())
+        counts |= {"hours": frames * settings.hop / settings.sample_rate / 3600, "skipped": len(corpus.skipped)}
+    return counts
+
+
+def fit_length(wave: Float32[np.ndarray, " samples"], num_samples: int) -> Float32[np.ndarray, " {num_samples}"]:
+    """Return `wave` centred in zeros, or the `num_samples` samples of it with the most energy."""
+    extra = num_samples - len(wave)
+    if extra >= 0:
+        return np.pad(wave, (extra // 2, extra - extra // 2))
+    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
+    start = int(np.argmax(energy[num_samples:] - energy[:-num_samples]))
+    return wave[start : start + num_samples]
+
+
+def _frames_touching(num_samples: int, settings: FeatureSettings) -> int:
+    """Return how many frames overlap a clip of `num_samples` samples after `fit_length`."""
+    start = max(settings.num_samples - num_samples, 0) // 2
+    frames = np.arange(settings.num_frames) * settings.hop
+    return int(np.sum((frames < start + num_samples) & (frames + settings.window > start)))
+
+
+@partial(jax.jit, static_argnames="settings")
+def _features(waves: Float[Array, "batch samples"], settings: FeatureSettings) -> Float[Array, "batch time mel"]:
+    return jax.vmap(lambda wave: log_mel(wave, settings))(waves)
+
+
+def _compute(recordings: Recordings, settings: FeatureSettings, on_error: str, progress: bool) -> dict[str, np.ndarray]:
+    """Return the arrays of the cache: features and lengths of the clips kept, which they are, and what is left out."""
+    clips = len(recordings.clip_names)
+    features = np.zeros((clips, settings.num_frames, settings.num_mels), np.float32)
+    samples = np.zeros(clips, np.int64)  # 0 for a clip left out
+    skipped: list[str] = []
+
+    def read(batch: range) -> tuple[np.ndarray, list[int | InputError]]:
+        waves = np.zeros((_BATCH, settings.num_samples), np.float32)
+        lengths: list[int | InputError] = []
+        for row, (clip, wave) in enumerate(zip(batch, recordings.read(batch, settings.sample_rate), strict=True)):
+            try:
+                if isinstance(wave, InputError):
+                    raise wave
+                check_wave(wave, recordings.clip_names[clip], settings.window)
+                waves[row] = fit_length(wave, settings.num_samples)
+                lengths.append(len(wave))
+            except InputError as error:
+                lengths.append(error)
+        return waves, lengths
+
+    batches = [range(start, min(start + _BATCH, clips)) for start in range(0, clips, _BATCH)]
+    with tqdm(total=clips, desc=recordings.name, unit="clip", disable=not progress) as bar:
+        for batch, (waves, lengths) in zip(batches, _in_order(read, batches), strict=True):
+            for clip, length in zip(batch, lengths, strict=True):
+                if isinstance(length, InputError) and on_error == "raise":
+                    raise length
+                if isinstance(length, InputError):
+                    skipped.append(str(length))
+                else:
+                    samples[clip] = length
+            features[batch.start : batch.stop] = np.asarray(_features(waves, settings))[: len(batch)]
+            bar.update(len(batch))
+    if len(skipped) == clips:
+        raise InputError(f"{recordings.name}: none of the {clips} clips can be used; the first: {skipped[0]}")
+    kept = np.flatnonzero(samples)
+    return {
+        "features": features[kept] if skipped else features,
+        "lengths": np.array([_frames_touching(int(length), settings) for length in samples[kept]], np.int32),
+        "kept": kept,
+        "cropped": np.array(np.sum(samples > settings.num_samples)),
+        "skipped": np.array(json.dumps(skipped)),
+    }
+
+
+def _in_order(function: Callable[[range], Any], items: Sequence[range]) -> Iterator[Any]:
+    """Map over a thread pool, in order, at most `_READ_AHEAD` items ahead of the consumer."""
+    with ThreadPoolExecutor() as pool:
+        pending: deque = deque()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > _READ_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def _cached(path: Path, key: str) -> dict[str, np.ndarray] | None:
+    """Return the arrays in `path`, or None: with a warning where there are others than `key` asks for."""
+    try:
+        arrays = disk.read(path)
+        if arrays is not None and str(arrays.get("key")) != key:
+            raise InputError(f"cache file {path} holds other features than its name says")
+        return arrays
+    except (ValueError, OSError) as error:
+        warnings.warn(f"{error}; the features are computed again", stacklevel=3)
+        return None
+
+
+def _check(recordings: Recordings, on_error: str) -> None:
+    """Raise InputError where the fields of `recordings` do not fit together."""
+    name, clips = recordings.name, len(recordings.clip_names)
+    if on_error not in ("raise", "skip"):
+        raise InputError(f'on_error is {on_error!r}, expected "raise" or "skip"')
+    if clips == 0:
+        raise InputError(f"{name} holds no clips")
+    if missing := {"label", "speaker"} - recordings.columns.keys():
+        raise InputError(f"{name} lacks the column {min(missing)!r}, expected at least 'label' and 'speaker'")
+    for column, values in recordings.columns.items():
+        limit = len(recordings.names.get(column, ()))
+        if values.shape != (clips,) or values.min() < -1 or values.max() >= limit:
+            raise InputError(f"{name}: column {column!r} must hold {clips} indices from -1 to {limit - 1}")

@@ -1,0 +1,52 @@
+"""Adaptation curves: how good a model is after 0, 1, 2, ... steps on a new task."""
+
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from metajax.core import KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
+
+
+def evaluate(
+    learner: Learner,
+    theta: Theta,
+    sample: Sampler,
+    key: KeyArray,
+    num_tasks: int,
+    num_steps: int,
+    *,
+    chunk: int = 1,
+) -> Metrics:
+    """Query metrics of fresh tasks after each adaptation step.
+
+    Args:
+      learner: how a task is learned.
+      theta: what all tasks share.
+      sample: task distribution.
+      key: fixes the tasks: equal keys give equal tasks, also for another learner.
+      num_tasks: number of tasks.
+      num_steps: adaptation steps.
+      chunk: tasks at a time.
+
+    Returns:
+      Metrics, each of shape `[num_tasks, num_steps + 1]`.
+    """
+
+    def curve(key: KeyArray) -> Metrics:
+        sample_key, adapt_key, loss_key = jax.random.split(key, 3)
+        episode = sample(sample_key)
+
+        def probe(phi: Phi) -> Metrics:
+            return learner.loss(theta, phi, episode.query, loss_key)[1]
+
+        return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
+
+    return jax.lax.map(curve, jax.random.split(key, num_tasks), batch_size=chunk)
+
+
+def mean_ci95(values: Float[Array, "tasks *shape"]) -> tuple[np.ndarray, np.ndarray]:
+    """Mean over tasks and half the width of its 95 % confidence interval, 1.96 * std / sqrt(tasks)."""
+    array = np.asarray(values, np.float64)
+    return array.mean(0), 1.96 * array.std(0, ddof=1) / np.sqrt(len(array))

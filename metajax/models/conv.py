@@ -1,0 +1,185 @@
+"""Convolution and pooling that stay fast under per-task weights, in first and second order.
+
+vmapped over weights, `jax.lax.conv` becomes a grouped convolution and its derivatives stranger ones still, all slow on
+CPU. Here the two bilinear maps
+
+    conv(x, k)[t]        = sum_j x[t + j] k[j]         (VALID, stride 1)
+    kernel_grad(x, g)[j] = sum_t x[t + j]^T g[t]
+
+are primitives that differentiate into each other alone and carry a group axis of their own for per-task weights, so that
+any order of derivative, forward or reverse, under any vmap, runs as one of the two. A stride becomes a reshape.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import product
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+from jaxtyping import Array, Float
+
+
+def conv(x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], stride: int = 1) -> Float[Array, "n *out outputs"]:
+    """Convolution with SAME padding, y[t] = sum_j x[stride * t + j - left] @ kernel[j], over one or more axes of space.
+
+    Args:
+      x: inputs, `[n, time, features]` or `[n, time, mel, features]`.
+      kernel: weights, `[taps..., features, outputs]`.
+      stride: step along every axis of space.
+
+    Returns:
+      `[n, ceil(time / stride), ..., outputs]`, equal to `jax.lax.conv_general_dilated` with SAME padding.
+    """
+    space, taps = x.shape[1:-1], kernel.shape[:-2]
+    out = [math.ceil(size / stride) for size in space]
+    lefts = [max((o - 1) * stride + tap - size, 0) // 2 for o, tap, size in zip(out, taps, space, strict=True)]
+    # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features
+    blocks = [math.ceil(tap / stride) for tap in taps]
+    reach = [(o + block - 1) * stride for o, block in zip(out, blocks, strict=True)]
+    pads = [(left, r - left - size, 0) for left, r, size in zip(lefts, reach, space, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    if stride > 1:
+        pads = [(0, block * stride - tap) for block, tap in zip(blocks, taps, strict=True)]
+        kernel = fold(jnp.pad(kernel, [*pads, (0, 0), (0, 0)]), stride, range(len(taps)))
+        x = fold(x, stride, range(1, 1 + len(taps)))
+    return conv_p.bind(x[None], kernel[None])[0]
+
+
+def fold(x: Array, stride: int, space: Sequence[int]) -> Array:
+    """Blocks of `stride` cells along the axes `space` as features: these join the axis that follows the last of them."""
+    first, last = space[0], space[-1] + 1
+    blocks = [part for size in x.shape[first:last] for part in (size // stride, stride)]
+    x = x.reshape([*x.shape[:first], *blocks, *x.shape[last:]])
+    cells = list(range(first, first + 2 * len(space), 2))
+    x = x.transpose([*range(first), *cells, *(axis + 1 for axis in cells), *range(first + 2 * len(space), x.ndim)])
+    axis = last + len(space)
+    return x.reshape([*x.shape[:last], -1, *x.shape[axis + 1 :]])
+
+
+def windows(x: Array, out: Sequence[int], taps: Sequence[int]) -> Array:
+    """All taps of each output cell, `[b, n, *out, taps * features]`."""
+    parts = [
+        x[(..., *(slice(j, j + o) for j, o in zip(offset, out, strict=True)), slice(None))]
+        for offset in product(*map(range, taps))
+    ]
+    return jnp.concatenate(parts, -1)
+
+
+def conv_impl(x: Array, kernel: Array) -> Array:
+    """conv for groups: x `[b, n, *space, features]`, kernel `[b, *taps, features, outputs]`."""
+    taps = kernel.shape[1:-2]
+    out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], taps, strict=True)]
+    if x.shape[0] == 1 and math.prod(taps) > 1:
+        y = jax.lax.conv_general_dilated(x[0], kernel[0], [1] * len(taps), "VALID", dimension_numbers=LAYOUT[len(taps)])
+        return y[None]
+    flat = windows(x, out, taps).reshape(x.shape[0], x.shape[1] * math.prod(out), -1)
+    y = flat @ kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+    return y.reshape(*x.shape[:2], *out, kernel.shape[-1])
+
+
+def kernel_grad_impl(x: Array, g: Array) -> Array:
+    """kernel_grad for groups: x `[b, n, *space, features]`, g `[b, n, *out, outputs]`."""
+    out = g.shape[2:-1]
+    taps = [size - o + 1 for size, o in zip(x.shape[2:-1], out, strict=True)]
+    flat = windows(x, out, taps).reshape(x.shape[0], x.shape[1] * math.prod(out), -1)
+    y = flat.mT @ g.reshape(*flat.shape[:2], -1)
+    return y.reshape(x.shape[0], *taps, x.shape[-1], g.shape[-1])
+
+
+LAYOUT = {1: ("NTC", "TIO", "NTC"), 2: ("NHWC", "HWIO", "NHWC")}
+conv_p = Primitive("metajax_conv")
+kernel_grad_p = Primitive("metajax_conv_kernel_grad")
+
+
+def conv_shape(x: Any, kernel: Any) -> Any:
+    out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], kernel.shape[1:-2], strict=True)]
+    return x.update(shape=(*x.shape[:2], *out, kernel.shape[-1]))
+
+
+def kernel_grad_shape(x: Any, g: Any) -> Any:
+    taps = [size - o + 1 for size, o in zip(x.shape[2:-1], g.shape[2:-1], strict=True)]
+    return x.update(shape=(x.shape[0], *taps, x.shape[-1], g.shape[-1]))
+
+
+def input_grad(g: Array, kernel: Array) -> Array:
+    """The transpose of conv in x: g, padded, with the flipped kernel, itself a conv."""
+    taps = kernel.shape[1:-2]
+    pads = [(tap - 1, tap - 1, 0) for tap in taps]
+    g = jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), (0, 0, 0), *pads, (0, 0, 0)])
+    return conv_p.bind(g, jax.lax.rev(kernel, range(1, 1 + len(taps))).mT)
+
+
+def batch_both(primitive: Primitive, args: Sequence[Array], dims: Sequence[int]) -> tuple[Array, int]:
+    """vmap over both operands: more groups."""
+    a, b = (jnp.moveaxis(arg, dim, 0) for arg, dim in zip(args, dims, strict=True))
+    y = primitive.bind(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
+    return y.reshape(a.shape[0], -1, *y.shape[1:]), 0
+
+
+def merge(a: Array, dim: int, axis: int) -> tuple[Array, int]:
+    """Move the vmapped axis in front of `axis` (counted without it) and merge the two."""
+    size = a.shape[dim]
+    a = jnp.moveaxis(a, dim, axis)
+    return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :]), size
+
+
+def unmerge(y: Array, size: int, axis: int) -> tuple[Array, int]:
+    """Undo `merge` on a result; returns the vmapped axis's place too."""
+    return y.reshape(*y.shape[:axis], size, -1, *y.shape[axis + 1 :]), axis
+
+
+def batch_conv(args: Sequence[Array], dims: Sequence[Any]) -> tuple[Array, int]:
+    (x, kernel), (x_dim, kernel_dim) = args, dims
+    if kernel_dim is None:  # shared weights: more examples
+        x, size = merge(x, x_dim, 1)
+        return unmerge(conv_p.bind(x, kernel), size, 1)
+    if x_dim is None:  # shared inputs: more outputs
+        kernel, size = merge(kernel, kernel_dim, kernel.ndim - 2)
+        return unmerge(conv_p.bind(x, kernel), size, x.ndim - 1)
+    return batch_both(conv_p, args, dims)
+
+
+def batch_kernel_grad(args: Sequence[Array], dims: Sequence[Any]) -> tuple[Array, int]:
+    (x, g), (x_dim, g_dim) = args, dims
+    if g_dim is None:  # more features
+        x, size = merge(x, x_dim, x.ndim - 2)
+        return unmerge(kernel_grad_p.bind(x, g), size, x.ndim - 2)
+    if x_dim is None:  # more outputs
+        g, size = merge(g, g_dim, g.ndim - 2)
+        return unmerge(kernel_grad_p.bind(x, g), size, x.ndim - 1)
+    return batch_both(kernel_grad_p, args, dims)
+
+
+for primitive, impl, shape, batch in (
+    (conv_p, conv_impl, conv_shape, batch_conv),
+    (kernel_grad_p, kernel_grad_impl, kernel_grad_shape, batch_kernel_grad),
+):
+    primitive.def_impl(jax.jit(impl))
+    primitive.def_abstract_eval(shape)
+    mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    batching.primitive_batchers[primitive] = batch
+ad.defbilinear(
+    conv_p,
+    lambda g, x, kernel: input_grad(g, kernel),
+    lambda g, x, kernel: kernel_grad_p.bind(x, g),
+)
+ad.defbilinear(
+    kernel_grad_p,
+    lambda w, x, g: input_grad(g, w),
+    lambda w, x, g: conv_p.bind(x, w),
+)
+
+
+def max_pool(x: Float[Array, "n *space features"], size: int = 2) -> Float[Array, "n *out features"]:
+    """Maximum over blocks of `size` along every axis of space; a remainder at the end is left out.
+
+    A reshape and a maximum: the gradient of `reduce_window` is ten times slower on CPU.
+    """
+    for axis in range(1, x.ndim - 1):
+        whole = x.shape[axis] // size
+        x = jax.lax.slice_in_dim(x, 0, whole * size, axis=axis)
+        x = x.reshape([*x.shape[:axis], whole, size, *x.shape[axis + 1 :]]).max(axis + 1)
+    return x

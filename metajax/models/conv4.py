@@ -1,0 +1,45 @@
+"""Conv4: the four-block network of the few-shot literature, on log-mels as one-channel images."""
+
+import jax
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from metajax.models.conv import max_pool
+from metajax.models.model import Model, from_linen
+from metajax.models.norm import Norm, Normalization
+from metajax.models.tcresnet import Conv
+
+
+class Conv4(nn.Module):
+    """Four times 3x3 convolution, normalisation, ReLU, 2x2 max pooling; mean over time; a linear head, if asked."""
+
+    num_outputs: int | None
+    normalization: Normalization
+    width: int = 64
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:
+        x = x[..., None]
+        for i in range(4):
+            x = Conv(self.width, (3, 3), name=f"conv{i}")(x)
+            x = max_pool(jax.nn.relu(Norm(self.normalization, name=f"norm{i}")(x, num_reference)))
+        x = x.mean(1).reshape(x.shape[0], -1)
+        return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
+
+
+def conv4(
+    num_outputs: int | None = None, *, normalization: Normalization = "transductive", width: int = 64
+) -> Model:
+    """Conv4-64 (112 k parameters) on log-mels `[n, time, mel]` with at least 16 frames and 16 mel bins.
+
+    Args:
+      num_outputs: size of the linear head, parameter `head`; None for the embedding, `[n, (mel // 16) * width]`.
+      normalization: one of `transductive`, `support`, `group`, `layer`; see `Norm`.
+      width: channels of every block.
+
+    Returns:
+      The model.
+
+    Reference: Vinyals et al., "Matching Networks for One Shot Learning", NeurIPS 2016.
+    """
+    return from_linen(Conv4(num_outputs, normalization, width))

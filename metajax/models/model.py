@@ -1,0 +1,41 @@
+"""A model is two functions; flax stays behind them."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array
+
+from metajax.core import KeyArray, Params, Referenced
+
+
+class Model(NamedTuple):
+    """A pure-functional model."""
+
+    init: Callable[[KeyArray, Array], Params]  # key, one batch of inputs -> parameters, a nested dict by layer name
+    apply: Callable[[Params, Array | Referenced], Array]  # parameters, inputs -> outputs
+
+
+def from_linen(module: nn.Module) -> Model:
+    """A `Model` from a flax.linen module that is called as `module(x, num_reference)`.
+
+    Args:
+      module: keeps nothing but parameters. `num_reference`: how many leading examples give the normalisation statistics;
+        None for all of them.
+
+    Returns:
+      The model. Given `Referenced` inputs it normalises by the reference and returns outputs for `x` alone.
+    """
+
+    def init(key: KeyArray, x: Array) -> Params:
+        return module.init(key, x)["params"]
+
+    def apply(params: Params, x: Array | Referenced) -> Array:
+        if not isinstance(x, Referenced):
+            return module.apply({"params": params}, x)
+        num_reference = x.reference.shape[0]
+        outputs = module.apply({"params": params}, jnp.concatenate([x.reference, x.x]), num_reference)
+        return outputs[num_reference:]
+
+    return Model(init, apply)

@@ -1,0 +1,46 @@
+"""Normalisation, a named setting: it decides what a model may know about the other examples of its batch."""
+
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+Normalization = Literal["transductive", "support", "group", "layer"]
+NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+
+
+class Norm(nn.Module):
+    """y = scale * (x - mean) / sqrt(variance + 1e-5) + bias, with the statistics that `normalization` names.
+
+    - `transductive`: of all examples of the batch at hand, so a query example is helped by the other queries;
+    - `support`: of the first `num_reference` examples, the support set; each query example stands alone;
+    - `group`: of each example and each of 8 groups of features;
+    - `layer`: of each example and all its features.
+
+    There are no running statistics: theta is all that training leaves.
+    """
+
+    normalization: Normalization
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n *space features"], num_reference: int | None = None) -> Array:
+        features = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (features,))
+        bias = self.param("bias", nn.initializers.zeros, (features,))
+        if self.normalization in ("transductive", "support"):
+            source = x[:num_reference] if self.normalization == "support" else x
+            axes = tuple(range(x.ndim - 1))
+            mean = source.mean(axes)
+            # centred before squaring: E[x^2] - E[x]^2 loses its digits in float32
+            variance = jnp.square(source - mean).mean(axes)
+            factor = scale * jax.lax.rsqrt(variance + 1e-5)
+            return (x - mean) * factor + bias
+        groups = 1 if self.normalization == "layer" else min(8, features)
+        shape = x.shape
+        x = x.reshape(*shape[:-1], groups, features // groups)
+        axes = (*range(1, x.ndim - 2), x.ndim - 1)
+        centred = x - x.mean(axes, keepdims=True)
+        variance = jnp.square(centred).mean(axes, keepdims=True)
+        return (centred * jax.lax.rsqrt(variance + 1e-5)).reshape(shape) * scale + bias

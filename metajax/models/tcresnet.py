@@ -1,0 +1,62 @@
+"""TC-ResNet8: temporal convolution over log-mel frames, mel bins as channels."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from metajax.models.conv import conv
+from metajax.models.model import Model, from_linen
+from metajax.models.norm import Norm, Normalization
+
+
+class Conv(nn.Module):
+    """Convolution without bias; `taps` gives its size along each axis of space."""
+
+    features: int
+    taps: tuple[int, ...]
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (*self.taps, x.shape[-1], self.features)
+        return conv(x, self.param("kernel", nn.initializers.he_normal(), shape), self.stride)
+
+
+class TCResNet8(nn.Module):
+    """A first convolution and three residual blocks of two; mean over time; a linear head, if asked."""
+
+    num_outputs: int | None
+    normalization: Normalization
+    width: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:
+        first, *rest = (round(8 * self.width * c / 8) for c in (16, 24, 32, 48))
+        x = Conv(first, (3,), name="conv0")(x)
+        for i, features in enumerate(rest, 1):
+            y = Conv(features, (9,), 2, name=f"conv{i}a")(x)
+            y = jax.nn.relu(Norm(self.normalization, name=f"norm{i}a")(y, num_reference))
+            y = Norm(self.normalization, name=f"norm{i}b")(Conv(features, (9,), name=f"conv{i}b")(y), num_reference)
+            x = Conv(features, (1,), 2, name=f"short{i}")(x)
+            x = jax.nn.relu(y + jax.nn.relu(Norm(self.normalization, name=f"norm{i}s")(x, num_reference)))
+        x = x.mean(1)
+        return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
+
+
+def tcresnet8(
+    num_outputs: int | None = None, *, normalization: Normalization = "transductive", width: float = 1.0
+) -> Model:
+    """TC-ResNet8 (66 k parameters at width 1) on log-mels `[n, time, mel]`.
+
+    Args:
+      num_outputs: size of the linear head, parameter `head`; None for the embedding, `[n, 48 * width]`.
+      normalization: one of `transductive`, `support`, `group`, `layer`; see `Norm`.
+      width: multiplies the channels 16, 24, 32, 48.
+
+    Returns:
+      The model.
+
+    Reference: Choi et al., "Temporal Convolution for Real-time Keyword Spotting on Mobile Devices", Interspeech 2019.
+    """
+    return from_linen(TCResNet8(num_outputs, normalization, width))

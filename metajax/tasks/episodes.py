@@ -1,0 +1,222 @@
+"""N-way K-shot episodes, sampled on the device by a pure function of a key."""
+
+import warnings
+from collections.abc import Callable
+from typing import Literal, NamedTuple, get_args
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from metajax.core import Batch, Episode, KeyArray, Labels, Referenced, Sampler
+from metajax.errors import InputError
+
+Across = Literal["speaker", "none", "same"]
+ACROSS: tuple[str, ...] = get_args(Across)
+
+
+class Tables(NamedTuple):
+    """Padded index tables from which episodes are drawn; -1 pads."""
+
+    clips: Int[Array, "classes width"]  # clip indices of each class
+    labels: Int[Array, " classes"]  # corpus label of each class, renumbered 0..classes - 1 over the split
+    speakers: Int[Array, "classes width"]  # speaker of each of `clips`, renumbered 0..speakers - 1 over the split
+    members: Int[Array, " speakers"]  # the speakers; for `across="same"` those with clips enough of `ways` classes
+    homes: Int[Array, "speakers classes"]  # for `across="same"`: the classes of which each of them has clips enough
+
+
+def episodes(
+    features: Float[Array, "clips *shape"],
+    label: Int[np.ndarray, " clips"],
+    speaker: Int[np.ndarray, " clips"],
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    across: Across = "speaker",
+    name: str = "corpus",
+) -> Sampler:
+    """A distribution over episodes: `ways` classes, `shots` support and `queries` query clips of each.
+
+    Classes and clips are drawn uniformly without replacement. Query clips are ordered class by class, as are support
+    clips. `across` says who speaks:
+
+    - `speaker`: each episode splits the speakers into two halves at random; support clips come from one half, query clips
+      from the other, so no speaker is in both;
+    - `none`: speakers are ignored;
+    - `same`: one speaker says everything in an episode.
+
+    Args:
+      features: inputs of all clips, on the device.
+      label: class of each clip; clips with a negative one are left out.
+      speaker: speaker of each clip, -1 where unknown.
+      ways: classes of an episode.
+      shots: support clips per class.
+      queries: query clips per class.
+      across: who speaks; see above.
+      name: of the corpus or split, for messages.
+
+    Returns:
+      `sample(key) -> Episode`, jittable, with `x` of shape `[ways * shots, ...]` and `[ways * queries, ...]` and `y` a
+      `Labels`.
+
+    Raises:
+      InputError: too few classes, speakers or clips, with how many there are.
+    """
+    tables = index_tables(label, speaker, ways, shots, queries, across, name)
+    cut = ways * shots
+
+    def draw(key: KeyArray) -> tuple[Array, Array, Array]:
+        """Classes [ways], clip indices [ways, shots + queries], and whether every one of them exists."""
+        class_key, speaker_key, clip_key = jax.random.split(key, 3)
+        if across == "same":
+            who_key, class_key = jax.random.split(class_key)
+            who = jax.random.randint(who_key, (), 0, tables.members.shape[0])
+            home = tables.homes[who]
+            priority = jnp.where(home >= 0, jax.random.uniform(class_key, home.shape), -1.0)
+            classes = home[jax.lax.top_k(priority, ways)[1]]
+        else:
+            classes = jax.random.permutation(class_key, tables.clips.shape[0])[:ways]
+        clips, speakers = tables.clips[classes], tables.speakers[classes]
+        priority = jnp.where(clips >= 0, jax.random.uniform(clip_key, clips.shape), -1.0)
+        if across == "same":
+            priority = jnp.where(speakers == tables.members[who], priority, -1.0)
+        if across == "speaker":
+            half = (jax.random.permutation(speaker_key, tables.members.shape[0]) % 2 == 0)[speakers]
+            best = [
+                jax.lax.top_k(jnp.where(half == side, priority, -1.0), count)
+                for side, count in ((False, shots), (True, queries))
+            ]
+            values, columns = (jnp.concatenate(pair, 1) for pair in zip(*best, strict=True))
+        else:
+            values, columns = jax.lax.top_k(priority, shots + queries)
+        return classes, jnp.take_along_axis(clips, columns, 1), (values >= 0).all()
+
+    def sample(key: KeyArray) -> Episode:
+        # a draw whose halves leave a class short of clips is drawn again: `index_tables` saw that most are complete
+        def again(carry: tuple[KeyArray, tuple[Array, Array, Array]]) -> tuple[KeyArray, tuple[Array, Array, Array]]:
+            key, draw_key = jax.random.split(carry[0])
+            return key, draw(draw_key)
+
+        carry = again((key, (jnp.zeros(0), jnp.zeros(0), jnp.zeros(0))))
+        if across == "speaker":
+            carry = jax.lax.while_loop(lambda carry: ~carry[1][2], again, carry)
+        classes, clips, _ = carry[1]
+        chosen = jnp.concatenate([clips[:, :shots].reshape(-1), clips[:, shots:].reshape(-1)])
+        episode = jnp.concatenate([jnp.repeat(jnp.arange(ways), shots), jnp.repeat(jnp.arange(ways), queries)])
+        labels = Labels(episode, tables.labels[classes][episode])
+        both = Batch(features[chosen], labels)
+        return Episode(jax.tree.map(lambda a: a[:cut], both), jax.tree.map(lambda a: a[cut:], both))
+
+    return sample
+
+
+def index_tables(
+    label: Int[np.ndarray, " clips"],
+    speaker: Int[np.ndarray, " clips"],
+    ways: int,
+    shots: int,
+    queries: int,
+    across: Across,
+    name: str,
+) -> Tables:
+    """The tables behind `episodes`; a class that can never be drawn is left out with a warning. Arguments as there."""
+    for argument, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
+        if value < least:
+            raise InputError(f"{argument} is {value}, expected at least {least}.")
+    if across not in ACROSS:
+        raise InputError(f"across is {across!r}, expected one of {', '.join(ACROSS)}.")
+    known = label >= 0
+    if across != "none" and (speaker[known] < 0).any():
+        count = int((speaker[known] < 0).sum())
+        raise InputError(f"{name}: {count} clips have no speaker, but across='{across}' needs one; use across='none'.")
+    asked = f"{ways}-way {shots}-shot episodes with {queries} queries"
+    members, local = np.unique(np.where(known, speaker, speaker[known].min(initial=0)), return_inverse=True)
+    classes = np.unique(label[known])
+    if across == "speaker" and len(members) < 2:
+        raise InputError(f"{name}: {len(members)} speaker, but {asked} across speakers need at least 2.")
+
+    rows = [np.flatnonzero(label == c) for c in classes]
+    need = shots + queries
+    enough = [len(row) >= need for row in rows]
+    homes: list[list[int]] = []
+    if across == "same":
+        counts = np.zeros((len(classes), len(members)), int)
+        for i, row in enumerate(rows):
+            np.add.at(counts[i], local[row], 1)
+        able = counts >= need
+        enough = list(able.any(1))
+        hosts = np.flatnonzero(able.sum(0) >= ways)
+        if not len(hosts):
+            raise InputError(f"{name}: no speaker has {need} clips of {ways} classes each, as {asked} by one speaker need.")
+    if across == "speaker":
+        enough = [ok and len(np.unique(local[row])) > 1 for ok, row in zip(enough, rows, strict=True)]
+    kept = [i for i, ok in enumerate(enough) if ok]
+    if len(kept) < ways:
+        most = max((len(row) for row in rows), default=0)
+        raise InputError(
+            f"{name}: {len(kept)} of {len(classes)} classes have clips enough for {asked} (across {across}); "
+            f"the largest class has {most} clips, there are {len(members)} speakers."
+        )
+    if len(kept) < len(classes):
+        warnings.warn(f"{name}: {len(classes) - len(kept)} of {len(classes)} classes have too few clips for {asked}.")
+    rows = [rows[i] for i in kept]
+    if across == "speaker":
+        check_halves([local[row] for row in rows], len(members), ways, shots, queries, f"{name}: {asked}")
+    if across == "same":
+        homes = [list(np.flatnonzero(able[kept][:, host])) for host in hosts]
+        members = hosts
+    return Tables(
+        clips=jnp.asarray(pad(rows)),
+        labels=jnp.arange(len(kept)),
+        speakers=jnp.asarray(pad([local[row] for row in rows])),
+        members=jnp.asarray(members),
+        homes=jnp.asarray(pad(homes)) if homes else jnp.zeros((0, 0), int),
+    )
+
+
+def check_halves(speakers: list[np.ndarray], count: int, ways: int, shots: int, queries: int, asked: str) -> None:
+    """Raise `InputError` unless one in twenty random draws of classes and speaker halves has clips enough."""
+    generator = np.random.default_rng(0)
+    complete = 0
+    for _ in range(200):
+        half = generator.permutation(count) % 2 == 0
+        sides = [half[speakers[i]] for i in generator.choice(len(speakers), ways, replace=False)]
+        complete += all((~side).sum() >= shots and side.sum() >= queries for side in sides)
+    if complete < 10:
+        raise InputError(
+            f"{asked}: only {complete} of 200 random splits of the {count} speakers into a support and a query half leave "
+            f"clips enough; ask for fewer queries, or use across='none'."
+        )
+
+
+def pad(rows: list) -> Int[np.ndarray, "rows width"]:
+    """Rows of unequal length as one array, padded with -1."""
+    table = np.full((len(rows), max(len(row) for row in rows)), -1, np.int32)
+    for i, row in enumerate(rows):
+        table[i, : len(row)] = row
+    return table
+
+
+def with_inputs(sample: Sampler, transform: Callable[[Array, KeyArray], Array]) -> Sampler:
+    """Episodes whose inputs went through `transform(x, key)`, e.g. augmentation; support and query by keys of their own."""
+
+    def transformed(key: KeyArray) -> Episode:
+        sample_key, support_key, query_key = jax.random.split(key, 3)
+        support, query = sample(sample_key)
+        return Episode(
+            support._replace(x=transform(support.x, support_key)), query._replace(x=transform(query.x, query_key))
+        )
+
+    return transformed
+
+
+def with_reference(sample: Sampler) -> Sampler:
+    """Episodes whose query inputs are `Referenced`: normalised by the support set (`normalization="support"`)."""
+
+    def referenced(key: KeyArray) -> Episode:
+        support, query = sample(key)
+        return Episode(support, query._replace(x=Referenced(query.x, support.x)))
+
+    return referenced

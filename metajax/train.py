@@ -1,0 +1,200 @@
+"""Meta-training: one outer step, and the loop around it."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Int, Key
+from tqdm import tqdm
+
+from metajax import checkpoint
+from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
+from metajax.errors import InputError
+from metajax.parallel import task_mean
+
+
+class MetaState(NamedTuple):
+    """All that an outer step changes."""
+
+    theta: Theta
+    opt_state: optax.OptState
+    count: Int[Array, ""]  # outer steps taken
+
+
+def init_state(theta: Theta, optimizer: optax.GradientTransformation) -> MetaState:
+    """The state before the first outer step."""
+    return MetaState(theta, optimizer.init(theta), jnp.zeros((), jnp.int32))
+
+
+def meta_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    sample: Sampler,
+    num_tasks: int,
+    *,
+    chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]:
+    """One outer step: theta <- theta + outer(-grad_theta mean_i objective(theta, episode_i)).
+
+    A step whose loss or gradient is not finite changes nothing and reports its loss as NaN.
+
+    Args:
+      objective: `(theta, episode, key) -> (scalar, metrics)`.
+      optimizer: outer optimiser, any optax transformation.
+      sample: task distribution; runs on the device inside the step.
+      num_tasks: episodes per outer step.
+      chunk: episodes at a time on each device; None for all.
+      mesh: devices over which the episodes are spread; None for one.
+
+    Returns:
+      `(state, key) -> (state, metrics)`, pure and jittable; metrics are means over the tasks, with `grad_norm`.
+    """
+
+    def mean_objective(theta: Theta, keys: Key[Array, " tasks"]) -> tuple[Array, Metrics]:
+        def one(key: KeyArray) -> tuple[Array, Metrics]:
+            sample_key, key = jax.random.split(key)
+            return objective(theta, sample(sample_key), key)
+
+        values, metrics = jax.vmap(one)(keys)
+        return values.mean(), jax.tree.map(lambda a: a.mean(0), metrics)
+
+    mean_gradient = task_mean(jax.grad(mean_objective, has_aux=True), chunk=chunk, mesh=mesh)
+
+    def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
+        grads, metrics = mean_gradient(state.theta, jax.random.split(key, num_tasks))
+        norm = optax.tree.norm(grads)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.theta)
+        new = MetaState(optax.apply_updates(state.theta, updates), opt_state, state.count + 1)
+        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+        return state, metrics | {"grad_norm": norm, "loss": jnp.where(finite, metrics["loss"], jnp.nan)}
+
+    return step
+
+
+class Fit(NamedTuple):
+    """What meta-training gives."""
+
+    theta: Theta  # of the best validation, or the last where nothing validates
+    state: MetaState  # the last state
+    validation: float | None  # the best validation score
+    seconds: float  # spent on outer steps, compilation and validation left out
+    first_step_seconds: float  # from the call to the end of the first outer step, compilation included
+
+
+class DivergedError(ArithmeticError):
+    """The loss or its gradient is no longer finite; the message says when, and where the last good state lies."""
+
+
+def fit(
+    step: Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]],
+    state: MetaState,
+    key: KeyArray,
+    outer_steps: int,
+    *,
+    num_tasks: int,
+    block: int = 50,
+    validate: Callable[[Theta], float] | None = None,
+    validate_every: int = 250,
+    folder: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> Fit:
+    """Take `outer_steps` outer steps, a compiled block of them at a time.
+
+    The key of an outer step depends on its number alone, so a resumed run takes the same steps as an uninterrupted one.
+
+    Args:
+      step: from `meta_step`.
+      state: from `init_state`; its buffers are donated.
+      key: fixes the tasks of all outer steps.
+      outer_steps: total number of outer steps.
+      num_tasks: tasks per outer step, for the rate.
+      block: outer steps in one compiled call; each gives one line of metrics, their means over the block.
+      validate: score of a theta, larger is better.
+      validate_every: outer steps between validations and checkpoints, a multiple of `block`.
+      folder: gets `metrics.jsonl` and the checkpoints `last` (a `MetaState`) and `best` (a theta).
+      resume: go on from `folder / "last"`.
+      progress: show a progress bar with tasks/s and the time left.
+
+    Returns:
+      The trained theta and how it came about.
+
+    Raises:
+      DivergedError: the loss or its gradient is no longer finite.
+      InputError: `resume` without a checkpoint that fits.
+    """
+    if validate_every % block:
+        raise InputError(f"validate_every is {validate_every}, expected a multiple of block, {block}.")
+    began = time.perf_counter()
+    log = folder / "metrics.jsonl" if folder else None
+    best, theta, seconds = None, None, 0.0
+    if resume:
+        if folder is None or log is None:
+            raise InputError("resume needs the folder of the run to go on from.")
+        state = checkpoint.restore(folder / "last", state)
+        lines = [line for line in checkpoint.read_lines(log) if line["step"] <= int(state.count)]
+        checkpoint.write_lines(log, lines)
+        best = max((line["validation"] for line in lines if "validation" in line), default=None)
+        theta = checkpoint.restore(folder / "best", state.theta) if best is not None else None
+        seconds = lines[-1]["seconds"] if lines else 0.0
+    state = jax.tree.map(jnp.copy, state)  # donation must not take the caller's arrays
+
+    @partial(jax.jit, donate_argnums=0)
+    def steps(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
+        def one(state: MetaState) -> tuple[MetaState, Metrics]:
+            return step(state, jax.random.fold_in(key, state.count))
+
+        def add(_: Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
+            state, total = carry
+            state, metrics = one(state)
+            return state, jax.tree.map(jnp.add, total, metrics)
+
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1])
+        state, total = jax.lax.fori_loop(0, count, add, (state, zeros))
+        return state, jax.tree.map(lambda a: a / count, total)
+
+    done, first_step_seconds = int(state.count), 0.0
+    bar = tqdm(total=outer_steps, initial=done, unit="step", desc="meta-training", disable=not progress)
+    with bar:
+        while done < outer_steps:
+            # the first call takes one step, so that the bar moves as soon as compilation is over
+            count = 1 if not first_step_seconds else min(block - done % block, outer_steps - done)
+            start = time.perf_counter()
+            state, means = steps(state, jnp.asarray(count))
+            metrics = {name: float(value) for name, value in means.items()}
+            now = time.perf_counter()
+            if first_step_seconds:
+                seconds += now - start
+                rate = count * num_tasks / (now - start)
+                bar.set_postfix_str(f"{rate:.0f} tasks/s, " + ", ".join(f"{k} {v:.3g}" for k, v in metrics.items()))
+            first_step_seconds = first_step_seconds or now - began
+            done += count
+            bar.update(count)
+            if not np.isfinite(metrics["loss"]):
+                if folder:
+                    checkpoint.save(folder / "last", state)
+                kept = f"; the state before it is kept in {folder / 'last'}" if folder else ""
+                raise DivergedError(
+                    f"The loss is no longer finite at outer step {int(state.count) + 1}{kept}. "
+                    "A smaller inner or outer learning rate is the usual cure."
+                )
+            due = done % validate_every == 0 or done == outer_steps
+            if due and validate is not None:
+                metrics["validation"] = validate(state.theta)
+                if best is None or metrics["validation"] > best:
+                    best, theta = metrics["validation"], jax.tree.map(jnp.copy, state.theta)
+                    if folder:
+                        checkpoint.save(folder / "best", theta)
+            if log and (done % block == 0 or done == outer_steps):
+                checkpoint.append_line(log, {"step": done, "seconds": seconds} | metrics)
+            if folder and due:
+                checkpoint.save(folder / "last", state)
+    return Fit(state.theta if theta is None else theta, state, best, seconds, first_step_seconds)

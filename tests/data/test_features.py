@@ -1,0 +1,116 @@
+"""Log-mel spectrograms and cepstra, against librosa."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.data.features import FeatureSettings, check_settings, log_mel, mel_filterbank, mfcc
+from metajax.errors import InputError
+
+SETTINGS = [
+    FeatureSettings(),
+    FeatureSettings(sample_rate=8000, window=200, hop=80, fft_size=256, num_mels=24, low=20, high=4000),
+    FeatureSettings(sample_rate=22050, window=1024, hop=256, fft_size=1024, num_mels=80, low=0, high=11025),
+    FeatureSettings(window=401, hop=133, fft_size=600, num_mels=13, low=100, high=3000),
+]
+
+
+def wave_of(settings):
+    """Noise and a chirp over all frequencies."""
+    time = np.arange(settings.num_samples) / settings.sample_rate
+    noise = np.random.default_rng(0).standard_normal(len(time))
+    return (0.1 * noise + 0.5 * np.sin(np.pi * settings.high * time**2)).astype(np.float32)
+
+
+def librosa_log_mel(librosa, wave, settings):
+    extra = settings.fft_size - settings.window  # librosa centres the window in the FFT frame
+    power = librosa.feature.melspectrogram(
+        y=np.pad(wave.astype(np.float64), (extra // 2, extra - extra // 2)),
+        sr=settings.sample_rate, n_fft=settings.fft_size, hop_length=settings.hop, win_length=settings.window,
+        center=False, power=2.0, n_mels=settings.num_mels, fmin=settings.low, fmax=settings.high,
+    )  # fmt: skip
+    return np.log(power + 1e-10).T
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_log_mel_and_mfcc_are_those_of_librosa(settings):
+    librosa = pytest.importorskip("librosa", reason="librosa is the oracle")
+    wave = wave_of(settings)
+    wanted = librosa_log_mel(librosa, wave, settings)
+    given = log_mel(jnp.asarray(wave), settings)
+    assert given.dtype == jnp.float32 and given.shape == wanted.shape == (settings.num_frames, settings.num_mels)
+    np.testing.assert_allclose(given, wanted, atol=1e-4)
+    wanted = librosa.feature.mfcc(S=wanted.T, n_mfcc=13).T
+    np.testing.assert_allclose(mfcc(jnp.asarray(wave), settings), wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_filterbank_is_that_of_librosa(settings):
+    librosa = pytest.importorskip("librosa", reason="librosa is the oracle")
+    wanted = librosa.filters.mel(
+        sr=settings.sample_rate, n_fft=settings.fft_size, n_mels=settings.num_mels, fmin=settings.low,
+        fmax=settings.high,
+    )  # fmt: skip
+    np.testing.assert_allclose(mel_filterbank(settings), wanted.T, atol=1e-8, rtol=1e-5)
+
+
+def test_a_tone_is_strongest_in_its_band():
+    settings = FeatureSettings()
+    centres = np.arange(settings.fft_size // 2 + 1)[np.argmax(mel_filterbank(settings), axis=0)] * 16000 / 512
+    for band in (3, 15, 30, 39):
+        tone = np.sin(2 * np.pi * centres[band] * np.arange(16000) / 16000).astype(np.float32)
+        assert (np.argmax(log_mel(jnp.asarray(tone), settings), axis=1) == band).all()
+
+
+def test_jit_and_vmap_change_nothing():
+    settings = FeatureSettings(seconds=0.2)
+    waves = jnp.stack([wave_of(settings), wave_of(settings)[::-1]])
+    given = jax.jit(jax.vmap(lambda wave: log_mel(wave, settings)))(waves)
+    np.testing.assert_allclose(given, np.stack([log_mel(wave, settings) for wave in waves]), atol=1e-4)
+
+
+def test_frames_lie_within_the_wave_and_silence_is_the_floor():
+    settings = FeatureSettings()
+    assert settings.num_frames == 98 and settings.num_samples == 16000
+    for samples, frames in [(400, 1), (559, 1), (560, 2), (16000, 98)]:
+        given = log_mel(jnp.zeros(samples), settings)
+        assert given.shape == (frames, 40)
+        np.testing.assert_allclose(given, np.log(1e-10), rtol=1e-6)
+    with pytest.raises(InputError, match="399 samples"):
+        log_mel(jnp.zeros(399), settings)
+
+
+def test_cepstra_keep_the_energy_of_the_frame():
+    settings = FeatureSettings(seconds=0.1)
+    wave = jnp.asarray(wave_of(settings))
+    energy = jnp.square(mfcc(wave, settings, 40)).sum(1)
+    np.testing.assert_allclose(energy, jnp.square(log_mel(wave, settings)).sum(1), rtol=1e-5)
+    for number in (0, 41):
+        with pytest.raises(InputError, match="num_coefficients"):
+            mfcc(wave, settings, number)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"window": 513},
+        {"window": 0},
+        {"hop": 0},
+        {"num_mels": -1},
+        {"sample_rate": 16000.0},
+        {"low": -1.0},
+        {"low": 7600.0},
+        {"high": 8001.0},
+        {"high": float("nan")},
+        {"seconds": 0.0249},
+        {"seconds": float("inf")},
+        {"num_mels": 128},
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(change):
+    check_settings(FeatureSettings())
+    settings = FeatureSettings(**change)
+    for function in (check_settings, mel_filterbank, lambda settings: log_mel(jnp.zeros(16000), settings)):
+        with pytest.raises(InputError, match=next(iter(change))):
+            function(settings)

@@ -17,14 +17,15 @@ from metajax.errors import InputError
 _MAX_RATE = 384_000  # Hz: a higher rate in a header is damage, and would ask for a filter of gigabytes
 _UNKNOWN_BYTES = 0x7FFF0000  # what streaming programs write as data size starts here and ends at 0xFFFFFFFF
 _UNKNOWN_FRAMES = 2**62
-_SHORTENED = re.compile(r"^(?:data|SSND)\s*: (\d+) \(should be (\d+)\)", re.MULTILINE)  # in libsndfile's header log
+# What libsndfile's log says of the sizes in the headers of WAV, AIFF, RF64, AU and W64.
+_SIZES = re.compile(r"^ *(?:data|SSND|Riff size|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
 _OGG_PAGE = 65_307  # bytes, at most
 _MP3_FRAMES = 2 * 1441  # bytes; encoders pad the end with up to two frames
 
 
 def read_audio(
     path: str | os.PathLike, sample_rate: int, *, start: float = 0.0, duration: float | None = None
-) -> Float32[np.ndarray, "samples"]:
+) -> Float32[np.ndarray, " samples"]:
     """Read a WAV, FLAC, OGG or MP3 file, or a segment of it, as the mean of its channels at `sample_rate`.
 
     A segment is read without what follows it, and, save in OGG (where libsndfile seeks inexactly), without what comes
@@ -42,7 +43,7 @@ def read_audio(
         path: the file.
         sample_rate: of the result, in Hz.
         start: of the segment, in seconds.
-        duration: of the segment, in seconds; to the end of the file where None.
+        duration: of the segment, in seconds, kept to within one sample; to the end of the file where None.
 
     Returns:
         The samples, nominally in [-1, 1].
@@ -79,7 +80,7 @@ def read_audio(
     return resample(wave, rate, sample_rate)
 
 
-def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarray, "samples"]:
+def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarray, " samples"]:
     """Convert `wave` from `from_rate` to `to_rate`, both in Hz, by a linear-phase polyphase filter.
 
     A Kaiser-windowed sinc, flat to 0.001 dB up to 0.95 of the lower Nyquist frequency and 98 dB down from that Nyquist
@@ -129,17 +130,18 @@ def _read(
         )
     if frames == 0:
         raise InputError(f"{path} holds no samples")
-    for promised, found in _SHORTENED.findall(sound.extra_info):
-        if int(promised) < _UNKNOWN_BYTES:
-            raise InputError(f"{path} is cut short: its header promises {promised} bytes of samples, it holds {found}")
+    for promised, found in _SIZES.findall(sound.extra_info):
+        if int(found) < int(promised) < _UNKNOWN_BYTES:
+            raise InputError(f"{path} is cut short: its header promises {promised} bytes, it holds {found}")
     if sound.format == "OGG" and not _ends_stream(file):
         raise InputError(f"{path} is cut short: its OGG stream has no end-of-stream page")
 
     first = round(start * rate)
-    last = frames if duration is None else round((start + duration) * rate)
-    if not first < last <= frames:
+    last = frames if duration is None else first + round(duration * rate)
+    if not first < last <= frames + 1:  # one more, because both ends were rounded
         end = "the end" if duration is None else f"{start + duration:g} s"
         raise InputError(f"{path} lasts {frames / rate:g} s, but the segment from {start:g} s to {end} is asked for")
+    last = min(last, frames)
     skip = first if sound.format == "OGG" else 0
     sound.seek(first - skip)
     wave = sound.read(skip + last - first, dtype="float32", always_2d=True)

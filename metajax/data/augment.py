@@ -49,7 +49,7 @@ def augment(
     for name, value in settings._asdict().items():
         if not math.isfinite(value) or (value < 0 and name not in ("noise_low", "noise_high")):
             raise InputError(f"augmentation {name} is {value}, expected a finite number, 0 or more")
-        if isinstance(Augmentation._field_defaults[name], int) and value != int(value):
+        if name in ("shift", "time_mask", "frequency_mask") and value != int(value):
             raise InputError(f"augmentation {name} is {value}, expected a whole number")
     if settings.noise > 1:
         raise InputError(f"augmentation noise is {settings.noise}, expected a probability")
@@ -57,6 +57,7 @@ def augment(
         raise InputError(
             f"noise_low is {settings.noise_low} dB, expected at most noise_high = {settings.noise_high} dB"
         )
+    settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
     def maybe_noise(x: LogMel, key: KeyArray) -> LogMel:
         choice, key = jax.random.split(key)
@@ -66,11 +67,11 @@ def augment(
     parts: list[tuple[float, Callable[[LogMel, KeyArray], LogMel]]] = [
         (settings.warp, lambda x, key: warp_frequency(x, key, 1 + settings.warp)),
         (settings.stretch, lambda x, key: stretch(x, key, 1 + settings.stretch)),
-        (settings.shift, lambda x, key: time_shift(x, key, int(settings.shift))),
+        (settings.shift, lambda x, key: time_shift(x, key, settings.shift)),
         (settings.gain, lambda x, key: gain(x, key, settings.gain)),
         (settings.noise, maybe_noise),
-        (settings.time_mask, lambda x, key: time_mask(x, key, int(settings.time_mask))),
-        (settings.frequency_mask, lambda x, key: frequency_mask(x, key, int(settings.frequency_mask))),
+        (settings.time_mask, lambda x, key: time_mask(x, key, settings.time_mask)),
+        (settings.frequency_mask, lambda x, key: frequency_mask(x, key, settings.frequency_mask)),
     ]
 
     def one(x: LogMel, key: KeyArray) -> LogMel:
@@ -222,7 +223,7 @@ def _ratio(key: KeyArray, max_ratio: float) -> Array:
     return jnp.exp(jax.random.uniform(key, (), minval=-1, maxval=1) * math.log(max_ratio))
 
 
-def _interpolate(x: Float[Array, "place value"], position: Float[Array, "new"]) -> Float[Array, "new value"]:
+def _interpolate(x: Float[Array, "place value"], position: Float[Array, " new"]) -> Float[Array, "new value"]:
     """Return the rows of x at fractional positions, held beyond the ends; on CPU gathering is faster than matmul."""
     last = x.shape[0] - 1
     position = jnp.clip(position, 0, last)

@@ -70,7 +70,7 @@ def mel_filterbank(settings: FeatureSettings) -> Float[np.ndarray, "frequency me
     return _filters(settings).astype(np.float32)
 
 
-def log_mel(wave: Float[Array, "samples"], settings: FeatureSettings) -> Float[Array, "time mel"]:
+def log_mel(wave: Float[Array, " samples"], settings: FeatureSettings) -> Float[Array, "time mel"]:
     """Return ln(1e-10 + sum_f filter[f, m] |rfft(hann * frame)[f]|^2) of every frame that lies within `wave`.
 
     Args:
@@ -99,7 +99,7 @@ def log_mel(wave: Float[Array, "samples"], settings: FeatureSettings) -> Float[A
 
 
 def mfcc(
-    wave: Float[Array, "samples"], settings: FeatureSettings, num_coefficients: int = 13
+    wave: Float[Array, " samples"], settings: FeatureSettings, num_coefficients: int = 13
 ) -> Float[Array, "time coefficient"]:
     """Return the first coefficients of the orthonormal DCT-II of each frame of `log_mel(wave, settings)`.
 

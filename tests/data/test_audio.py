@@ -65,7 +65,7 @@ def test_lossy_files_give_nearly_the_same(tmp_path, kind, channels):
     wave = np.tile(0.5 * sine(440, RATE)[:, None], (1, channels))
     read = read_audio(write(tmp_path / f"a.{kind}", wave), RATE)
     assert read.shape == (RATE,)
-    assert np.abs(read - wave[:, 0])[1000:-1000].max() < 0.02
+    assert np.abs(read - wave[:, 0])[1000:-1000].max() < 0.05
 
 
 @pytest.mark.parametrize("kind", ["wav", "flac", "ogg", "mp3", "opus"])
@@ -91,7 +91,7 @@ def test_any_rate_becomes_the_asked_one(tmp_path, rate):
     read = read_audio(path, RATE)
     assert len(read) == RATE
     np.testing.assert_allclose(read[200:-200], 0.5 * sine(1000, RATE)[200:-200], atol=1e-4)
-    assert len(read_audio(path, RATE, start=0.25, duration=0.5)) == RATE // 2
+    assert abs(len(read_audio(path, RATE, start=0.25, duration=0.5)) - RATE // 2) <= 1
 
 
 @pytest.mark.parametrize("name", ["a.raw", "sieben \u0663.wav", "no suffix"])
@@ -113,13 +113,14 @@ BROKEN = {
     "holds no samples": lambda folder: write(folder / "a.wav", noise(0)),
     "not an audio file": lambda folder: cut(write(folder / "a.wav", noise(100)), 20),
     "NaN or infinite": lambda folder: folder / "nan.wav",
-    "promises 160000 bytes .* holds 119": lambda folder: cut(write(folder / "a.wav", noise()), 0.75),
-    "promises 320000 bytes": lambda folder: cut(write(folder / "a.rf64", noise(80000, 2)), 0.75),
+    "promises 160000 bytes, it holds 119": lambda folder: cut(write(folder / "a.wav", noise()), 0.75),
+    "promises 320096 bytes": lambda folder: cut(write(folder / "a.rf64", noise(80000, 2)), 0.75),
     "promises 160000": lambda folder: cut(write(folder / "a.wavex", noise()), -1),
     "promises 160008": lambda folder: cut(write(folder / "a.aiff", noise()), 0.75),
     "cut short .libsndfile": lambda folder: cut(write(folder / "a.flac", noise()), 0.75),
     "no end-of-stream page": lambda folder: cut(write(folder / "a.ogg", noise()), 0.75),
     "end-of-stream": lambda folder: cut(write(folder / "a.ogg", noise()), -1),
+    "stream page": lambda folder: cut(path := write(folder / "a.ogg", noise()), path.read_bytes().rindex(b"OggS")),
     "cut short: its OGG": lambda folder: cut(write(folder / "a.opus", noise()), 0.75),
     "of its 80000 samples": lambda folder: cut(write(folder / "a.mp3", noise()), 0.75),
     "no Xing header": lambda folder: without_xing(write(folder / "a.mp3", noise())),
@@ -161,9 +162,19 @@ def test_a_flac_of_unknown_length_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "segment", [{"start": -0.1}, {"start": float("nan")}, {"duration": 0.0}, {"duration": -1.0}, {"start": 1.0}]
-    + [{"start": 0.5, "duration": 0.6}, {"duration": 1e-6}, {"duration": float("inf")}, {"start": 1e300}]
-)  # fmt: skip
+    "segment",
+    [
+        {"start": -0.1},
+        {"start": float("nan")},
+        {"start": 1.0},
+        {"start": 1e300},
+        {"start": 0.5, "duration": 0.6},
+        {"duration": 0.0},
+        {"duration": -1.0},
+        {"duration": 1e-6},
+        {"duration": float("inf")},
+    ],
+)
 def test_a_segment_outside_the_file_is_refused(tmp_path, segment):
     path = write(tmp_path / "a.wav", noise(RATE))
     with pytest.raises(InputError, match=r"a\.wav"):

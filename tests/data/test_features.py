@@ -105,7 +105,7 @@ def test_cepstra_keep_the_energy_of_the_frame():
         {"high": float("nan")},
         {"seconds": 0.0249},
         {"seconds": float("inf")},
-        {"num_mels": 128},
+        {"num_mels": 256},
     ],
 )
 def test_settings_that_do_not_fit_are_refused(change):

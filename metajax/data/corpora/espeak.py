@@ -4,8 +4,8 @@ With the defaults: languages: 110, one dialect of each. Speakers: 222 (74 voices
 ranges of intonation). Labels: 2,640. Clips: 21,120. Hours: 2.8. Every language reads "17" by its own rules, so that
 numbers need no word lists; `pseudowords` adds as many invented words as wanted.
 
-Licence: eSpeak NG is GPL-3.0-or-later; it comes with the optional package `espeakng-loader` and runs in processes of its
-own. The licence does not cover the audio that it makes. Official page: https://github.com/espeak-ng/espeak-ng
+Licence: eSpeak NG is GPL-3.0-or-later; it comes with the optional package `espeakng-loader` and runs in processes of
+its own. The licence does not cover the audio that it makes. Official page: https://github.com/espeak-ng/espeak-ng
 """
 
 import hashlib
@@ -60,6 +60,7 @@ logger = logging.getLogger(__name__)
 
 Wave = Float32[np.ndarray, " samples"]
 Clip = tuple[str, str, int, int, int, int]  # eSpeak's voice, text, pitch, rate, range, seed of the noise
+Spoken = np.ndarray | str  # trimmed, at 22,050 Hz; or how the engine crashed
 
 
 def read(
@@ -81,9 +82,9 @@ def read(
     and split; the texts are the phonemes in IPA, without stress. Words, languages and voices of one split occur in no
     other: languages that read three numbers alike share a split, as do voices whose names differ by a digit at the end.
     Labels of the same phonemes are one, kept once. Words that a language leaves to English or cannot say are left out,
-    and so are those that would last longer than `seconds`; the log tells how many. The clips are trimmed to 20 ms of
-    silence at both ends and scaled to a peak of -3 dBFS. The samples of a clip depend on nothing but the clip and the
-    build of the engine.
+    and so are those that crash the engine or last longer than `seconds`; the log tells how many. The clips are
+    trimmed to at most 20 ms of silence at both ends and scaled to a peak of -3 dBFS. The samples of a clip depend on
+    nothing but the clip and the build of the engine.
 
     Args:
         languages: codes such as "fr" or "en-us"; None for the main dialect of every language.
@@ -115,7 +116,7 @@ def read(
     voices = sorted({name for name in variants if not UNUSED_VOICES.fullmatch(name)} if voices is None else set(voices))
 
     job = {"languages": languages, "numbers": numbers, "kin": NUMBERS, "pseudowords": pseudowords, "seed": seed}
-    listing = json.loads(_run(data, job))
+    listing = json.loads(_run(data, job)[0])
     found: dict[str, dict[str, Any]] = listing["languages"]
     _check_known("language", [*(languages or ()), *exclude], found)
     chosen = [code for code in found if code == _base(code)] if languages is None else languages
@@ -130,7 +131,7 @@ def read(
     long = {word for word, length in zip(words, lengths, strict=True) if length > seconds}
     words = {word: phonemes for word, phonemes in words.items() if word not in long}
     if not words:
-        raise InputError(f"no word is left: {lost}, {len(long)} longer than {seconds} s")
+        raise InputError(f"no word is left: {lost}, {len(long)} that crash or last longer than {seconds} s")
 
     def kindred(a: str, b: str) -> bool:
         pairs = zip(found[a]["kin"].values(), found[b]["kin"].values(), strict=True)
@@ -159,8 +160,8 @@ def read(
     for column, values in {"label": labels, "speaker": speakers, "language": codes}.items():
         columns[column], names[column] = index(values)
     columns["split"], names["split"] = index(splits, SPLITS)
-    counts = ", ".join(f"{len(values)} {column}s" for column, values in names.items())
-    logger.info("eSpeak NG: %s, %d clips; left out: %s, %d too long", counts, len(clips), lost, len(long))
+    counts = ", ".join(f"{len(names[column])} {column}s" for column in ("language", "speaker", "label"))
+    logger.info("eSpeak NG: %s, %d clips; left out: %s, %d too long or crashing", counts, len(clips), lost, len(long))
     settings = (listing["version"], _PEAK, _FRAME, _FLOOR, _MARGIN, clips, texts)
 
     def speak(indices: Sequence[int], sample_rate: int) -> list[np.ndarray | InputError]:
@@ -196,7 +197,8 @@ def _family(voice: str) -> str:
 
 def _people(voice: str, count: int, seed: int) -> list[tuple[str, int, int, int]]:
     """Return `count` speakers of a voice: pitch, rate and range drawn without repetition."""
-    draw, people = random.Random(f"{seed}:{voice}"), {}
+    draw = random.Random(f"{seed}:{voice}")
+    people: dict[tuple[str, int, int, int], None] = {}
     while len(people) < count:
         people[voice, draw.randint(*PITCHES), draw.randint(*RATES), draw.randint(*RANGES)] = None
     return list(people)
@@ -217,12 +219,12 @@ def _distinct(readings: dict[str, dict[str, str]]) -> tuple[dict[tuple[str, str]
 
 
 def _lengths(
-    say: Callable[[Sequence[Clip]], list[np.ndarray]], words: Sequence[tuple[str, str]], voices: Sequence[str]
+    say: Callable[[Sequence[Clip]], list[Spoken]], words: Sequence[tuple[str, str]], voices: Sequence[str]
 ) -> list[float]:
-    """Predict how long each (engine's language, word) lasts, in seconds, for the slowest speaker."""
+    """Predict how long each (engine's language, word) lasts for the slowest speaker, in seconds; inf if it crashes."""
     rulers = [("gmw/en", "17"), *((f"gmw/en+{voice}", "17") for voice in voices)]
-    waves = say([(voice, text, 50, RATES[0], 50, 0) for voice, text in (*rulers, *words)])
-    lengths = [len(wave) / _SAMPLE_RATE for wave in waves]
+    spoken = say([(voice, text, 50, RATES[0], 50, 0) for voice, text in (*rulers, *words)])
+    lengths = [float("inf") if isinstance(wave, str) else len(wave) / _SAMPLE_RATE for wave in spoken]
     drag = max(lengths[: len(rulers)]) / lengths[0]
     return [length * drag * _SLACK for length in lengths[len(rulers) :]]
 
@@ -256,10 +258,10 @@ def _trim(wave: Wave) -> Float32[np.ndarray, " kept"]:
     return wave[max(loud[0] - _MARGIN, 0) * _FRAME : (loud[-1] + 1 + _MARGIN) * _FRAME] if len(loud) else wave[:0]
 
 
-def _finish(sample_rate: int, wave: Wave, name: str) -> np.ndarray | InputError:
-    if len(wave) == 0:
-        return InputError(f"{name} is silent: eSpeak NG cannot say it")
-    wave = resample(wave, _SAMPLE_RATE, sample_rate)
+def _finish(sample_rate: int, spoken: Spoken, name: str) -> np.ndarray | InputError:
+    if isinstance(spoken, str) or len(spoken) == 0:
+        return InputError(f"{name} cannot be spoken: {spoken if isinstance(spoken, str) else 'it is silent'}")
+    wave = resample(spoken, _SAMPLE_RATE, sample_rate)
     return wave * np.float32(_PEAK / np.abs(wave).max())
 
 
@@ -271,31 +273,38 @@ def _find_data() -> Path:
     return Path(next(iter(spec.submodule_search_locations))) / "espeak-ng-data"
 
 
-def _speak(data: Path, pool: ThreadPoolExecutor, clips: Sequence[Clip]) -> list[np.ndarray]:
-    """Return the trimmed clips at 22,050 Hz."""
+def _speak(data: Path, pool: ThreadPoolExecutor, clips: Sequence[Clip]) -> list[Spoken]:
     chunks = [clips[start : start + _CHUNK] for start in range(0, len(clips), _CHUNK)]
     return list(chain(*pool.map(partial(_speak_chunk, data), chunks)))
 
 
-def _speak_chunk(data: Path, clips: Sequence[Clip]) -> list[np.ndarray]:
-    answer, place, waves = _run(data, {"clips": clips}), 0, []
-    for _ in clips:
-        (length,) = struct.unpack_from("<i", answer, place)
-        waves.append(_trim(np.frombuffer(answer, "<i2", length, place + 4).astype(np.float32) / 2**15))
-        place += 4 + 2 * length
-    return waves
+def _speak_chunk(data: Path, clips: Sequence[Clip]) -> list[Spoken]:
+    spoken: list[Spoken] = []
+    while len(spoken) < len(clips):
+        answer, crash = _run(data, {"clips": clips[len(spoken) :]})
+        place = 0
+        while place < len(answer):
+            (length,) = struct.unpack_from("<i", answer, place)
+            spoken.append(_trim(np.frombuffer(answer, "<i2", length, place + 4).astype(np.float32) / 2**15))
+            place += 4 + 2 * length
+        if crash:  # by the next clip; those after it get a new child
+            spoken.append(crash)
+    return spoken
 
 
-def _run(data: Path, job: dict[str, Any]) -> bytes:
-    """Return what one child process answers to a job, or raise RuntimeError with its last words."""
+def _run(data: Path, job: dict[str, Any]) -> tuple[bytes, str]:
+    """Return what one child process answers to a job, and its last words where a signal ended it."""
     with _short(data) as path:
         command = [sys.executable, "-I", "-S", str(Path(__file__).with_name("espeak_worker.py"))]
         job = job | {"site": str(data.parents[1]), "data": path}
         child = subprocess.run(command, check=False, input=json.dumps(job).encode(), capture_output=True)
-    if child.returncode != 0:
-        words = " / ".join(child.stderr.decode(errors="replace").strip().splitlines()[-5:])
-        raise RuntimeError(f"the eSpeak NG process ended with exit status {child.returncode}, its last words: {words}")
-    return child.stdout
+    if child.returncode == 0:
+        return child.stdout, ""
+    words = " / ".join(child.stderr.decode(errors="replace").strip().splitlines()[-5:])
+    message = f"the eSpeak NG process ended with exit status {child.returncode}, its last words: {words}"
+    if "clips" in job and not 0 < child.returncode < 2**31:
+        return child.stdout, message
+    raise RuntimeError(message)
 
 
 @contextmanager

@@ -1,11 +1,12 @@
 """The child process that alone loads eSpeak NG: it reads one JSON job from stdin and answers on stdout.
 
-It is run by path with `python -I -S`, imports the standard library and `espeakng_loader` only, and shares no memory with
-its parent, so that neither a crash nor the licence of the engine reaches it. Two jobs exist: `list` (the languages, their
-readings of the numbers, invented words) answers in JSON, `clips` answers with each clip's length in samples and samples.
+It is run by path with `python -I -S`, imports the standard library and `espeakng_loader` only, and shares no memory
+with its parent, so that neither a crash nor the licence of the engine reaches it. A job with `clips` is answered with
+the length of each in samples and its samples, any other with a list in JSON of the languages and how they read words.
 
-The engine keeps state from one utterance to the next: the phase of the pitch flutter, filter memories, a random generator
-seeded by the clock. Each clip is therefore spoken by a freshly loaded library with a seeded generator (0.4 ms).
+The engine keeps state from one utterance to the next: the phase of the pitch flutter, filter memories, a random
+generator seeded by the clock. Each clip is therefore spoken by a freshly loaded library with seeded generators, which
+costs 0.4 ms.
 """
 
 import _ctypes
@@ -31,7 +32,7 @@ class Voice(ctypes.Structure):
 
 
 @SynthCallback
-def keep(samples, count, _events):
+def keep(samples: int | None, count: int, _events: int | None) -> int:
     if samples and count > 0:
         chunks.append(ctypes.string_at(samples, 2 * count))
     return 0
@@ -71,10 +72,11 @@ def listing(library: str, data: str, job: dict) -> dict:
     engine.espeak_ListVoices.restype = ctypes.POINTER(ctypes.POINTER(Voice))
     engine.espeak_Info.restype = ctypes.c_char_p
     version = engine.espeak_Info(None).decode()
-    voices, identifiers = engine.espeak_ListVoices(None), []
+    voices = engine.espeak_ListVoices(None)
+    identifiers: list[str] = []
     while voices[len(identifiers)]:
         identifiers.append(voices[len(identifiers)].contents.identifier.decode())
-    languages = {}
+    languages: dict[str, dict] = {}
     for identifier in sorted(identifiers):
         language = identifier.split("/")[-1].lower()
         if job["languages"] is not None and language not in job["languages"]:
@@ -83,7 +85,8 @@ def listing(library: str, data: str, job: dict) -> dict:
         engine.espeak_SetVoiceByName(identifier.encode())
         kin = {n: phonemes(engine, str(n)) for n in job["kin"]}
         words = {n: kin.get(n) or phonemes(engine, str(n)) for n in job["numbers"]}
-        draw, invented = random.Random(f"{job['seed']}:{language}"), {}
+        draw = random.Random(f"{job['seed']}:{language}")
+        invented: dict[str, str] = {}
         for _ in range(TRIES * job["pseudowords"]):
             if len(invented) == job["pseudowords"]:
                 break

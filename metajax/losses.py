@@ -10,7 +10,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from metajax.core import Batch, KeyArray, LossFn, Metrics, Params, Scalar
 
 
-def classify(logits: Float[Array, "n classes"], labels: Int[Array, " n"], smoothing: float = 0.0) -> tuple[Scalar, Metrics]:
+def classify(
+    logits: Float[Array, "n classes"], labels: Int[Array, " n"], smoothing: float = 0.0
+) -> tuple[Scalar, Metrics]:
     """Mean softmax cross-entropy and accuracy.
 
     Args:

@@ -19,9 +19,7 @@ def prototypes(
     return onehot.T @ z / onehot.sum(0)[:, None]
 
 
-def protonet(
-    embed_fn: Callable[[Params, PyTree], Array], num_classes: int, *, temperature: float = 1.0
-) -> Algorithm:
+def protonet(embed_fn: Callable[[Params, PyTree], Array], num_classes: int, *, temperature: float = 1.0) -> Algorithm:
     """Prototypical networks: logit_c(x) = -|f_theta(x) - c_c|^2 / temperature, c_c the mean support embedding of class c.
 
     Args:

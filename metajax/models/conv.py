@@ -22,8 +22,10 @@ from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
 
-def conv(x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], stride: int = 1) -> Float[Array, "n *out outputs"]:
-    """Convolution with SAME padding, y[t] = sum_j x[stride * t + j - left] @ kernel[j], over one or more axes of space.
+def conv(
+    x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], stride: int = 1
+) -> Float[Array, "n *out outputs"]:
+    """Convolution with SAME padding, y[t] = sum_j x[stride * t + j - left] @ kernel[j], over one or two axes of space.
 
     Args:
       x: inputs, `[n, time, features]` or `[n, time, mel, features]`.
@@ -59,24 +61,21 @@ def fold(x: Array, stride: int, space: Sequence[int]) -> Array:
     return x.reshape([*x.shape[:last], -1, *x.shape[axis + 1 :]])
 
 
-def windows(x: Array, out: Sequence[int], taps: Sequence[int]) -> Array:
-    """All taps of each output cell, `[b, n, *out, taps * features]`."""
-    parts = [
-        x[(..., *(slice(j, j + o) for j, o in zip(offset, out, strict=True)), slice(None))]
-        for offset in product(*map(range, taps))
-    ]
-    return jnp.concatenate(parts, -1)
+def windows(x: Array, out: Sequence[int], taps: Sequence[int]) -> list[Array]:
+    """What each tap sees, in order: `[b, n * out cells, features]`."""
+    places = (tuple(slice(j, j + o) for j, o in zip(offset, out, strict=True)) for offset in product(*map(range, taps)))
+    return [x[(slice(None), slice(None), *place)].reshape(x.shape[0], -1, x.shape[-1]) for place in places]
 
 
 def conv_impl(x: Array, kernel: Array) -> Array:
     """conv for groups: x `[b, n, *space, features]`, kernel `[b, *taps, features, outputs]`."""
     taps = kernel.shape[1:-2]
+    if x.shape[0] == 1:
+        strides, layout = [1] * len(taps), LAYOUTS[len(taps)]
+        return jax.lax.conv_general_dilated(x[0], kernel[0], strides, "VALID", dimension_numbers=layout)[None]
     out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], taps, strict=True)]
-    if x.shape[0] == 1 and math.prod(taps) > 1:
-        y = jax.lax.conv_general_dilated(x[0], kernel[0], [1] * len(taps), "VALID", dimension_numbers=LAYOUT[len(taps)])
-        return y[None]
-    flat = windows(x, out, taps).reshape(x.shape[0], x.shape[1] * math.prod(out), -1)
-    y = flat @ kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+    seen = jnp.concatenate(windows(x, out, taps), -1)
+    y = seen @ kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
     return y.reshape(*x.shape[:2], *out, kernel.shape[-1])
 
 
@@ -84,12 +83,13 @@ def kernel_grad_impl(x: Array, g: Array) -> Array:
     """kernel_grad for groups: x `[b, n, *space, features]`, g `[b, n, *out, outputs]`."""
     out = g.shape[2:-1]
     taps = [size - o + 1 for size, o in zip(x.shape[2:-1], out, strict=True)]
-    flat = windows(x, out, taps).reshape(x.shape[0], x.shape[1] * math.prod(out), -1)
-    y = flat.mT @ g.reshape(*flat.shape[:2], -1)
+    flat = g.reshape(g.shape[0], -1, g.shape[-1])
+    y = jnp.stack([seen.mT @ flat for seen in windows(x, out, taps)], 1)
     return y.reshape(x.shape[0], *taps, x.shape[-1], g.shape[-1])
 
 
-LAYOUT = {1: ("NTC", "TIO", "NTC"), 2: ("NHWC", "HWIO", "NHWC")}
+# layouts by the number of axes of space
+LAYOUTS = {1: ("NTC", "TIO", "NTC"), 2: ("NHWC", "HWIO", "NHWC")}
 conv_p = Primitive("metajax_conv")
 kernel_grad_p = Primitive("metajax_conv_kernel_grad")
 

@@ -27,9 +27,7 @@ class Conv4(nn.Module):
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
 
 
-def conv4(
-    num_outputs: int | None = None, *, normalization: Normalization = "transductive", width: int = 64
-) -> Model:
+def conv4(num_outputs: int | None = None, *, normalization: Normalization = "transductive", width: int = 64) -> Model:
     """Conv4-64 (112 k parameters) on log-mels `[n, time, mel]` with at least 16 frames and 16 mel bins.
 
     Args:

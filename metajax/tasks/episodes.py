@@ -149,7 +149,9 @@ def index_tables(
         enough = list(able.any(1))
         hosts = np.flatnonzero(able.sum(0) >= ways)
         if not len(hosts):
-            raise InputError(f"{name}: no speaker has {need} clips of {ways} classes each, as {asked} by one speaker need.")
+            raise InputError(
+                f"{name}: no speaker has {need} clips of {ways} classes each, as {asked} by one speaker need."
+            )
     if across == "speaker":
         enough = [ok and len(np.unique(local[row])) > 1 for ok, row in zip(enough, rows, strict=True)]
     kept = [i for i, ok in enumerate(enough) if ok]

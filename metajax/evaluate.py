@@ -1,12 +1,11 @@
 """Adaptation curves: how good a model is after 0, 1, 2, ... steps on a new task."""
 
-from collections.abc import Callable
-
 import jax
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Key
 
 from metajax.core import KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
+from metajax.parallel import over_tasks
 
 
 def evaluate(
@@ -18,6 +17,7 @@ def evaluate(
     num_steps: int,
     *,
     chunk: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Metrics:
     """Query metrics of fresh tasks after each adaptation step.
 
@@ -28,13 +28,14 @@ def evaluate(
       key: fixes the tasks: equal keys give equal tasks, also for another learner.
       num_tasks: number of tasks.
       num_steps: adaptation steps.
-      chunk: tasks at a time.
+      chunk: tasks at a time on each device.
+      mesh: devices over which the tasks are spread, from `task_mesh(num_tasks)`; None for one.
 
     Returns:
       Metrics, each of shape `[num_tasks, num_steps + 1]`.
     """
 
-    def curve(key: KeyArray) -> Metrics:
+    def curve(theta: Theta, key: KeyArray) -> Metrics:
         sample_key, adapt_key, loss_key = jax.random.split(key, 3)
         episode = sample(sample_key)
 
@@ -43,7 +44,11 @@ def evaluate(
 
         return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
 
-    return jax.lax.map(curve, jax.random.split(key, num_tasks), batch_size=chunk)
+    def curves(theta: Theta, keys: Key[Array, " tasks"]) -> Metrics:
+        return jax.lax.map(lambda key: curve(theta, key), keys, batch_size=chunk)
+
+    keys = jax.random.split(key, num_tasks)
+    return curves(theta, keys) if mesh is None else over_tasks(curves, mesh)(theta, keys)
 
 
 def mean_ci95(values: Float[Array, "tasks *shape"]) -> tuple[np.ndarray, np.ndarray]:

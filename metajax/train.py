@@ -106,6 +106,7 @@ def fit(
     folder: Path | None = None,
     resume: bool = False,
     progress: bool = True,
+    title: str = "meta-training",
 ) -> Fit:
     """Take `outer_steps` outer steps, a compiled block of them at a time.
 
@@ -123,6 +124,7 @@ def fit(
       folder: gets `metrics.jsonl` and the checkpoints `last` (a `MetaState`) and `best` (a theta).
       resume: go on from `folder / "last"`.
       progress: show a progress bar with tasks/s and the time left.
+      title: of the progress bar.
 
     Returns:
       The trained theta and how it came about.
@@ -162,7 +164,7 @@ def fit(
         return state, jax.tree.map(lambda a: a / count, total)
 
     done, first_step_seconds = int(state.count), 0.0
-    bar = tqdm(total=outer_steps, initial=done, unit="step", desc="meta-training", disable=not progress)
+    bar = tqdm(total=outer_steps, initial=done, unit="step", desc=title, disable=not progress)
     with bar:
         while done < outer_steps:
             # the first call takes one step, so that the bar moves as soon as compilation is over

@@ -1,4 +1,7 @@
-"""Augmentation and normalisation of log-mel spectrograms on the device, each example with its own key."""
+"""Augmentation and normalisation of log-mel spectrograms on the device, each example with its own random numbers.
+
+The parts take one example and `draw`s, numbers uniform in [0, 1), and are deterministic; `augment` does the drawing.
+"""
 
 import math
 from collections.abc import Callable
@@ -6,12 +9,15 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt32
 
 from metajax.errors import InputError
 
 LogMel: TypeAlias = Float[Array, "time mel"]
 KeyArray: TypeAlias = Key[Array, ""]
+Draw: TypeAlias = Float[Array, ""]  # uniform in [0, 1)
+Draws: TypeAlias = Float[Array, " draws"]
+Bits: TypeAlias = UInt32[Array, "time mel"]
 
 _NEPER = math.log(10) / 10  # natural logarithm of one decibel of power
 
@@ -59,30 +65,37 @@ def augment(
         )
     settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
-    def maybe_noise(x: LogMel, key: KeyArray) -> LogMel:
-        choice, key = jax.random.split(key)
-        mixed = add_noise(x, key, settings.noise_low, settings.noise_high, noise)
-        return jnp.where(jax.random.bernoulli(choice, settings.noise), mixed, x)
-
-    parts: list[tuple[float, Callable[[LogMel, KeyArray], LogMel]]] = [
-        (settings.warp, lambda x, key: warp_frequency(x, key, 1 + settings.warp)),
-        (settings.stretch, lambda x, key: stretch(x, key, 1 + settings.stretch)),
-        (settings.shift, lambda x, key: time_shift(x, key, settings.shift)),
-        (settings.gain, lambda x, key: gain(x, key, settings.gain)),
-        (settings.noise, maybe_noise),
-        (settings.time_mask, lambda x, key: time_mask(x, key, settings.time_mask)),
-        (settings.frequency_mask, lambda x, key: frequency_mask(x, key, settings.frequency_mask)),
-    ]
-
-    def one(x: LogMel, key: KeyArray) -> LogMel:
-        for (strength, part), part_key in zip(parts, jax.random.split(key, len(parts)), strict=True):
-            x = part(x, part_key) if strength else x
+    def one(x: LogMel, draws: Draws, bits: Bits) -> LogMel:
+        warp, tempo, shift, level, chance, ratio, tilt, hump, start, *masks = draws
+        if settings.warp:
+            x = warp_frequency(x, warp, 1 + settings.warp)
+        if settings.stretch:
+            x = stretch(x, tempo, 1 + settings.stretch)
+        if settings.shift:
+            x = time_shift(x, shift, settings.shift)
+        if settings.gain:
+            x = gain(x, level, settings.gain)
+        if settings.noise:
+            segment = coloured_noise(tilt, hump, bits) if noise is None else cut(noise, start, x.shape[0])
+            mixed = add_noise(x, segment, ratio, settings.noise_low, settings.noise_high)
+            x = jnp.where(chance < settings.noise, mixed, x)
+        if settings.time_mask:
+            x = time_mask(x, masks[0], masks[1], settings.time_mask)
+        if settings.frequency_mask:
+            x = frequency_mask(x, masks[2], masks[3], settings.frequency_mask)
         return x
 
-    return lambda x, key: jax.vmap(one)(x, jax.random.split(key, x.shape[0]))
+    def many(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
+        # all random numbers from two calls of the generator: each call costs a second of compilation on CPU
+        draw_key, noise_key = jax.random.split(key)
+        draws = jax.random.uniform(draw_key, (13, x.shape[0]), x.dtype)
+        bits = jax.random.bits(noise_key, x.shape if settings.noise and noise is None else (x.shape[0], 0, 0), jnp.uint32)
+        return jax.vmap(one, (0, 1, 0))(x, draws, bits)
+
+    return many
 
 
-def warp_frequency(x: LogMel, key: KeyArray, max_ratio: float) -> LogMel:
+def warp_frequency(x: LogMel, draw: Draw, max_ratio: float) -> LogMel:
     """Return x(t, m / r), log r uniform in [-log max_ratio, log max_ratio]: as from a vocal tract of another length.
 
     Bands are counted from 0; between them the value is interpolated linearly, beyond the last one it is held.
@@ -91,38 +104,36 @@ def warp_frequency(x: LogMel, key: KeyArray, max_ratio: float) -> LogMel:
         Jaitly and Hinton, Vocal Tract Length Perturbation (VTLP) improves speech recognition (2013).
     """
     bands = x.shape[1]
-    return _interpolate(x.T, jnp.arange(bands) / _ratio(key, max_ratio)).T
+    return _interpolate(x.T, jnp.arange(bands) / _ratio(draw, max_ratio)).T
 
 
-def stretch(x: LogMel, key: KeyArray, max_ratio: float) -> LogMel:
+def stretch(x: LogMel, draw: Draw, max_ratio: float) -> LogMel:
     """Return x(c + (t - c) / r, m) about the centre c, log r uniform in [-log max_ratio, log max_ratio].
 
     Between frames the value is interpolated linearly; beyond the ends it is the band's minimum.
     """
     last = x.shape[0] - 1
-    position = last / 2 + (jnp.arange(last + 1) - last / 2) / _ratio(key, max_ratio)
+    position = last / 2 + (jnp.arange(last + 1) - last / 2) / _ratio(draw, max_ratio)
     inside = (position >= 0) & (position <= last)
     return jnp.where(inside[:, None], _interpolate(x, position), x.min(0))
 
 
-def time_shift(x: LogMel, key: KeyArray, max_frames: int) -> LogMel:
+def time_shift(x: LogMel, draw: Draw, max_frames: int) -> LogMel:
     """Return x(t - s, m), s uniform in -max_frames..max_frames; vacated frames hold each band's minimum."""
     frames = x.shape[0]
     if not 0 <= max_frames < frames:
         raise InputError(f"shift is at most {max_frames} frames, expected 0 to {frames - 1} with {frames} frames")
-    source = jnp.arange(frames) - jax.random.randint(key, (), -max_frames, max_frames + 1)
+    source = jnp.arange(frames) - (_whole(draw, 2 * max_frames + 1) - max_frames)
     inside = (source >= 0) & (source < frames)
     return jnp.where(inside[:, None], x[jnp.clip(source, 0, frames - 1)], x.min(0))
 
 
-def gain(x: LogMel, key: KeyArray, max_db: float) -> LogMel:
+def gain(x: LogMel, draw: Draw, max_db: float) -> LogMel:
     """Return x with its power changed by a level uniform in [-max_db, max_db] dB."""
-    return x + _NEPER * jax.random.uniform(key, (), x.dtype, -max_db, max_db)
+    return x + _NEPER * max_db * (2 * draw - 1)
 
 
-def add_noise(
-    x: LogMel, key: KeyArray, low_db: float, high_db: float, noise: Float[Array, "noise_time mel"] | None = None
-) -> LogMel:
+def add_noise(x: LogMel, noise: LogMel, draw: Draw, low_db: float, high_db: float) -> LogMel:
     """Return log(exp(x) + a exp(noise)), with the signal-to-noise ratio uniform in [low_db, high_db] dB.
 
     The ratio is that of the mel powers of signal and noise, each averaged over all cells of the clip. Adding powers
@@ -130,38 +141,52 @@ def add_noise(
 
     Args:
         x: one example.
-        key: of the ratio and of the noise.
+        noise: log-mel of noise, of the same shape, from `coloured_noise` or `cut`.
+        draw: uniform in [0, 1).
         low_db, high_db: range of the ratio, in dB.
-        noise: log-mel of a recording, of which a random segment as long as x is taken. Where None, noise of random
-            spectral tilt and hump, each cell chi-squared with 4 degrees of freedom.
+    """
+    ratio = _NEPER * (low_db + (high_db - low_db) * draw)
+    return jnp.logaddexp(x, noise + (_log_power(x) - _log_power(noise) - ratio))
+
+
+def coloured_noise(tilt: Draw, hump: Draw, bits: Bits) -> LogMel:
+    """Log-mel of noise of random spectral tilt and hump, each cell chi-squared with 4 degrees of freedom.
+
+    Args:
+        tilt, hump: uniform in [0, 1). From the first to the last band the level rises by up to 9 dB or falls by up to
+            26 dB; the hump in the middle is up to 9 dB high or deep.
+        bits: random, of the shape of the result.
+    """
+    band = jnp.linspace(-0.5, 0.5, bits.shape[1], dtype=tilt.dtype)
+    colour = (8 * tilt - 6) * band + (2 * hump - 1) * jnp.cos(2 * jnp.pi * band)
+    # two uniforms from one word: random bits are most of the cost
+    first, second = ((half.astype(tilt.dtype) + 0.5) / 65536 for half in (bits >> 16, bits & 65535))
+    return colour + jnp.log(-jnp.log(first * second))
+
+
+def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMel:
+    """Return `frames` successive frames of the log-mel of a longer recording, the first of them uniform.
 
     Raises:
-        InputError: `noise` is shorter than x or has other bands.
+        InputError: `noise` is shorter.
     """
-    ratio_key, key = jax.random.split(key)
-    if noise is None:
-        segment = _coloured_noise(key, x)
-    else:
-        if noise.shape[0] < x.shape[0] or noise.shape[1] != x.shape[1]:
-            raise InputError(f"noise has shape {noise.shape}, expected [{x.shape[0]} or more, {x.shape[1]}]")
-        start = jax.random.randint(key, (), 0, noise.shape[0] - x.shape[0] + 1)
-        segment = jax.lax.dynamic_slice_in_dim(noise, start, x.shape[0])
-    ratio = _NEPER * jax.random.uniform(ratio_key, (), x.dtype, low_db, high_db)
-    return jnp.logaddexp(x, segment + (_log_power(x) - _log_power(segment) - ratio))
+    if noise.shape[0] < frames:
+        raise InputError(f"noise has {noise.shape[0]} frames, expected at least {frames}")
+    return jax.lax.dynamic_slice_in_dim(noise, _whole(draw, noise.shape[0] - frames + 1), frames)
 
 
-def time_mask(x: LogMel, key: KeyArray, max_width: int) -> LogMel:
+def time_mask(x: LogMel, width: Draw, start: Draw, max_width: int) -> LogMel:
     """Return x with w successive frames set to its mean, w uniform in 0..max_width.
 
     Reference:
         Park et al., SpecAugment (2019).
     """
-    return jnp.where(_mask(key, x.shape[0], max_width, "frames")[:, None], x.mean(), x)
+    return jnp.where(_mask(width, start, x.shape[0], max_width, "frames")[:, None], x.mean(), x)
 
 
-def frequency_mask(x: LogMel, key: KeyArray, max_width: int) -> LogMel:
+def frequency_mask(x: LogMel, width: Draw, start: Draw, max_width: int) -> LogMel:
     """Return x with w successive mel bands set to its mean, w uniform in 0..max_width; as `time_mask`."""
-    return jnp.where(_mask(key, x.shape[1], max_width, "bands"), x.mean(), x)
+    return jnp.where(_mask(width, start, x.shape[1], max_width, "bands"), x.mean(), x)
 
 
 def normalize(x: LogMel, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> LogMel:
@@ -191,36 +216,28 @@ def normalize(x: LogMel, mode: Literal["none", "mean", "mean_variance"], dynamic
     return x
 
 
-def _coloured_noise(key: KeyArray, x: LogMel) -> LogMel:
-    colour_key, key = jax.random.split(key)
-    tilt, hump = jax.random.uniform(colour_key, (2,), x.dtype, -1, 1)
-    band = jnp.linspace(-0.5, 0.5, x.shape[1], dtype=x.dtype)
-    # From the first to the last band the level rises by up to 9 dB or falls by up to 26 dB; the hump is up to 9 dB.
-    colour = (4 * tilt - 2) * band + hump * jnp.cos(2 * jnp.pi * band)
-    # Two uniforms from one word: random bits are most of the cost.
-    bits = jax.random.bits(key, x.shape, jnp.uint32)
-    first, second = ((half.astype(x.dtype) + 0.5) / 65536 for half in (bits >> 16, bits & 65535))
-    return colour + jnp.log(-jnp.log(first * second))
-
-
 def _log_power(x: LogMel) -> Float[Array, ""]:
     return jax.nn.logsumexp(x) - math.log(x.size)
 
 
-def _mask(key: KeyArray, size: int, max_width: int, unit: str) -> Array:
+def _whole(draw: Draw, count: int | Array) -> Array:
+    """A whole number uniform in 0..count - 1."""
+    return jnp.floor(draw * count).astype(jnp.int32)
+
+
+def _mask(width: Draw, start: Draw, size: int, max_width: int, unit: str) -> Array:
     if not 0 <= max_width <= size:
         raise InputError(f"mask is at most {max_width} {unit} wide, expected 0 to {size}, all {unit}")
-    width_key, start_key = jax.random.split(key)
-    width = jax.random.randint(width_key, (), 0, max_width + 1)
-    start = jax.random.randint(start_key, (), 0, size - width + 1)
+    cells = _whole(width, max_width + 1)
+    first = _whole(start, size - cells + 1)
     place = jnp.arange(size)
-    return (place >= start) & (place < start + width)
+    return (place >= first) & (place < first + cells)
 
 
-def _ratio(key: KeyArray, max_ratio: float) -> Array:
+def _ratio(draw: Draw, max_ratio: float) -> Array:
     if not 1 <= max_ratio < math.inf:
         raise InputError(f"max_ratio is {max_ratio}, expected 1 or more")
-    return jnp.exp(jax.random.uniform(key, (), minval=-1, maxval=1) * math.log(max_ratio))
+    return jnp.exp((2 * draw - 1) * math.log(max_ratio))
 
 
 def _interpolate(x: Float[Array, "place value"], position: Float[Array, " new"]) -> Float[Array, "new value"]:

@@ -57,3 +57,8 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
         file.seek(_DIGEST_BYTES)
         names = np.load(file, allow_pickle=False)
         return {str(name): np.load(file, allow_pickle=False) for name in names}
+
+
+def default_folder() -> Path:
+    """The user's cache folder: `$XDG_CACHE_HOME/metajax`, or `~/.cache/metajax`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "metajax"

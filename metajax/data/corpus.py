@@ -23,9 +23,9 @@ from metajax.data.features import FeatureSettings, check_settings, log_mel
 from metajax.errors import InputError
 
 # Part of every cache file's key: raise it whenever read_audio, resample, log_mel or `fit_length` change their output.
-FORMAT = 1
+FORMAT = 2
 # Clips read by one thread at a time, and transformed by one call of one compiled function.
-_BATCH = 128
+_BATCH = 256
 # Batches read ahead: bounds the waves held in memory at any time, whatever the size of the corpus.
 _READ_AHEAD = 8
 
@@ -179,7 +179,9 @@ def fit_length(wave: Float32[np.ndarray, " samples"], num_samples: int) -> Float
     """Return `wave` centred in zeros, or the `num_samples` samples of it with the most energy."""
     extra = num_samples - len(wave)
     if extra >= 0:
-        return np.pad(wave, (extra // 2, extra - extra // 2))
+        padded = np.zeros(num_samples, wave.dtype)
+        padded[extra // 2 :][: len(wave)] = wave
+        return padded
     energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
     start = int(np.argmax(energy[num_samples:] - energy[:-num_samples]))
     return wave[start : start + num_samples]
@@ -194,7 +196,8 @@ def _frames_touching(num_samples: int, settings: FeatureSettings) -> int:
 
 @partial(jax.jit, static_argnames="settings")
 def _features(waves: Float[Array, "batch samples"], settings: FeatureSettings) -> Float[Array, "batch time mel"]:
-    return jax.vmap(lambda wave: log_mel(wave, settings))(waves)
+    # On CPU 16 clips at a time stay within the cache, which halves the time.
+    return jax.lax.map(lambda wave: log_mel(wave, settings), waves, batch_size=16)
 
 
 def _compute(recordings: Recordings, settings: FeatureSettings, on_error: str, progress: bool) -> dict[str, np.ndarray]:

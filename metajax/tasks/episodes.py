@@ -2,12 +2,12 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from metajax.core import Batch, Episode, KeyArray, Labels, Referenced, Sampler
 from metajax.errors import InputError
@@ -23,7 +23,7 @@ class Tables(NamedTuple):
     labels: Int[Array, " classes"]  # corpus label of each class, renumbered 0..classes - 1 over the split
     speakers: Int[Array, "classes width"]  # speaker of each of `clips`, renumbered 0..speakers - 1 over the split
     members: Int[Array, " speakers"]  # the speakers; for `across="same"` those with clips enough of `ways` classes
-    homes: Int[Array, "speakers classes"]  # for `across="same"`: the classes of which each of them has clips enough
+    homes: Bool[Array, "speakers classes"]  # for `across="same"`: of which classes each of them has clips enough
 
 
 def episodes(
@@ -67,23 +67,24 @@ def episodes(
     tables = index_tables(label, speaker, ways, shots, queries, across, name)
     cut = ways * shots
 
+    num_classes, width = tables.clips.shape
+    num_speakers = tables.members.shape[0]
+
     def draw(key: KeyArray) -> tuple[Array, Array, Array]:
         """Classes [ways], clip indices [ways, shots + queries], and whether every one of them exists."""
-        class_key, speaker_key, clip_key = jax.random.split(key, 3)
+        # one call of the generator for all three: each costs compile time
+        numbers = jax.random.uniform(key, (num_classes + num_speakers + ways * width,))
+        by_class, by_speaker, by_clip = jnp.split(numbers, [num_classes, num_classes + num_speakers])
+        who = by_speaker.argmax()
         if across == "same":
-            who_key, class_key = jax.random.split(class_key)
-            who = jax.random.randint(who_key, (), 0, tables.members.shape[0])
-            home = tables.homes[who]
-            priority = jnp.where(home >= 0, jax.random.uniform(class_key, home.shape), -1.0)
-            classes = home[jax.lax.top_k(priority, ways)[1]]
-        else:
-            classes = jax.random.permutation(class_key, tables.clips.shape[0])[:ways]
+            by_class = jnp.where(tables.homes[who], by_class, -1.0)
+        classes = jax.lax.top_k(by_class, ways)[1]
         clips, speakers = tables.clips[classes], tables.speakers[classes]
-        priority = jnp.where(clips >= 0, jax.random.uniform(clip_key, clips.shape), -1.0)
+        priority = jnp.where(clips >= 0, by_clip.reshape(ways, width), -1.0)
         if across == "same":
             priority = jnp.where(speakers == tables.members[who], priority, -1.0)
         if across == "speaker":
-            half = (jax.random.permutation(speaker_key, tables.members.shape[0]) % 2 == 0)[speakers]
+            half = (by_speaker >= jax.lax.top_k(by_speaker, num_speakers // 2)[0][-1])[speakers]
             best = [
                 jax.lax.top_k(jnp.where(half == side, priority, -1.0), count)
                 for side, count in ((False, shots), (True, queries))
@@ -94,14 +95,13 @@ def episodes(
         return classes, jnp.take_along_axis(clips, columns, 1), (values >= 0).all()
 
     def sample(key: KeyArray) -> Episode:
-        # a draw whose halves leave a class short of clips is drawn again: `index_tables` saw that most are complete
-        def again(carry: tuple[KeyArray, tuple[Array, Array, Array]]) -> tuple[KeyArray, tuple[Array, Array, Array]]:
+        # a draw whose halves leave a class short of clips is drawn again: `index_tables` saw that enough are complete
+        def again(carry: tuple[KeyArray, Any]) -> tuple[KeyArray, Any]:
             key, draw_key = jax.random.split(carry[0])
             return key, draw(draw_key)
 
-        carry = again((key, (jnp.zeros(0), jnp.zeros(0), jnp.zeros(0))))
-        if across == "speaker":
-            carry = jax.lax.while_loop(lambda carry: ~carry[1][2], again, carry)
+        nothing = (jnp.zeros(ways, jnp.int32), jnp.zeros((ways, shots + queries), jnp.int32), jnp.array(False))
+        carry = jax.lax.while_loop(lambda carry: ~carry[1][2], again, (key, nothing))
         classes, clips, _ = carry[1]
         chosen = jnp.concatenate([clips[:, :shots].reshape(-1), clips[:, shots:].reshape(-1)])
         episode = jnp.concatenate([jnp.repeat(jnp.arange(ways), shots), jnp.repeat(jnp.arange(ways), queries)])
@@ -140,7 +140,7 @@ def index_tables(
     rows = [np.flatnonzero(label == c) for c in classes]
     need = shots + queries
     enough = [len(row) >= need for row in rows]
-    homes: list[list[int]] = []
+    homes = np.zeros((len(members), len(classes)), bool)
     if across == "same":
         counts = np.zeros((len(classes), len(members)), int)
         for i, row in enumerate(rows):
@@ -167,14 +167,13 @@ def index_tables(
     if across == "speaker":
         check_halves([local[row] for row in rows], len(members), ways, shots, queries, f"{name}: {asked}")
     if across == "same":
-        homes = [list(np.flatnonzero(able[kept][:, host])) for host in hosts]
-        members = hosts
+        homes, members = able[kept][:, hosts].T, hosts
     return Tables(
         clips=jnp.asarray(pad(rows)),
         labels=jnp.arange(len(kept)),
         speakers=jnp.asarray(pad([local[row] for row in rows])),
         members=jnp.asarray(members),
-        homes=jnp.asarray(pad(homes)) if homes else jnp.zeros((0, 0), int),
+        homes=jnp.asarray(homes),
     )
 
 
@@ -188,8 +187,8 @@ def check_halves(speakers: list[np.ndarray], count: int, ways: int, shots: int, 
         complete += all((~side).sum() >= shots and side.sum() >= queries for side in sides)
     if complete < 10:
         raise InputError(
-            f"{asked}: only {complete} of 200 random splits of the {count} speakers into a support and a query half leave "
-            f"clips enough; ask for fewer queries, or use across='none'."
+            f"{asked}: only {complete} of 200 random splits of the {count} speakers into a support and a query half "
+            f"leave clips enough; ask for fewer queries, or use across='none'."
         )
 
 
@@ -202,14 +201,14 @@ def pad(rows: list) -> Int[np.ndarray, "rows width"]:
 
 
 def with_inputs(sample: Sampler, transform: Callable[[Array, KeyArray], Array]) -> Sampler:
-    """Episodes whose inputs went through `transform(x, key)`, e.g. augmentation; support and query by keys of their own."""
+    """Episodes whose inputs went through `transform(x, key)`, e.g. augmentation, support and query in one call."""
 
     def transformed(key: KeyArray) -> Episode:
-        sample_key, support_key, query_key = jax.random.split(key, 3)
+        sample_key, key = jax.random.split(key)
         support, query = sample(sample_key)
-        return Episode(
-            support._replace(x=transform(support.x, support_key)), query._replace(x=transform(query.x, query_key))
-        )
+        x = transform(jnp.concatenate([support.x, query.x]), key)
+        cut = support.x.shape[0]
+        return Episode(support._replace(x=x[:cut]), query._replace(x=x[cut:]))
 
     return transformed
 

@@ -57,6 +57,91 @@ def check_disjoint(splits: Splits, column: Int[np.ndarray, " clips"], what: str,
             )
 
 
+def divide(
+    columns: dict[str, Int[np.ndarray, " clips"]],
+    names: dict[str, tuple[str, ...]],
+    *,
+    ways: int,
+    seed: int,
+    shares: tuple[float, float, float] = (0.6, 0.2, 0.2),
+) -> Splits:
+    """Train, validation and test of a corpus, without a shared word or speaker.
+
+    A column `split` decides where there is one. Otherwise words are dealt at random, `ways` at least to train and test
+    each, and speakers by the column `official_split` where its parts share no speaker (a missing test part is made of
+    the validation part), else at random too; validation goes without where too few are left.
+
+    Args:
+      columns: of the corpus: `label`, and `speaker`, `split`, `official_split` where known.
+      names: of the columns' values.
+      ways: classes that an episode needs.
+      seed: of the random choices.
+      shares: of words and speakers for train, validation and test.
+
+    Returns:
+      One mask over clips for each split.
+
+    Raises:
+      InputError: too few words or speakers, or the column `split` shares some between two splits.
+    """
+    label, speaker = columns["label"], columns["speaker"]
+    if "split" in columns:
+        order = [names["split"].index(name) if name in names["split"] else -2 for name in Splits._fields]
+        splits = Splits(*((columns["split"] == index) & (label >= 0) for index in order))
+        check_disjoint(splits, label, "words", names["label"])
+        check_disjoint(splits, speaker, "speakers", names["speaker"])
+        return splits
+    words = np.unique(label[label >= 0])
+    if len(words) < 2 * ways:
+        raise InputError(
+            f"{len(words)} words, expected at least {2 * ways}: {ways}-way episodes need {ways} to train on and {ways} "
+            "others to test on."
+        )
+    labels = random_parts(words, _sizes(len(words), shares, ways), seed)
+    if (speaker < 0).any():
+        if (speaker >= 0).any():
+            raise InputError(f"{(speaker < 0).sum()} of {len(speaker)} clips have no speaker, expected all or none.")
+        return split(label, speaker, labels, None)
+    parts = _official(columns, names, seed)
+    if parts is None:
+        people = np.unique(speaker)
+        if len(people) < 4:
+            raise InputError(f"{len(people)} speakers, expected at least 4: two to train on and two others to test on.")
+        parts = random_parts(people, _sizes(len(people), shares, 2), seed)
+    return split(label, speaker, labels, parts)
+
+
+def _sizes(count: int, shares: tuple[float, float, float], least: int) -> tuple[int, int, int]:
+    """Train, validation and test sizes: test and train at least `least`, validation at least that or nothing."""
+    test = max(least, round(count * shares[2]))
+    validation = max(least, round(count * shares[1]))
+    if count - test - validation < least:
+        validation, test = 0, max(least, min(test, count - least))
+    return count - test - validation, validation, test
+
+
+def _official(
+    columns: dict[str, Int[np.ndarray, " clips"]], names: dict[str, tuple[str, ...]], seed: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]] | None:
+    """Speakers by the corpus's own split, None where it has none or shares speakers."""
+    if "official_split" not in columns:
+        return None
+    people = [
+        set(columns["speaker"][columns["official_split"] == names["official_split"].index(name)].tolist())
+        if name in names["official_split"]
+        else set()
+        for name in Splits._fields
+    ]
+    train, validation, test = people
+    if train & validation or train & test or validation & test or not train or not validation | test:
+        return None
+    if not test:
+        order = np.random.default_rng(seed).permutation(sorted(train)).tolist()
+        count = max(2, len(order) // 6)
+        return tuple(order[count:]), tuple(order[:count]), tuple(sorted(validation))
+    return tuple(sorted(train)), tuple(sorted(validation)), tuple(sorted(test))
+
+
 def random_parts(
     values: Int[np.ndarray, " n"], sizes: tuple[int, int, int], seed: int
 ) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

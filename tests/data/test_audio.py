@@ -5,6 +5,7 @@ import struct
 import numpy as np
 import pytest
 import soundfile
+from scipy.signal import resample_poly
 
 from metajax.data.audio import check_wave, read_audio, resample
 from metajax.errors import InputError
@@ -210,6 +211,30 @@ def test_what_is_below_95_percent_of_the_nyquist_frequency_is_kept(rates):
 def test_upsampling_leaves_no_images(rates):
     spectrum = np.abs(np.fft.rfft(resample(sine(1000, rates[0]), *rates) * np.blackman(rates[1])))
     assert spectrum[rates[0] // 2 + 10 :].max() < 10 ** (-95 / 20) * spectrum.max()
+
+
+@pytest.mark.parametrize(
+    ("from_rate", "to_rate", "samples"),
+    [
+        (22050, 16000, 11000),
+        (22050, 16000, 1),
+        (22050, 16000, 300000),  # several blocks
+        (48000, 16000, 300000),
+        (8000, 48000, 60000),
+        (1000, 1001, 100),
+        (1009, 800, 5000),
+    ],
+)
+def test_resample_is_the_convolution_of_scipy(from_rate, to_rate, samples):
+    common = np.gcd(from_rate, to_rate)
+    up, down = to_rate // common, from_rate // common
+    wave = np.random.default_rng(0).standard_normal(samples)
+    time = np.arange(-300 * max(up, down), 300 * max(up, down) + 1) / max(up, down)  # in samples of the lower rate
+    low_pass = 0.975 * np.sinc(0.975 * time) * np.exp(-((np.pi * time / 240) ** 2))  # transform of erfc(120 ...) / 2
+    wanted = resample_poly(wave, up, down, window=low_pass / max(up, down))
+    given = resample(wave, from_rate, to_rate)
+    assert given.dtype == np.float32 and given.shape == wanted.shape
+    np.testing.assert_allclose(given, wanted, atol=5e-6)
 
 
 def test_resample_refuses_what_is_not_a_rate_or_a_wave():

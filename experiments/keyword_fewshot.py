@@ -1,0 +1,440 @@
+"""Can a model that was meta-trained on speech learn words it has never heard, from people it has never heard?
+
+    python experiments/keyword_fewshot.py
+
+Meta-trains on the words and speakers of one corpus, then learns episodes of other words by other speakers, and shows the
+accuracy after 0, 1, 2, ... adaptation steps next to fine-tuning, to training from scratch on the same support sets, and to
+chance. With no arguments it runs on the embedded synthetic corpus, about 4 minutes on 2 CPU cores; expected: README.md.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax as mj
+from metajax import checkpoint, models, report
+from metajax.data.augment import Augmentation, augment, normalize
+from metajax.data.cache import default_folder
+from metajax.data.corpora import arabic, espeak, fsdd, manifest, speech_commands
+from metajax.data.corpus import Corpus, load
+from metajax.data.features import FeatureSettings
+from metajax.losses import cross_entropy
+from metajax.models import NORMALIZATIONS, Model
+from metajax.parallel import replicate, task_mesh, use_all_cores
+from metajax.tasks.episodes import ACROSS, episodes, with_inputs, with_reference
+from metajax.tasks.splits import Splits, divide
+
+CORPORA = ("espeak", "fsdd", "arabic", "speech_commands", "manifest")
+ALGORITHMS = ("maml", "fomaml", "protonet", "joint")
+MODELS = {"conv4": models.conv4, "tcresnet8": models.tcresnet8}
+
+# inner learning rates that fine-tuning and training from scratch choose from, on validation episodes
+RATES = (0.01, 0.03, 0.1, 0.3)
+BASELINE_STEPS = 20
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line; unknown names end with exit code 2 and the list of known ones."""
+    parser = argparse.ArgumentParser(
+        description="Meta-train on speech, then learn new words by new speakers from a few recordings.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--corpus", choices=CORPORA, default="espeak", help="corpus to train on")
+    data.add_argument("--root", type=Path, help="its folder, or the manifest file (CSV, TSV or JSON lines)")
+    data.add_argument("--eval-corpus", choices=CORPORA, help="corpus to test on, if another")
+    data.add_argument("--eval-root", type=Path, help="its folder or manifest")
+    data.add_argument("--max-hz", type=float, default=7600.0, help="upper edge of the mel bands; 3800 for 8 kHz audio")
+    data.add_argument("--on-error", choices=("raise", "skip"), default="raise", help="what to do with unusable clips")
+    data.add_argument("--cache", type=Path, default=default_folder(), help="folder of cached features")
+    task = parser.add_argument_group("episodes")
+    task.add_argument("--ways", type=int, default=5, help="words per episode")
+    task.add_argument("--shots", type=int, default=1, help="support clips per word")
+    task.add_argument("--queries", type=int, default=10, help="query clips per word")
+    task.add_argument(
+        "--across",
+        choices=ACROSS,
+        default="speaker",
+        help="speaker: other speakers in the query set than in the support set; none: speakers ignored; same: one speaker says all",
+    )
+    learn = parser.add_argument_group("learning")
+    learn.add_argument("--algorithm", choices=ALGORITHMS, default="maml", help="meta-learning algorithm")
+    learn.add_argument("--model", choices=tuple(MODELS), default="tcresnet8", help="network")
+    learn.add_argument("--width", type=float, default=1.0, help="multiplies the network's channels")
+    learn.add_argument(
+        "--normalization", choices=NORMALIZATIONS, default="transductive", help="whose statistics normalise"
+    )
+    learn.add_argument("--num-steps", type=int, default=5, help="inner steps")
+    learn.add_argument("--inner-rate", type=float, default=0.1, help="inner learning rate (SGD)")
+    learn.add_argument("--outer-steps", type=int, default=500, help="outer steps")
+    learn.add_argument("--outer-rate", type=float, default=2e-3, help="peak outer learning rate (AdamW, cosine)")
+    learn.add_argument("--weight-decay", type=float, default=1e-4, help="outer weight decay")
+    learn.add_argument("--tasks", type=int, default=4, help="episodes per outer step")
+    learn.add_argument("--train-ways", type=int, help="words per training episode; as --ways if not given (protonet)")
+    learn.add_argument("--augment", type=float, default=1.0, help="strength of the augmentation; 0 for none")
+    learn.add_argument("--seed", type=int, default=0, help="of everything random")
+    learn.add_argument("--episodes", type=int, default=600, help="test episodes")
+    out = parser.add_argument_group("output")
+    out.add_argument("--out", type=Path, default=Path("runs/keyword_fewshot"), help="folder for the results")
+    out.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    return parser.parse_args(argv)
+
+
+class Task(NamedTuple):
+    """A corpus, and which clips of it belong to which split."""
+
+    corpus: Corpus
+    splits: Splits
+
+
+def load_task(name: str, root: Path | None, args: argparse.Namespace) -> Task:
+    """Read a corpus and divide it into splits that share no word and no speaker."""
+    if name == "espeak":
+        recordings = espeak.read()
+    elif root is None:
+        raise mj.InputError(f"The corpus {name} lies in a folder of yours: give it with --root (or --eval-root).")
+    elif name == "manifest":
+        recordings = manifest.read(root, on_error=args.on_error)
+    else:
+        recordings = {"fsdd": fsdd, "arabic": arabic, "speech_commands": speech_commands}[name].read(root)
+    corpus = load(recordings, FeatureSettings(high=args.max_hz), cache=args.cache, on_error=args.on_error)
+    return Task(corpus, divide(corpus.columns, corpus.names, ways=args.ways, seed=args.seed))
+
+
+def check_unseen(train: Task, test: Task) -> None:
+    """Two corpora may not share words or speakers either: training's against those tested on, by name."""
+    for column, what in (("label", "words"), ("speaker", "speakers")):
+        seen, asked = (
+            {task.corpus.names[column][i] for i in np.unique(task.corpus.columns[column][mask]) if i >= 0}
+            for task, mask in ((train, train.splits.train), (test, test.splits.test))
+        )
+        if shared := sorted(seen & asked):
+            raise mj.InputError(
+                f"{train.corpus.name} (train) and {test.corpus.name} (test) share {len(shared)} {what} "
+                f"({', '.join(shared[:3])}), expected none."
+            )
+
+
+def sampler(task: Task, split: str, args: argparse.Namespace, *, ways: int, training: bool = False) -> mj.core.Sampler:
+    """Episodes of one split: clips, augmented for training, normalised clip by clip."""
+    columns = task.corpus.columns
+    label = np.where(getattr(task.splits, split), columns["label"], -1)
+    sample = episodes(
+        task.corpus.features,
+        label,
+        columns["speaker"],
+        ways=ways,
+        shots=args.shots,
+        queries=args.queries,
+        across=args.across,
+        name=f"{task.corpus.name} ({split})",
+    )
+    change = augment(strength(args.augment)) if training and args.augment else None
+
+    def prepare(x: jax.Array, key: jax.Array) -> jax.Array:
+        x = x if change is None else change(x, key)
+        return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x)
+
+    sample = with_inputs(sample, prepare)
+    return with_reference(sample) if args.normalization == "support" else sample
+
+
+def strength(factor: float) -> Augmentation:
+    """The default augmentation, stronger or weaker."""
+    default = Augmentation()
+    return default._replace(
+        warp=default.warp * factor,
+        stretch=default.stretch * factor,
+        shift=round(default.shift * factor),
+        gain=default.gain * factor,
+        noise=min(1.0, default.noise * factor),
+        time_mask=round(default.time_mask * factor),
+        frequency_mask=round(default.frequency_mask * factor),
+    )
+
+
+def network(num_outputs: int | None, args: argparse.Namespace) -> Model:
+    """The network with a head of `num_outputs`, or its embedding."""
+    width = args.width if args.model == "tcresnet8" else round(64 * args.width)
+    return MODELS[args.model](num_outputs, normalization=args.normalization, width=width)
+
+
+def build(args: argparse.Namespace, classes: int) -> tuple[Model, mj.Algorithm, mj.Algorithm, int]:
+    """The network, the algorithm as trained and as tested, and how many steps it adapts."""
+    if args.algorithm == "protonet":
+        model = network(None, args)
+        train_ways = args.train_ways or args.ways
+        return model, mj.protonet(model.apply, train_ways), mj.protonet(model.apply, args.ways), 1
+    if args.algorithm == "joint":
+        model = network(classes, args)
+        algorithm = mj.joint(cross_entropy(model.apply, "corpus"))
+        return model, algorithm, algorithm, 0
+    model = network(args.ways, args)
+    factory = {"maml": mj.maml, "fomaml": mj.fomaml}[args.algorithm]
+    algorithm = factory(cross_entropy(model.apply), optax.sgd(args.inner_rate), args.num_steps)
+    return model, algorithm, algorithm, args.num_steps
+
+
+def outer_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
+    """AdamW with warm-up, cosine decay and clipping."""
+    warmup = min(50, args.outer_steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(0.0, args.outer_rate, warmup, max(args.outer_steps, warmup + 1))
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(rate, weight_decay=args.weight_decay))
+
+
+def scorer(learner: mj.Learner, sample: mj.core.Sampler, num_tasks: int, num_steps: int) -> Callable[..., np.ndarray]:
+    """Compiled `(theta, key) -> query accuracy [num_tasks, num_steps + 1]`, the tasks spread over the devices."""
+    mesh = task_mesh(num_tasks)
+    run = jax.jit(lambda theta, key: mj.evaluate(learner, theta, sample, key, num_tasks, num_steps, mesh=mesh))
+    return lambda theta, key: np.asarray(run(theta, key)["accuracy"])
+
+
+def train(
+    args: argparse.Namespace,
+    model: Model,
+    algorithm: mj.Algorithm,
+    sample: mj.core.Sampler,
+    score: Callable[[Any], float] | None,
+    key: jax.Array,
+    folder: Path,
+    title: str,
+) -> mj.Fit:
+    """Meta-train a fresh network, or go on where `folder` left off."""
+    init_key, fit_key = jax.random.split(key)
+    shapes = jax.eval_shape(sample, key).support.x
+    theta = algorithm.learner.init(jax.jit(model.init)(init_key, jnp.zeros(shapes.shape, shapes.dtype)))
+    mesh = task_mesh(args.tasks)
+    optimizer = outer_optimizer(args)
+    # per-task weights: one task at a time is fastest on CPU; shared weights: all tasks in one batch
+    gradient_based = args.algorithm in ("maml", "fomaml") and title != "joint"
+    chunk = 1 if gradient_based and jax.default_backend() == "cpu" else None
+    step = mj.meta_step(algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
+    state = replicate(mj.init_state(theta, optimizer), mesh)
+    folder.mkdir(exist_ok=True)
+    print(f"{title}: {sum(leaf.size for leaf in jax.tree.leaves(theta)):,} parameters, {args.outer_steps} outer steps")
+    return mj.fit(
+        step,
+        state,
+        fit_key,
+        args.outer_steps,
+        num_tasks=args.tasks,
+        block=25,
+        validate=score,
+        validate_every=100,
+        folder=folder,
+        resume=args.resume and (folder / "last").exists(),
+        title=title,
+    )
+
+
+def graft(theta: Any, fresh: Any) -> Any:
+    """A jointly trained network with a fresh head, its bias and weights zero, for fine-tuning on new words."""
+    return theta | {"head": jax.tree.map(jnp.zeros_like, fresh["head"])}
+
+
+def baseline(
+    args: argparse.Namespace,
+    task: Task,
+    validation: mj.core.Sampler | None,
+    test: mj.core.Sampler,
+    theta: Any,
+    key: jax.Array,
+) -> tuple[np.ndarray, float]:
+    """Gradient descent on the support set from `theta`: test accuracy by step, and the rate that validation chose."""
+    loss_fn = cross_entropy(network(args.ways, args).apply)
+
+    def learner(rate: jax.Array | float) -> mj.Learner:
+        return mj.descent(loss_fn, optax.sgd(rate))
+
+    rate = RATES[len(RATES) // 2]
+    if validation is not None:
+        mesh = task_mesh(60)
+        run = jax.jit(
+            lambda theta, rate, key: mj.evaluate(learner(rate), theta, validation, key, 60, BASELINE_STEPS, mesh=mesh)
+        )
+        key, choose_key = jax.random.split(key)
+        rate = max(RATES, key=lambda rate: float(run(theta, jnp.float32(rate), choose_key)["accuracy"][:, -1].mean()))
+    return scorer(learner(rate), test, args.episodes, BASELINE_STEPS)(theta, jax.random.key(args.seed + 1)), rate
+
+
+def prepare_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Make the output folder; refuse to overwrite a run, or to resume another one."""
+    path = args.out / "config.json"
+    if path.exists():
+        if not args.resume:
+            raise mj.InputError(f"{args.out} already holds a run; choose another --out, or go on with it by --resume.")
+        old = json.loads(path.read_text(encoding="utf-8"))
+        for name in config.keys() | old.keys():
+            if config.get(name) != old.get(name):
+                raise mj.InputError(
+                    f"--resume: {name} is {config.get(name)!r} now but {old.get(name)!r} in {path}, expected the same."
+                )
+    elif args.resume:
+        raise mj.InputError(f"--resume: {args.out} holds no run to go on with.")
+    elif args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise mj.InputError(f"{args.out} exists and is not an empty folder; choose another --out.")
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(path, config)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole experiment; returns what `results.json` holds."""
+    for name, least in (("num_steps", 1), ("outer_steps", 1), ("tasks", 1), ("episodes", 2)):
+        if getattr(args, name) < least:
+            raise mj.InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+    config = {
+        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "resume", "cache")
+    }
+    prepare_out(args, config)
+    key = jax.random.key(args.seed)
+    source = load_task(args.corpus, args.root, args)
+    target = source
+    if args.eval_corpus not in (None, args.corpus) or args.eval_root not in (None, args.root):
+        target = load_task(args.eval_corpus or args.corpus, args.eval_root, args)
+    check_unseen(source, target)
+
+    ways = args.train_ways if args.train_ways and args.algorithm == "protonet" else args.ways
+    training = sampler(source, "train", args, ways=ways, training=True)
+    validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
+    test = sampler(target, "test", args, ways=args.ways)
+    classes = len(np.unique(source.corpus.columns["label"][source.splits.train]))
+    model, algorithm, tested, num_steps = build(args, classes)
+
+    score = None
+    if validation is not None and args.algorithm != "joint":
+        accuracies = scorer(tested.learner, validation, 100, num_steps)
+        score = lambda theta: float(accuracies(theta, jax.random.key(args.seed + 2))[:, -1].mean())
+    began = time.perf_counter()
+    fitted = train(args, model, algorithm, training, score, key, args.out, args.algorithm)
+    seconds = time.perf_counter() - began
+    checkpoint.save(args.out / "theta", fitted.theta)
+
+    print("testing", flush=True)
+    curves: dict[str, report.Curve] = {}
+    fresh_key = jax.random.fold_in(key, 1)
+    shape = jax.eval_shape(test, key).support.x
+    fresh = jax.jit(network(args.ways, args).init)(fresh_key, jnp.zeros(shape.shape, shape.dtype))
+    adapt_ms = None
+    if args.algorithm != "joint":
+        accuracy = scorer(tested.learner, test, args.episodes, num_steps)(fitted.theta, jax.random.key(args.seed + 1))
+        curves[args.algorithm] = report.curve(*mj.mean_ci95(accuracy))
+        adapt_ms = time_adaptation(tested.learner, fitted.theta, test, num_steps)
+    joint_theta = fitted.theta
+    if args.algorithm != "joint":
+        joint_model = network(classes, args)
+        joint = mj.joint(cross_entropy(joint_model.apply, "corpus"))
+        joint_theta = train(args, joint_model, joint, training, None, key, args.out / "joint", "joint").theta
+    fine, fine_rate = baseline(args, source, validation, test, graft(joint_theta, fresh), key)
+    curves["fine-tuning"] = report.curve(*mj.mean_ci95(fine))
+    scratch, scratch_rate = baseline(args, source, validation, test, fresh, key)
+    curves["from scratch"] = report.curve(*mj.mean_ci95(scratch))
+
+    main = curves[args.algorithm if args.algorithm != "joint" else "fine-tuning"]
+    columns, mask = target.corpus.columns, target.splits.test
+    results = {
+        "accuracy": main,
+        "algorithm": args.algorithm,
+        "baselines": {
+            "fine_tuning": {"accuracy": curves["fine-tuning"], "inner_rate": fine_rate},
+            "from_scratch": {"accuracy": curves["from scratch"], "inner_rate": scratch_rate},
+            "chance": 1 / args.ways,
+        },
+        "corpus": source.corpus.name,
+        "eval_corpus": target.corpus.name,
+        "ways": args.ways,
+        "shots": args.shots,
+        "queries": args.queries,
+        "across": args.across,
+        "normalization": args.normalization,
+        "unseen_words": [target.corpus.names["label"][i] for i in np.unique(columns["label"][mask])],
+        "unseen_speakers": [target.corpus.names["speaker"][i] for i in np.unique(columns["speaker"][mask]) if i >= 0],
+        "train_words": classes,
+        "train_speakers": len(np.unique(source.corpus.columns["speaker"][source.splits.train])),
+        "skipped_clips": list(source.corpus.skipped) + ([] if target is source else list(target.corpus.skipped)),
+        "episodes": args.episodes,
+        "seed": args.seed,
+        "config": config,
+        "device": describe_device(),
+        "versions": {name: version(name) for name in ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")}
+        | {"python": platform.python_version()},
+        "seconds": seconds,
+        "tasks_per_second": args.tasks * max(args.outer_steps - 1, 0) / fitted.seconds if fitted.seconds else None,
+        "outer_steps_per_second": (args.outer_steps - 1) / fitted.seconds if fitted.seconds else None,
+        "first_step_seconds": fitted.first_step_seconds,
+        "validation": fitted.validation,
+        "adapt_ms": adapt_ms,
+    }
+    checkpoint.write_json(args.out / "results.json", results)
+    show(args, results, curves)
+    return results
+
+
+def time_adaptation(learner: mj.Learner, theta: Any, sample: mj.core.Sampler, num_steps: int) -> float:
+    """Median milliseconds to learn one task, compiled."""
+    support = jax.jit(sample)(jax.random.key(0)).support
+    run = jax.jit(lambda theta, support, key: mj.adapt(learner, theta, support, key, num_steps)[0])
+    theta = jax.device_put(jax.tree.map(np.asarray, theta), jax.devices()[0])
+    times = []
+    for i in range(22):
+        start = time.perf_counter()
+        jax.block_until_ready(run(theta, support, jax.random.key(i)))
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times[2:]))
+
+
+def describe_device() -> str:
+    device = jax.devices()[0]
+    return f"{jax.device_count()} x {device.device_kind} ({device.platform}), {platform.machine()}"
+
+
+def show(args: argparse.Namespace, results: dict[str, Any], curves: dict[str, report.Curve]) -> None:
+    """Print the table, draw the picture."""
+    who = {
+        "speaker": "support and query by different speakers",
+        "none": "speakers ignored",
+        "same": "one speaker per episode",
+    }
+    words, speakers = len(results["unseen_words"]), len(results["unseen_speakers"])
+    trained = f"trained on {results['corpus']}, tested on {results['eval_corpus']}"
+    title = (
+        f"{args.ways}-way {args.shots}-shot, {trained}: {words} unseen words, {speakers} unseen speakers,\n"
+        f"{who[args.across]}, {args.normalization} normalisation, {args.episodes} episodes, 95 % intervals"
+    )
+    last = max(point["step"] for points in curves.values() for point in points)
+    steps = sorted({0, 1, 2, 3, args.num_steps, 10, last} & set(range(last + 1)))
+    print(f"\n{title}\n\n{report.table(curves, 1 / args.ways, steps)}\n")
+    if results["adapt_ms"] is not None:
+        print(f"One adaptation takes {results['adapt_ms']:.1f} ms on {results['device']}.")
+    report.plot_curves(curves, 1 / args.ways, title, args.out / "curve.png")
+    print(f"Results, picture and trained theta are in {args.out}.")
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    warnings.showwarning = lambda message, *rest, **more: print(f"note: {message}", file=sys.stderr)
+    try:
+        use_all_cores(args.cache / "compiled")
+        run(args)
+    except mj.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except mj.DivergedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""What all tests share. metajax is not imported here: the type-checking import hook starts after this file is read."""
+
+import getpass
+import tempfile
+from itertools import pairwise
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jaxtyping import config
+
+# before the backend starts: two devices, so that sharding is tested everywhere, and compiled code kept for the next run
+jax.config.update("jax_num_cpu_devices", 2)
+jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"metajax-tests-{getpass.getuser()}"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+@pytest.fixture
+def x64():
+    """Double precision within a test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def unchecked():
+    """No type checks of annotations within a test, as for a user: the library's own checks must speak."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
+
+
+def mlp_params(key, sizes=(3, 5, 4)):
+    """A small tanh network; weights `w0`, `b0`, `w1`, ..."""
+    params = {}
+    for i, (a, b) in enumerate(pairwise(sizes)):
+        key, w_key, b_key = jax.random.split(key, 3)
+        params |= {f"w{i}": jax.random.normal(w_key, (a, b)) / a**0.5, f"b{i}": 0.1 * jax.random.normal(b_key, (b,))}
+    return params
+
+
+def mlp(params, x):
+    """The network's outputs; smooth, so that finite differences hold."""
+    for i in range(len(params) // 2):
+        x = jnp.tanh(x) if i else x
+        x = x @ params[f"w{i}"] + params[f"b{i}"]
+    return x
+
+
+def square_loss(params, batch, key):
+    """Mean squared error of the network."""
+    loss = jnp.square(mlp(params, batch.x) - batch.y).mean()
+    return loss, {"loss": loss}
+
+
+def quadratic(params, batch, key):
+    """(params - c)' A (params - c) / 2 for `batch.x = (A, c)`."""
+    a, c = batch.x
+    loss = (params - c) @ a @ (params - c) / 2
+    return loss, {"loss": loss}
+
+
+def close(a, b, tolerance):
+    """Assert that two trees have the same structure and leaves that agree, relative to the largest element of all."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    scale = max([1e-30, *(np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(b))])
+    for (path, left), right in zip(jax.tree.leaves_with_path(a), jax.tree.leaves(b), strict=True):
+        left, right = np.asarray(left), np.asarray(right)
+        assert left.shape == right.shape, (path, left.shape, right.shape)
+        np.testing.assert_allclose(left / scale, right / scale, rtol=0, atol=tolerance, err_msg=str(path))
+
+
+def differs(a, b, tolerance):
+    """Whether some leaf of two trees differs by more than `tolerance`."""
+    leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    return any(np.abs(np.asarray(x) - np.asarray(y)).max() > tolerance for x, y in leaves)
+
+
+def words(classes, speakers, takes):
+    """Labels and speakers of a corpus in which each speaker says each class `takes` times."""
+    label, speaker, _ = (a.reshape(-1) for a in np.mgrid[:classes, :speakers, :takes])
+    return label, speaker

@@ -1,0 +1,120 @@
+"""Convolution and pooling against those of jax.lax, in every order of derivative and under every vmap."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.models.conv import LAYOUTS, conv, max_pool
+
+
+def lax_conv(x, kernel, stride=1):
+    axes = kernel.ndim - 2
+    return jax.lax.conv_general_dilated(x, kernel, [stride] * axes, "SAME", dimension_numbers=LAYOUTS[axes])
+
+
+def operands(space, taps, lead=(), features=2, outputs=3, seed=0, dtype=np.float32):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(*lead, 2, *space, features)).astype(dtype)
+    return jnp.asarray(x), jnp.asarray(generator.normal(size=(*lead, *taps, features, outputs)).astype(dtype))
+
+
+SHAPES = [  # space, taps, stride: odd and even sizes, taps beyond the size, strides beyond the taps
+    *(((size,), (taps,), stride) for size, taps, stride in (
+        (7, 1, 1), (8, 2, 1), (7, 3, 1), (8, 9, 1), (4, 9, 1),
+        (7, 1, 2), (8, 1, 2), (7, 4, 2), (8, 9, 2), (9, 9, 2), (1, 3, 2),
+        (7, 1, 3), (8, 2, 3), (9, 3, 3), (10, 5, 3), (11, 7, 3),
+    )),
+    ((5, 4), (3, 3), 1), ((4, 5), (1, 2), 1), ((6, 5), (3, 3), 2), ((5, 7), (2, 5), 2), ((7, 6), (3, 1), 3),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("space", "taps", "stride"), SHAPES)
+def test_conv_is_that_of_lax(space, taps, stride):
+    x, kernel = operands(space, taps)
+    wanted = lax_conv(x, kernel, stride)
+    y = jax.jit(partial(conv, stride=stride))(x, kernel)
+    assert y.shape == wanted.shape
+    np.testing.assert_allclose(y, wanted, atol=1e-5)
+
+
+def scalar(function, stride, x, kernel):
+    return jnp.sin(function(x, kernel, stride)).sum()
+
+
+def derivatives(function, stride):
+    """First derivatives, Hessian both ways, and a third derivative along a direction, in both operands."""
+    f = partial(scalar, function, stride)
+
+    def grad(x, kernel):
+        return jax.grad(f, (0, 1))(x, kernel)
+
+    def third(x, kernel):
+        hvp = lambda x, kernel: jax.grad(lambda *a: sum(jnp.vdot(g, g) for g in grad(*a)), (0, 1))(x, kernel)  # noqa: E731
+        return jax.jvp(hvp, (x, kernel), (jnp.cos(x), jnp.cos(kernel)))[1]
+
+    return lambda x, kernel: {
+        "grad": grad(x, kernel),
+        "jacfwd of grad": jax.jacfwd(grad, (0, 1))(x, kernel),
+        "jacrev of jacfwd": jax.jacrev(jax.jacfwd(f, (0, 1)), (0, 1))(x, kernel),
+        "third": third(x, kernel),
+    }
+
+
+VMAPS = {
+    "none": ((), (), lambda f: f),
+    "both": ((3,), (3,), lambda f: jax.vmap(f)),
+    "x": ((3,), (), lambda f: jax.vmap(f, (0, None))),
+    "kernel": ((), (3,), lambda f: jax.vmap(f, (None, 0))),
+    "both, then x": ((2, 2), (2,), lambda f: jax.vmap(jax.vmap(f, (0, None)))),
+    "kernel, then both at other axes": ((2,), (2, 3), lambda f: jax.vmap(jax.vmap(f, (None, 1), 2), (0, 0), 1)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "space", "taps", "stride"),
+    [(name, (4,), (3,), 1) for name in VMAPS]
+    + [("both", (5,), (2,), 2), ("both", (3, 2), (2, 2), 1), ("x", (3, 3), (2, 1), 2)],
+)
+def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps, stride):
+    x_lead, kernel_lead, transform = VMAPS[name]
+    x = operands(space, taps, x_lead, 1, 2, 0, np.float64)[0]
+    kernel = operands(space, taps, kernel_lead, 1, 2, 1, np.float64)[1]
+    results, wanted = (jax.jit(transform(derivatives(f, stride)))(x, kernel) for f in (conv, lax_conv))
+    assert jax.tree.leaves(results)[0].dtype == jnp.float64
+    for (path, a), b in zip(jax.tree.leaves_with_path(results), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=str(path))
+
+
+def test_no_derivative_under_vmap_becomes_a_grouped_convolution():
+    """What the file is for: plain convolutions and matrix products only."""
+    x, kernel = operands((8, 8), (3, 3), (4,))
+    f = jax.vmap(
+        jax.grad(lambda x, k: sum(jnp.vdot(g, g) for g in jax.grad(partial(scalar, conv, 2), (0, 1))(x, k)), 1)
+    )
+    text = jax.jit(f).lower(x, kernel).as_text()
+    assert "dot_general" in text
+    assert "convolution" not in text
+    text = jax.jit(jax.vmap(partial(conv, stride=2), (0, None))).lower(x, kernel[0]).as_text()
+    assert text.count("stablehlo.convolution") == 1
+
+
+@pytest.mark.parametrize(("space", "size"), [((6,), 2), ((6,), 3), ((4, 6), 2)])
+def test_max_pool_is_reduce_window(x64, space, size):
+    x = operands(space, (1,) * len(space), dtype=np.float64)[0]
+    window = (1, *[size] * len(space), 1)
+
+    def wanted(x):
+        return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, window, window, "VALID")
+
+    np.testing.assert_array_equal(max_pool(x, size), wanted(x))
+    gradients = [jax.grad(lambda x, f=f: jnp.sin(f(x)).sum())(x) for f in (lambda x: max_pool(x, size), wanted)]
+    np.testing.assert_allclose(*gradients, rtol=1e-12)
+
+
+def test_max_pool_leaves_a_remainder_out():
+    x = operands((7, 5), (1, 1))[0]
+    np.testing.assert_array_equal(max_pool(x), max_pool(x[:, :6, :4]))
+    assert max_pool(x).shape == (2, 3, 2, 2)

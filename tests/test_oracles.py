@@ -1,0 +1,113 @@
+"""Meta-gradients against closed forms, finite differences and PyTorch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import Batch, Episode, fomaml, maml
+from tests.conftest import close, differs, mlp_params, quadratic, square_loss
+
+RATE = 0.1
+
+
+def quadratic_task(seed, size=4):
+    """Two positive-definite quadratics as numpy arrays: support (a, c) and query (b, q), and a theta."""
+    generator = np.random.default_rng(seed)
+    a, b = (m @ m.T / size + np.eye(size) for m in generator.normal(size=(2, size, size)))
+    c, q, theta = generator.normal(size=(3, size))
+    return a, c, b, q, theta
+
+
+def as_episode(a, c, b, q):
+    pairs = ((jnp.asarray(m), jnp.asarray(v)) for m, v in ((a, c), (b, q)))
+    return Episode(*(Batch(pair, jnp.zeros(1)) for pair in pairs))
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("factory", [maml, fomaml])
+def test_meta_gradient_of_quadratics_is_the_closed_form(x64, factory, steps):
+    """phi_K = c + M (theta - c), M = (I - rate A)^K; FOMAML: B (phi_K - q); MAML: M' of that."""
+    a, c, b, q, theta = quadratic_task(0)
+    contraction = np.linalg.matrix_power(np.eye(len(a)) - RATE * a, steps)
+    phi = c + contraction @ (theta - c)
+    first_order = b @ (phi - q)
+    wanted = first_order if factory is fomaml else contraction.T @ first_order
+
+    objective = factory(quadratic, optax.sgd(RATE), steps).objective
+    value, grads = jax.value_and_grad(lambda t: objective(t, as_episode(a, c, b, q), jax.random.key(0))[0])(
+        jnp.asarray(theta)
+    )
+    np.testing.assert_allclose(value, (phi - q) @ b @ (phi - q) / 2, rtol=1e-12)
+    np.testing.assert_allclose(grads, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+
+
+def test_meta_gradient_with_momentum_is_the_linear_recurrence(x64):
+    """v_{k+1} = mu v_k + A (phi_k - c), phi_{k+1} = phi_k - rate v_{k+1}: d phi_K / d theta by the same recurrence."""
+    a, c, b, q, theta = quadratic_task(1)
+    phi, v = theta, np.zeros_like(theta)
+    jacobian, v_jacobian = np.eye(len(a)), np.zeros_like(a)
+    for _ in range(4):
+        v, v_jacobian = 0.9 * v + a @ (phi - c), 0.9 * v_jacobian + a @ jacobian
+        phi, jacobian = phi - RATE * v, jacobian - RATE * v_jacobian
+    objective = maml(quadratic, optax.sgd(RATE, momentum=0.9), 4).objective
+    grads = jax.grad(lambda t: objective(t, as_episode(a, c, b, q), jax.random.key(0))[0])(jnp.asarray(theta))
+    np.testing.assert_allclose(grads, jacobian.T @ b @ (phi - q), rtol=1e-11)
+
+
+def network_episode(seed):
+    generator = np.random.default_rng(seed)
+    xs, ys = generator.normal(size=(2, 6, 3)), generator.normal(size=(2, 6, 4))
+    return Episode(*(Batch(jnp.asarray(x), jnp.asarray(y)) for x, y in zip(xs, ys, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [optax.sgd(0.3), optax.sgd(0.1, momentum=0.9), optax.adam(0.05, eps_root=1e-8)],
+    ids=["sgd", "momentum", "adam"],
+)
+def test_meta_gradient_of_a_network_is_its_finite_difference(x64, inner):
+    objective = maml(square_loss, inner, 3).objective
+    episode = network_episode(0)
+    theta = mlp_params(jax.random.key(0))
+    flat, unravel = jax.flatten_util.ravel_pytree(theta)
+    assert flat.dtype == jnp.float64
+    value = jax.jit(lambda flat: objective(unravel(flat), episode, jax.random.key(0))[0])
+    grads = jax.jit(jax.grad(value))(flat)
+    step = 1e-5
+    for direction in np.random.default_rng(1).normal(size=(4, len(flat))):
+        difference = (value(flat + step * direction) - value(flat - step * direction)) / (2 * step)
+        np.testing.assert_allclose(grads @ direction, difference, rtol=1e-5, atol=1e-8)
+
+
+def torch_meta_gradient(torch, theta, episode, rate, steps, first_order):
+    """MAML as PyTorch code does it, with `create_graph`."""
+    start = {name: torch.tensor(np.asarray(a), requires_grad=True) for name, a in theta.items()}
+
+    def loss(params, batch):
+        x, y = (torch.tensor(np.asarray(a)) for a in batch)
+        hidden = torch.tanh(x @ params["w0"] + params["b0"])
+        return ((hidden @ params["w1"] + params["b1"] - y) ** 2).mean()
+
+    params = start
+    for _ in range(steps):
+        grads = torch.autograd.grad(loss(params, episode.support), list(params.values()), create_graph=not first_order)
+        params = {name: p - rate * g for (name, p), g in zip(params.items(), grads, strict=True)}
+    value = loss(params, episode.query)
+    grads = torch.autograd.grad(value, list(start.values()))
+    return value.item(), dict(zip(start, (g.numpy() for g in grads), strict=True))
+
+
+def test_meta_gradients_are_those_of_pytorch(x64):
+    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    theta, episode = mlp_params(jax.random.key(2)), network_episode(3)
+    results = []
+    for factory in (maml, fomaml):
+        objective = factory(square_loss, optax.sgd(0.3), 3).objective
+        value, grads = jax.jit(jax.value_and_grad(lambda t, f=objective: f(t, episode, jax.random.key(0))[0]))(theta)
+        wanted_value, wanted = torch_meta_gradient(torch, theta, episode, 0.3, 3, factory is fomaml)
+        np.testing.assert_allclose(value, wanted_value, rtol=1e-12)
+        close(grads, wanted, 1e-12)
+        results.append(grads)
+    assert differs(*results, 1e-2)

@@ -2,7 +2,7 @@
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from metajax.core import KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
 from metajax.parallel import over_tasks
@@ -51,7 +51,7 @@ def evaluate(
     return curves(theta, keys) if mesh is None else over_tasks(curves, mesh)(theta, keys)
 
 
-def mean_ci95(values: Float[Array, "tasks *shape"]) -> tuple[np.ndarray, np.ndarray]:
+def mean_ci95(values: Float[ArrayLike, "tasks ..."]) -> tuple[np.ndarray, np.ndarray]:
     """Mean over tasks and half the width of its 95 % confidence interval, 1.96 * std / sqrt(tasks)."""
     array = np.asarray(values, np.float64)
     return array.mean(0), 1.96 * array.std(0, ddof=1) / np.sqrt(len(array))

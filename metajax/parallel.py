@@ -18,13 +18,14 @@ from metajax.errors import InputError
 def use_all_cores(cache: Path | None = None) -> None:
     """Set JAX up for many small tasks; call it before anything else touches JAX.
 
-    On CPU every core becomes a device, so that tasks spread over cores, and on Linux freed memory stays with the process:
-    giving the temporaries of every step back to the kernel costs half of the time in page faults.
+    On CPU every core becomes a device, so that tasks spread over cores, and on Linux freed memory stays with the
+    process: giving the temporaries of every step back to the kernel costs half of the time in page faults.
 
     Args:
       cache: folder that keeps compiled functions from run to run; None for none.
     """
-    jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    if jax.config.read("jax_num_cpu_devices") != (os.cpu_count() or 1):
+        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if sys.platform == "linux":
@@ -61,8 +62,8 @@ def task_mean(
 
     Args:
       f: `(theta, keys [n]) -> tree`, a mean over n tasks.
-      chunk: tasks at a time on each device; None for all. 1 is fastest for per-task weights on CPU, where a batched matrix
-        product gains nothing and falls out of the cache.
+      chunk: tasks at a time on each device; None for all. 1 is fastest for per-task weights on CPU, where a batched
+        matrix product gains nothing and falls out of the cache.
       mesh: devices, with one axis `tasks`; None for one device.
 
     Returns:

@@ -50,6 +50,7 @@ def plot_curves(curves: dict[str, Curve], chance: float, title: str, path: Path)
         raise InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for name, points in curves.items():
@@ -59,7 +60,7 @@ def plot_curves(curves: dict[str, Curve], chance: float, title: str, path: Path)
     axes.axhline(100 * chance, color="0.5", linestyle="--", label=f"chance: {100 * chance:.0f} %")
     axes.set(xlabel="adaptation steps", ylabel="query accuracy (%)", ylim=(0, 100))
     axes.set_title(title, fontsize=10, wrap=True)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=9)
     temporary = path.with_name(f".{path.name}.tmp")

@@ -24,7 +24,7 @@ class MetaState(NamedTuple):
 
     theta: Theta
     opt_state: optax.OptState
-    count: Int[Array, ""]  # outer steps taken
+    count: Int[Array, ""]  # type: ignore[assignment]  # outer steps taken; hides tuple.count
 
 
 def init_state(theta: Theta, optimizer: optax.GradientTransformation) -> MetaState:

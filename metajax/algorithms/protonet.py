@@ -20,7 +20,7 @@ def prototypes(
 
 
 def protonet(embed_fn: Callable[[Params, PyTree], Array], num_classes: int, *, temperature: float = 1.0) -> Algorithm:
-    """Prototypical networks: logit_c(x) = -|f_theta(x) - c_c|^2 / temperature, c_c the mean support embedding of class c.
+    """Prototypical networks: logit_c(x) = -|f_theta(x) - p_c|^2 / temperature, p_c the mean embedding of class c.
 
     Args:
       embed_fn: `(params, x) -> embeddings [n, features]`.

@@ -89,7 +89,9 @@ def augment(
         # all random numbers from two calls of the generator: each call costs a second of compilation on CPU
         draw_key, noise_key = jax.random.split(key)
         draws = jax.random.uniform(draw_key, (13, x.shape[0]), x.dtype)
-        bits = jax.random.bits(noise_key, x.shape if settings.noise and noise is None else (x.shape[0], 0, 0), jnp.uint32)
+        bits = jax.random.bits(
+            noise_key, x.shape if settings.noise and noise is None else (x.shape[0], 0, 0), jnp.uint32
+        )
         return jax.vmap(one, (0, 1, 0))(x, draws, bits)
 
     return many

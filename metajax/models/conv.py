@@ -6,8 +6,8 @@ CPU. Here the two bilinear maps
     conv(x, k)[t]        = sum_j x[t + j] k[j]         (VALID, stride 1)
     kernel_grad(x, g)[j] = sum_t x[t + j]^T g[t]
 
-are primitives that differentiate into each other alone and carry a group axis of their own for per-task weights, so that
-any order of derivative, forward or reverse, under any vmap, runs as one of the two. A stride becomes a reshape.
+are primitives that differentiate into each other alone and carry a group axis of their own for per-task weights, so
+that any order of derivative, forward or reverse, under any vmap, runs as one of the two. A stride becomes a reshape.
 """
 
 import math
@@ -41,8 +41,8 @@ def conv(
     # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features
     blocks = [math.ceil(tap / stride) for tap in taps]
     reach = [(o + block - 1) * stride for o, block in zip(out, blocks, strict=True)]
-    pads = [(left, r - left - size, 0) for left, r, size in zip(lefts, reach, space, strict=True)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *pads, (0, 0, 0)])
+    ends = [(left, r - left - size, 0) for left, r, size in zip(lefts, reach, space, strict=True)]
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
     if stride > 1:
         pads = [(0, block * stride - tap) for block, tap in zip(blocks, taps, strict=True)]
         kernel = fold(jnp.pad(kernel, [*pads, (0, 0), (0, 0)]), stride, range(len(taps)))
@@ -51,7 +51,7 @@ def conv(
 
 
 def fold(x: Array, stride: int, space: Sequence[int]) -> Array:
-    """Blocks of `stride` cells along the axes `space` as features: these join the axis that follows the last of them."""
+    """Blocks of `stride` cells along the axes `space` as features, joined to the axis after the last of them."""
     first, last = space[0], space[-1] + 1
     blocks = [part for size in x.shape[first:last] for part in (size // stride, stride)]
     x = x.reshape([*x.shape[:first], *blocks, *x.shape[last:]])

@@ -21,21 +21,21 @@ def from_linen(module: nn.Module) -> Model:
     """A `Model` from a flax.linen module that is called as `module(x, num_reference)`.
 
     Args:
-      module: keeps nothing but parameters. `num_reference`: how many leading examples give the normalisation statistics;
-        None for all of them.
+      module: keeps nothing but parameters. `num_reference`: how many leading examples give the normalisation
+        statistics; None for all of them.
 
     Returns:
       The model. Given `Referenced` inputs it normalises by the reference and returns outputs for `x` alone.
     """
 
     def init(key: KeyArray, x: Array) -> Params:
-        return module.init(key, x)["params"]
+        return dict(module.init(key, x))["params"]
 
     def apply(params: Params, x: Array | Referenced) -> Array:
         if not isinstance(x, Referenced):
-            return module.apply({"params": params}, x)
+            return jnp.asarray(module.apply({"params": params}, x))
         num_reference = x.reference.shape[0]
         outputs = module.apply({"params": params}, jnp.concatenate([x.reference, x.x]), num_reference)
-        return outputs[num_reference:]
+        return jnp.asarray(outputs)[num_reference:]
 
     return Model(init, apply)

@@ -1,7 +1,6 @@
 """TC-ResNet8: temporal convolution over log-mel frames, mel bins as channels."""
 
 import jax
-import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 

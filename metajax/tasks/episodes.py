@@ -27,7 +27,7 @@ class Tables(NamedTuple):
 
 
 def episodes(
-    features: Float[Array, "clips *shape"],
+    features: Float[Array, "clips ..."],
     label: Int[np.ndarray, " clips"],
     speaker: Int[np.ndarray, " clips"],
     *,
@@ -42,8 +42,8 @@ def episodes(
     Classes and clips are drawn uniformly without replacement. Query clips are ordered class by class, as are support
     clips. `across` says who speaks:
 
-    - `speaker`: each episode splits the speakers into two halves at random; support clips come from one half, query clips
-      from the other, so no speaker is in both;
+    - `speaker`: each episode splits the speakers into two halves at random; support clips come from one half, query
+      clips from the other, so no speaker is in both;
     - `none`: speakers are ignored;
     - `same`: one speaker says everything in an episode.
 
@@ -146,7 +146,7 @@ def index_tables(
         for i, row in enumerate(rows):
             np.add.at(counts[i], local[row], 1)
         able = counts >= need
-        enough = list(able.any(1))
+        enough = able.any(1).tolist()
         hosts = np.flatnonzero(able.sum(0) >= ways)
         if not len(hosts):
             raise InputError(
@@ -162,7 +162,10 @@ def index_tables(
             f"the largest class has {most} clips, there are {len(members)} speakers."
         )
     if len(kept) < len(classes):
-        warnings.warn(f"{name}: {len(classes) - len(kept)} of {len(classes)} classes have too few clips for {asked}.")
+        warnings.warn(
+            f"{name}: {len(classes) - len(kept)} of {len(classes)} classes have too few clips for {asked}.",
+            stacklevel=3,
+        )
     rows = [rows[i] for i in kept]
     if across == "speaker":
         check_halves([local[row] for row in rows], len(members), ways, shots, queries, f"{name}: {asked}")

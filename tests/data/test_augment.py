@@ -24,15 +24,17 @@ ALONE = {
     "frequency_mask": OFF._replace(frequency_mask=5),
     "all": Augmentation(),
 }
-KEYS = jax.random.split(jax.random.key(7), 400)
+UNIFORM = np.random.default_rng(7).uniform(size=(400, 3)).astype(np.float32)
+BITS = np.random.default_rng(8).integers(0, 2**32, (400, 98, 40), np.uint32)
 
 
 def clip(key=0, time=98, mel=40):
     return 3 * jax.random.normal(jax.random.key(key), (time, mel)) - 5
 
 
-def draws(function, keys=KEYS):
-    return np.asarray(jit(jax.vmap(function))(keys))
+def draws(function, *numbers):
+    """Return `function` of each row of `numbers`, 400 uniform ones where there are none."""
+    return np.asarray(jit(jax.vmap(function))(*(numbers or (UNIFORM[:, 0],))))
 
 
 def power(x):
@@ -55,44 +57,45 @@ def test_parts_depend_on_the_key_and_differ_between_examples():
 
 
 def test_vmap_is_the_loop():
-    x = jnp.stack([clip(0), clip(1), clip(2)])
-    keys = KEYS[:3]
-    functions = (
-        lambda x, key: parts.warp_frequency(x, key, 1.2),
-        lambda x, key: parts.stretch(x, key, 1.2),
-        lambda x, key: parts.time_shift(x, key, 20),
-        lambda x, key: parts.gain(x, key, 10.0),
-        lambda x, key: parts.add_noise(x, key, 0.0, 20.0),
-        lambda x, key: parts.time_mask(x, key, 20),
-        lambda x, key: parts.frequency_mask(x, key, 20),
-    )
+    x, noise = jnp.stack([clip(0), clip(1), clip(2)]), clip(3, time=200)
 
-    def one(x, key):
-        return jnp.stack([function(x, key) for function in functions])
+    def one(x, draw, bits):
+        return jnp.stack(
+            [
+                parts.warp_frequency(x, draw[0], 1.2),
+                parts.stretch(x, draw[0], 1.2),
+                parts.time_shift(x, draw[0], 20),
+                parts.gain(x, draw[0], 10.0),
+                parts.add_noise(x, parts.coloured_noise(draw[1], draw[2], bits), draw[0], 0.0, 20.0),
+                parts.add_noise(x, parts.cut(noise, draw[1], 98), draw[0], 0.0, 20.0),
+                parts.time_mask(x, draw[0], draw[1], 20),
+                parts.frequency_mask(x, draw[0], draw[1], 20),
+            ]
+        )
 
-    loop = [jit(one)(example, key) for example, key in zip(x, keys, strict=True)]
-    np.testing.assert_allclose(jit(jax.vmap(one))(x, keys), np.stack(loop), atol=1e-4)
+    loop = [jit(one)(*example) for example in zip(x, UNIFORM, BITS[:3], strict=False)]
+    np.testing.assert_allclose(jit(jax.vmap(one))(x, UNIFORM[:3], BITS[:3]), np.stack(loop), atol=1e-4)
 
 
 def test_zero_strength_is_the_identity():
     x = jnp.stack([clip(0), clip(1)])
     np.testing.assert_array_equal(jit(augment(OFF))(x, jax.random.key(0)), x)
-    functions = (
-        lambda key: parts.warp_frequency(x[0], key, 1.0),
-        lambda key: parts.stretch(x[0], key, 1.0),
-        lambda key: parts.time_shift(x[0], key, 0),
-        lambda key: parts.gain(x[0], key, 0.0),
-        lambda key: parts.time_mask(x[0], key, 0),
-        lambda key: parts.frequency_mask(x[0], key, 0),
-    )
-    for given in jit(lambda key: [function(key) for function in functions])(KEYS[0]):
-        np.testing.assert_array_equal(given, x[0])
+    for draw in np.float32([0, 0.3, 1 - 2**-24]):
+        for given in (
+            parts.warp_frequency(x[0], jnp.asarray(draw), 1.0),
+            parts.stretch(x[0], jnp.asarray(draw), 1.0),
+            parts.time_shift(x[0], jnp.asarray(draw), 0),
+            parts.gain(x[0], jnp.asarray(draw), 0.0),
+            parts.time_mask(x[0], jnp.asarray(draw), jnp.asarray(draw), 0),
+            parts.frequency_mask(x[0], jnp.asarray(draw), jnp.asarray(draw), 0),
+        ):
+            np.testing.assert_array_equal(given, x[0])
 
 
 def test_shifts_are_uniform_and_fill_with_the_minimum():
     x = np.asarray(clip(time=30))
     seen = set()
-    for given in draws(lambda key: parts.time_shift(jnp.asarray(x), key, 3)):
+    for given in draws(lambda draw: parts.time_shift(jnp.asarray(x), draw, 3)):
         matches = [
             s for s in range(-3, 4) if (given[max(s, 0) : 30 + min(s, 0)] == x[max(-s, 0) : 30 - max(s, 0)]).all()
         ]
@@ -105,45 +108,62 @@ def test_shifts_are_uniform_and_fill_with_the_minimum():
 
 
 def test_gain_is_in_decibels_and_uniform():
-    given = draws(lambda key: parts.gain(clip(), key, 6.0))
+    given = draws(lambda draw: parts.gain(clip(), draw, 6.0))
     change = decibel(power(given) / power(clip()))
     assert -6.001 < change.min() < -5.5 and 5.5 < change.max() < 6.001 and abs(change.mean()) < 0.6
     assert np.ptp(given - np.asarray(clip()), axis=(1, 2)).max() < 1e-5
 
 
-@pytest.mark.parametrize("recorded", [False, True])
-def test_noise_has_the_asked_ratio(recorded):
-    x, noise = clip(), jax.random.normal(jax.random.key(5), (500, 40)) + jnp.linspace(-9, 9, 500)[:, None]
-    noise = noise if recorded else None
-    mixed = draws(lambda key: parts.add_noise(x, key, 15.0, 15.0, noise), KEYS[:20])
-    np.testing.assert_allclose(decibel(power(x) / (power(mixed) - power(x))), 15, atol=0.01)
-    spread = draws(lambda key: parts.add_noise(x, key, -10.0, 0.0, noise))
-    measured = decibel(power(x) / (power(spread) - power(x)))
-    assert -10.01 < measured.min() < -9.7 and -0.3 < measured.max() < 0.01 and abs(measured.mean() + 5) < 0.6
+def test_noise_has_the_asked_ratio():
+    x, recording = clip(), jax.random.normal(jax.random.key(5), (500, 40)) + jnp.linspace(-9, 9, 500)[:, None]
+
+    def mix(draw, bits):
+        noises = parts.coloured_noise(draw[1], draw[2], bits), parts.cut(recording, draw[1], 98)
+        return jnp.stack(
+            [parts.add_noise(x, noise, draw[0], *ends) for noise in noises for ends in [(15, 15), (-10, 0)]]
+        )
+
+    mixed = draws(mix, UNIFORM, BITS)
+    ratio = decibel(power(x) / (power(mixed) - power(x)))
+    np.testing.assert_allclose(ratio[:, ::2], 15, atol=0.01)
+    np.testing.assert_allclose(ratio[:, 1::2], -10 * (1 - UNIFORM[:, :1]) * np.ones(2), atol=0.01)
 
 
 def test_recorded_noise_is_a_segment_of_the_recording():
-    noise = jnp.arange(200.0)[:, None] * jnp.array([[0.1, 0.0]])
-    quiet = jnp.full((50, 2), -200.0)
-    starts = set()
-    for mixed in draws(lambda key: parts.add_noise(quiet, key, -200.0, -200.0, noise)):
-        slope = mixed[:, 0] - mixed[:, 1]  # 0.1 * (start + t)
-        np.testing.assert_allclose(np.diff(slope), 0.1, atol=1e-2)
-        starts.add(round(float(slope[0] * 10)))
-    assert min(starts) <= 5 and 145 <= max(starts) <= 150 and len(starts) > 80
+    noise = jnp.arange(200.0)[:, None] * jnp.ones((1, 2))
+    segments = draws(lambda draw: parts.cut(noise, draw, 50))
+    assert (np.diff(segments, axis=1) == 1).all() and (segments[..., 0] == segments[..., 1]).all()
+    starts = segments[:, 0, 0]
+    assert starts.min() <= 5 and 145 <= starts.max() <= 150 and len(np.unique(starts)) > 80
+    first, last = draws(lambda draw: parts.cut(noise, draw, 50), np.float32([0, 1 - 2**-24]))[:, 0, 0]
+    assert (first, last) == (0, 150)
+    with pytest.raises(InputError, match="noise has 49 frames"):
+        parts.cut(noise[:49], jnp.asarray(0.5), 50)
+
+
+def test_augment_takes_its_noise_from_the_recording():
+    quiet, noise = jnp.full((6, 50, 2), -200.0), jnp.arange(200.0)[:, None] * jnp.array([[0.1, 0.0]])
+    settings = OFF._replace(noise=1.0, noise_low=-200.0, noise_high=-200.0)
+    mixed = np.asarray(jit(augment(settings, noise))(quiet, jax.random.key(0)))
+    slope = mixed[..., 0] - mixed[..., 1]  # 0.1 * (start + t)
+    np.testing.assert_allclose(np.diff(slope, axis=1), 0.1, atol=1e-2)
+    assert len(np.unique(np.round(slope[:, 0] * 10))) >= 4
     for wrong in (jnp.zeros((49, 2)), jnp.zeros((200, 3))):
         with pytest.raises((InputError, TypeError), match="noise"):  # TypeError where signatures are checked
-            parts.add_noise(quiet, KEYS[0], 0.0, 0.0, wrong)
+            augment(settings, wrong)(quiet, jax.random.key(0))
 
 
 def test_drawn_noise_fluctuates_as_chi_squared_and_is_coloured():
-    quiet = jnp.full((400, 40), -300.0)
-    noise = draws(lambda key: parts.add_noise(quiet, key, 0.0, 0.0), KEYS[:50]) + 300
-    cells = np.exp(noise.astype(np.float64)) - 1  # without the power of `quiet` itself
+    bits = np.random.default_rng(9).integers(0, 2**32, (50, 400, 40), np.uint32)
+    ends = np.concatenate([UNIFORM[:48, :2], np.float32([[0, 0.5], [1, 0.5]])])
+    noise = draws(lambda draw, bits: parts.coloured_noise(*draw, bits), ends, bits)
+    cells = np.exp(noise.astype(np.float64))
     level = cells.mean(axis=1, keepdims=True)
     assert abs((cells / level).var(axis=1).mean() - 2 / 4) < 0.03  # 2 / degrees of freedom
     tilt = np.log(level[:, 0, -1] / level[:, 0, 0])
-    assert -6.3 < tilt.min() < -4.5 and 0.8 < tilt.max() < 2.3
+    np.testing.assert_allclose(tilt, 8 * ends[:, 0] - 6, atol=0.3)
+    hump = np.log(level[:, 0, 19:21].mean(1)) - np.log(level[:, 0, [0, -1]]).mean(1)
+    np.testing.assert_allclose(hump, 2 * (2 * ends[:, 1] - 1), atol=0.3)
 
 
 @pytest.mark.parametrize("axis", [0, 1])
@@ -151,7 +171,7 @@ def test_masks_are_one_run_no_wider_than_asked(axis):
     function = (parts.time_mask, parts.frequency_mask)[axis]
     x = clip(time=20, mel=15)
     widths, ends = set(), set()
-    for given in draws(lambda key: function(x, key, 6)):
+    for given in draws(lambda width, start: function(x, width, start, 6), UNIFORM[:, 0], UNIFORM[:, 1]):
         changed = given != np.asarray(x)
         np.testing.assert_allclose(given[changed], x.mean(), rtol=1e-5)
         line = changed.any(axis=1 - axis)
@@ -166,20 +186,20 @@ def test_masks_are_one_run_no_wider_than_asked(axis):
 def test_warp_moves_peaks_by_the_ratio():
     x = jnp.exp(-(((jnp.arange(40.0) - 20) / 3) ** 2)) * jnp.ones((5, 1))
     peaks = []
-    for given in draws(lambda key: parts.warp_frequency(x, key, 1.2)):
+    for given in draws(lambda draw: parts.warp_frequency(x, draw, 1.2)):
         np.testing.assert_array_equal(given, np.broadcast_to(given[:1], given.shape))
         peaks.append((given[0] * np.arange(40)).sum() / given[0].sum())
     ratios = np.array(peaks) / 20
     assert 1 / 1.21 < ratios.min() < 1 / 1.17 and 1.17 < ratios.max() < 1.21
     assert abs(np.log(ratios).mean()) < 0.02
-    held = draws(lambda key: parts.warp_frequency(jnp.arange(40.0) * jnp.ones((2, 1)), key, 1.2))
+    held = draws(lambda draw: parts.warp_frequency(jnp.arange(40.0) * jnp.ones((2, 1)), draw, 1.2))
     assert held.max() == 39 and held.min() == 0
 
 
 def test_stretch_moves_frames_from_the_centre_by_the_ratio():
     line = jnp.arange(99.0)[:, None] * jnp.array([[1.0, -1.0]])
     slopes = []
-    for given in draws(lambda key: parts.stretch(line, key, 1.25)):
+    for given in draws(lambda draw: parts.stretch(line, draw, 1.25)):
         assert given[49, 0] == 49
         slope = given[50, 0] - 49
         position = 49 + (np.arange(99) - 49) * slope
@@ -206,13 +226,13 @@ def test_strengths_that_mean_nothing_are_refused(change):
 
 
 def test_strengths_longer_than_the_axis_are_refused():
-    x = jnp.zeros((20, 10))
+    x, draw = jnp.zeros((20, 10)), jnp.asarray(0.5)
     for function in (
-        lambda: parts.time_shift(x, KEYS[0], 20),
-        lambda: parts.time_mask(x, KEYS[0], 21),
-        lambda: parts.frequency_mask(x, KEYS[0], 11),
-        lambda: parts.warp_frequency(x, KEYS[0], 0.9),
-        lambda: parts.stretch(x, KEYS[0], float("inf")),
+        lambda: parts.time_shift(x, draw, 20),
+        lambda: parts.time_mask(x, draw, draw, 21),
+        lambda: parts.frequency_mask(x, draw, draw, 11),
+        lambda: parts.warp_frequency(x, draw, 0.9),
+        lambda: parts.stretch(x, draw, float("inf")),
     ):
         with pytest.raises(InputError):
             function()

@@ -92,15 +92,14 @@ def test_ragged_corpora(across):
 def test_an_episode_is_a_function_of_its_key():
     label, speaker = words(5, 4, 4)
     features = jnp.arange(len(label), dtype=jnp.float32)[:, None]
-    for across in ACROSS:
-        sample = episodes(features, label, speaker, ways=3, shots=1, queries=1, across=across)
-        jitted = jax.jit(sample)
-        a, b, c = jitted(jax.random.key(1)), jitted(jax.random.key(1)), jitted(jax.random.key(2))
-        d = jax.tree.map(lambda a: a[1], jax.jit(jax.vmap(sample))(jnp.stack([jax.random.key(2), jax.random.key(1)])))
-        for left, *rest in zip(*map(jax.tree.leaves, (a, b, d)), strict=True):
-            for right in rest:
-                np.testing.assert_array_equal(left, right)
-        assert (a.support.x != c.support.x).any()
+    sample = episodes(features, label, speaker, ways=3, shots=1, queries=1)
+    keys = jax.random.key(0), jax.random.key(1)
+    alone = [jax.jit(sample)(key) for key in (*keys, keys[0])]
+    together = jax.jit(jax.vmap(sample))(jnp.stack(keys))
+    for leaf, first, second, again in zip(*map(jax.tree.leaves, (together, *alone)), strict=True):
+        np.testing.assert_array_equal(first, again)
+        np.testing.assert_array_equal(leaf, np.stack([first, second]))
+    assert (alone[0].support.x != alone[1].support.x).any()
 
 
 def test_clips_without_a_class_bring_no_speakers():
@@ -171,8 +170,8 @@ def test_with_inputs_transforms_support_and_query_by_keys_of_their_own(plain):
 
 def test_with_reference_hands_the_support_set_to_the_query(plain):
     key = jax.random.key(0)
-    support, query = plain(key)
-    referenced = with_reference(plain)(key)
+    support, query = jax.jit(plain)(key)
+    referenced = jax.jit(with_reference(plain))(key)
     np.testing.assert_array_equal(referenced.support.x, support.x)
     assert isinstance(referenced.query.x, Referenced)
     np.testing.assert_array_equal(referenced.query.x.x, query.x)

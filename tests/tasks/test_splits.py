@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError
-from metajax.tasks.splits import Splits, check_disjoint, random_parts, split
+from metajax.tasks.splits import Splits, check_disjoint, divide, random_parts, split
 from tests.conftest import words
 
 LABEL, SPEAKER = words(6, 5, 2)
@@ -53,3 +53,47 @@ def test_random_parts_are_disjoint_and_a_function_of_the_seed():
     assert {v for part in parts for v in part} <= set(values.tolist())
     assert parts == random_parts(values, (10, 4, 5), seed=3) != random_parts(values, (10, 4, 5), seed=4)
     assert parts[0] != tuple(range(100, 110))
+
+
+NAMES = {"label": tuple("abcdef"), "speaker": tuple("vwxyz"), "split": Splits._fields, "official_split": Splits._fields}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_corpus_is_divided_into_disjoint_words_and_speakers(seed):
+    label, speaker = words(12, 9, 1)
+    splits = divide({"label": label, "speaker": speaker}, NAMES, ways=3, seed=seed)
+    for column, least in ((label, 3), (speaker, 2)):
+        parts = [set(column[mask]) for mask in splits]
+        assert sum(map(len, parts)) == len(set.union(*parts)) == len(set(column))
+        assert min(map(len, parts)) >= least
+    again = divide({"label": label, "speaker": speaker}, NAMES, ways=3, seed=seed)
+    np.testing.assert_array_equal(splits, again)
+
+
+def test_the_speakers_of_an_official_split_are_kept():
+    official = np.array([0, 0, 0, 1, 2])[SPEAKER]
+    splits = divide({"label": LABEL, "speaker": SPEAKER, "official_split": official}, NAMES, ways=2, seed=0)
+    assert [set(SPEAKER[mask]) for mask in splits] == [{0, 1, 2}, {3}, {4}]
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_column_split_decides(known):
+    speaker = SPEAKER if known else np.full_like(SPEAKER, -1)
+    part = np.where(SPEAKER == 4, -1, np.array([0, 0, 1, 1, 2, 2])[LABEL])
+    part = np.where(np.array([0, 0, 1, 2, 2])[SPEAKER] == part, part, -1)
+    splits = divide({"label": LABEL, "speaker": speaker, "split": part}, NAMES, ways=2, seed=0)
+    for index, mask in enumerate(splits):
+        np.testing.assert_array_equal(mask, part == index)
+    with pytest.raises(InputError, match=r"train and validation share 1 words \(a\)"):
+        divide(
+            {"label": LABEL, "speaker": speaker, "split": np.minimum(SPEAKER, 1) * (LABEL == 0)}, NAMES, ways=2, seed=0
+        )
+
+
+def test_too_few_words_or_speakers_to_divide_are_refused():
+    with pytest.raises(InputError, match="6 words, expected at least 8"):
+        divide({"label": LABEL, "speaker": SPEAKER}, NAMES, ways=4, seed=0)
+    with pytest.raises(InputError, match="3 speakers, expected at least 4"):
+        divide({"label": LABEL, "speaker": SPEAKER % 3}, NAMES, ways=2, seed=0)
+    with pytest.raises(InputError, match="12 of 60 clips have no speaker"):
+        divide({"label": LABEL, "speaker": np.where(SPEAKER == 0, -1, SPEAKER)}, NAMES, ways=2, seed=0)

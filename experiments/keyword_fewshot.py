@@ -4,7 +4,7 @@
 
 Meta-trains on the words and speakers of one corpus, then learns episodes of other words by other speakers, and shows
 the accuracy after 0, 1, 2, ... adaptation steps next to fine-tuning, to training from scratch on the same support sets,
-and to chance. With no arguments it runs on the embedded synthetic corpus, about 4 minutes on 2 CPU cores; expected: README.md.
+and to chance. With no arguments it runs on the embedded synthetic corpus, about 4 minutes on 2 CPU cores.
 """
 
 import argparse
@@ -222,7 +222,6 @@ def train(
     chunk = 1 if gradient_based and jax.default_backend() == "cpu" else None
     step = mj.meta_step(algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
     state = replicate(mj.init_state(theta, optimizer), mesh)
-    folder.mkdir(exist_ok=True)
     print(f"{title}: {sum(leaf.size for leaf in jax.tree.leaves(theta)):,} parameters, {args.outer_steps} outer steps")
     return mj.fit(
         step,

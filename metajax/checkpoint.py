@@ -19,6 +19,8 @@ def save(path: Path, tree: PyTree) -> None:
     """Write a pytree of arrays to the folder `path`, whole or not at all; an older one there is replaced."""
     path = path.absolute()
     fresh = path.with_name(f"{path.name}.new")
+    if fresh.is_dir() and not path.is_dir():  # a crash left the only good copy there
+        fresh.rename(path)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(fresh, jax.tree.map(np.asarray, tree), force=True)
     shutil.rmtree(path, ignore_errors=True)
@@ -46,15 +48,15 @@ def restore(path: Path, like: PyTree) -> PyTree:
     like = jax.tree.map(np.asarray, like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
+            # without a target first: given one, orbax casts to its dtypes silently
+            plain = jax.tree.leaves(checkpointer.restore(path))
             tree = checkpointer.restore(path, like)
     except (ValueError, KeyError, OSError) as error:
         raise InputError(f"{path}: the checkpoint is damaged or of another model: {error!s:.200}") from error
-    for (where, a), b in zip(jax.tree.leaves_with_path(like), jax.tree.leaves(tree), strict=True):
-        if a.shape != b.shape or a.dtype != b.dtype:
-            raise InputError(
-                f"{path}: {jax.tree_util.keystr(where)} is {b.dtype}{list(b.shape)} in the checkpoint, "
-                f"expected {a.dtype}{list(a.shape)}."
-            )
+    kinds = [sorted((a.shape, str(a.dtype)) for a in leaves) for leaves in (plain, jax.tree.leaves(like))]
+    if kinds[0] != kinds[1]:
+        found, expected = next((a, b) for a, b in zip(*kinds, strict=False) if a != b)
+        raise InputError(f"{path}: the checkpoint holds an array {found[1]}{list(found[0])}, expected one {expected}.")
     return jax.tree.map(jnp.asarray, tree)
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from metajax.core import KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
+from metajax.errors import InputError
 from metajax.parallel import over_tasks
 
 
@@ -54,4 +55,6 @@ def evaluate(
 def mean_ci95(values: Float[ArrayLike, "tasks ..."]) -> tuple[np.ndarray, np.ndarray]:
     """Mean over tasks and half the width of its 95 % confidence interval, 1.96 * std / sqrt(tasks)."""
     array = np.asarray(values, np.float64)
+    if len(array) < 2:
+        raise InputError(f"{len(array)} task, expected at least 2 for a confidence interval.")
     return array.mean(0), 1.96 * array.std(0, ddof=1) / np.sqrt(len(array))

@@ -131,13 +131,17 @@ def fit(
 
     Raises:
       DivergedError: the loss or its gradient is no longer finite.
-      InputError: `resume` without a checkpoint that fits.
+      InputError: `resume` without a checkpoint that fits, or a folder that holds a run without `resume`.
     """
     if validate_every % block:
         raise InputError(f"validate_every is {validate_every}, expected a multiple of block, {block}.")
     began = time.perf_counter()
     log = folder / "metrics.jsonl" if folder else None
     best, theta, seconds = None, None, 0.0
+    if folder and not resume:
+        folder.mkdir(parents=True, exist_ok=True)
+        if taken := [name for name in ("metrics.jsonl", "last", "best") if (folder / name).exists()]:
+            raise InputError(f"{folder} already holds {taken[0]} of another run; choose another folder, or resume.")
     if resume:
         if folder is None or log is None:
             raise InputError("resume needs the folder of the run to go on from.")
@@ -164,6 +168,7 @@ def fit(
         return state, jax.tree.map(lambda a: a / count, total)
 
     done, first_step_seconds = int(state.count), 0.0
+    pending: list[tuple[int, dict[str, float]]] = []  # the calls of a block, for its line of metrics
     bar = tqdm(total=outer_steps, initial=done, unit="step", desc=title, disable=not progress)
     with bar:
         while done < outer_steps:
@@ -180,6 +185,7 @@ def fit(
             first_step_seconds = first_step_seconds or now - began
             done += count
             bar.update(count)
+            pending.append((count, metrics))
             if not np.isfinite(metrics["loss"]):
                 if folder:
                     checkpoint.save(folder / "last", state)
@@ -188,15 +194,20 @@ def fit(
                     f"The loss is no longer finite at outer step {int(state.count) + 1}{kept}. "
                     "A smaller inner or outer learning rate is the usual cure."
                 )
+            if done % block and done < outer_steps:
+                continue
+            total = sum(n for n, _ in pending)
+            line = {name: sum(n * call[name] for n, call in pending) / total for name in metrics}
+            pending = []
             due = done % validate_every == 0 or done == outer_steps
             if due and validate is not None:
-                metrics["validation"] = validate(state.theta)
-                if best is None or metrics["validation"] > best:
-                    best, theta = metrics["validation"], jax.tree.map(jnp.copy, state.theta)
+                line["validation"] = validate(state.theta)
+                if best is None or not line["validation"] <= best:
+                    best, theta = line["validation"], jax.tree.map(jnp.copy, state.theta)
                     if folder:
                         checkpoint.save(folder / "best", theta)
-            if log and (done % block == 0 or done == outer_steps):
-                checkpoint.append_line(log, {"step": done, "seconds": seconds} | metrics)
+            if log:
+                checkpoint.append_line(log, {"step": done, "seconds": seconds} | line)
             if folder and due:
                 checkpoint.save(folder / "last", state)
     return Fit(state.theta if theta is None else theta, state, best, seconds, first_step_seconds)

@@ -47,7 +47,7 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
         InputError: the file is not as it was written (cut short, or bits changed).
     """
     try:
-        file = open(path, "rb")
+        file = open(path, "rb")  # noqa: SIM115  (closed below, outside of this try)
     except (FileNotFoundError, NotADirectoryError):
         return None
     with file:

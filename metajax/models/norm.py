@@ -7,8 +7,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from metajax.errors import InputError
+
 Normalization = Literal["transductive", "support", "group", "layer"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
+GROUPS = 8
 
 
 class Norm(nn.Module):
@@ -27,6 +30,10 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n *space features"], num_reference: int | None = None) -> Array:
         features = x.shape[-1]
+        if self.normalization not in NORMALIZATIONS:
+            raise InputError(f"normalization is {self.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}.")
+        if self.normalization == "group" and features % GROUPS:
+            raise InputError(f"group normalisation needs a multiple of {GROUPS} features, found {features}.")
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         if self.normalization in ("transductive", "support"):
@@ -37,7 +44,7 @@ class Norm(nn.Module):
             variance = jnp.square(source - mean).mean(axes)
             factor = scale * jax.lax.rsqrt(variance + 1e-5)
             return (x - mean) * factor + bias
-        groups = 1 if self.normalization == "layer" else min(8, features)
+        groups = 1 if self.normalization == "layer" else GROUPS
         shape = x.shape
         x = x.reshape(*shape[:-1], groups, features // groups)
         axes = (*range(1, x.ndim - 2), x.ndim - 1)

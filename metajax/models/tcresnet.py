@@ -31,7 +31,7 @@ class TCResNet8(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:
-        first, *rest = (round(8 * self.width * c / 8) for c in (16, 24, 32, 48))
+        first, *rest = (round(self.width * c) for c in (16, 24, 32, 48))
         x = Conv(first, (3,), name="conv0")(x)
         for i, features in enumerate(rest, 1):
             y = Conv(features, (9,), 2, name=f"conv{i}a")(x)
@@ -46,7 +46,7 @@ class TCResNet8(nn.Module):
 def tcresnet8(
     num_outputs: int | None = None, *, normalization: Normalization = "transductive", width: float = 1.0
 ) -> Model:
-    """TC-ResNet8 (66 k parameters at width 1) on log-mels `[n, time, mel]`.
+    """TC-ResNet8 (65 k parameters at width 1) on log-mels `[n, time, mel]`.
 
     Args:
       num_outputs: size of the linear head, parameter `head`; None for the embedding, `[n, 48 * width]`.

@@ -132,7 +132,8 @@ def index_tables(
         count = int((speaker[known] < 0).sum())
         raise InputError(f"{name}: {count} clips have no speaker, but across='{across}' needs one; use across='none'.")
     asked = f"{ways}-way {shots}-shot episodes with {queries} queries"
-    members, local = np.unique(np.where(known, speaker, speaker[known].min(initial=0)), return_inverse=True)
+    members = np.unique(speaker[known])
+    local = np.searchsorted(members, speaker)  # meaningless where the label is unknown, and not looked at there
     classes = np.unique(label[known])
     if across == "speaker" and len(members) < 2:
         raise InputError(f"{name}: {len(members)} speaker, but {asked} across speakers need at least 2.")
@@ -146,7 +147,7 @@ def index_tables(
         for i, row in enumerate(rows):
             np.add.at(counts[i], local[row], 1)
         able = counts >= need
-        enough = able.any(1).tolist()
+        enough = [row.any() for row in able]
         hosts = np.flatnonzero(able.sum(0) >= ways)
         if not len(hosts):
             raise InputError(

@@ -50,6 +50,7 @@ def check_disjoint(splits: Splits, column: Int[np.ndarray, " clips"], what: str,
     """Raise `InputError` where two splits share a value of `column`, naming up to three of them."""
     for i, j in ((0, 1), (0, 2), (1, 2)):
         shared = np.intersect1d(column[splits[i]], column[splits[j]])
+        shared = shared[shared >= 0]  # -1 is unknown
         if len(shared):
             shown = ", ".join(names[v] if names else str(v) for v in shared[:3])
             raise InputError(
@@ -84,7 +85,8 @@ def divide(
     Raises:
       InputError: too few words or speakers, or the column `split` shares some between two splits.
     """
-    label, speaker = columns["label"], columns["speaker"]
+    label = columns["label"]
+    speaker = columns.get("speaker", np.full_like(label, -1))
     if "split" in columns:
         order = [names["split"].index(name) if name in names["split"] else -2 for name in Splits._fields]
         splits = Splits(*((columns["split"] == index) & (label >= 0) for index in order))

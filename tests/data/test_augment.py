@@ -120,7 +120,7 @@ def test_noise_has_the_asked_ratio():
     def mix(draw, bits):
         noises = parts.coloured_noise(draw[1], draw[2], bits), parts.cut(recording, draw[1], 98)
         return jnp.stack(
-            [parts.add_noise(x, noise, draw[0], *ends) for noise in noises for ends in [(15, 15), (-10, 0)]]
+            [parts.add_noise(x, noise, draw[0], *ends) for noise in noises for ends in [(15.0, 15.0), (-10.0, 0.0)]]
         )
 
     mixed = draws(mix, UNIFORM, BITS)

@@ -24,8 +24,9 @@ def use_all_cores(cache: Path | None = None) -> None:
     Args:
       cache: folder that keeps compiled functions from run to run; None for none.
     """
-    if jax.config.read("jax_num_cpu_devices") != (os.cpu_count() or 1):
-        jax.config.update("jax_num_cpu_devices", os.cpu_count() or 1)
+    cores = os.cpu_count() or 1
+    if jax.config.jax_num_cpu_devices != cores:  # type: ignore[attr-defined]
+        jax.config.update("jax_num_cpu_devices", cores)
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
     if sys.platform == "linux":

@@ -181,9 +181,10 @@ def test_fit_makes_its_folder(tmp_path):
     assert (tmp_path / "new" / "run" / "metrics.jsonl").exists()
 
 
-def test_a_fresh_run_in_an_old_folder_does_not_inherit_its_metrics(tmp_path):
+def test_a_fresh_run_in_an_old_folder_is_refused_and_nothing_lost(tmp_path):
     run(4, folder=tmp_path)
-    run(4, folder=tmp_path)
+    with pytest.raises(InputError, match="already holds metrics"):
+        run(4, folder=tmp_path)
     assert [line["step"] for line in checkpoint.read_lines(tmp_path / "metrics.jsonl")] == [2, 4]
 
 

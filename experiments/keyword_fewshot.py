@@ -222,6 +222,9 @@ def train(
     chunk = 1 if gradient_based and jax.default_backend() == "cpu" else None
     step = mj.meta_step(algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
     state = replicate(mj.init_state(theta, optimizer), mesh)
+    resume = args.resume and checkpoint.exists(folder / "last")
+    if args.resume and not resume:  # stopped before its first checkpoint
+        (folder / "metrics.jsonl").unlink(missing_ok=True)
     print(f"{title}: {sum(leaf.size for leaf in jax.tree.leaves(theta)):,} parameters, {args.outer_steps} outer steps")
     return mj.fit(
         step,
@@ -233,7 +236,7 @@ def train(
         validate=score,
         validate_every=100,
         folder=folder,
-        resume=args.resume and (folder / "last").exists(),
+        resume=resume,
         title=title,
     )
 
@@ -271,8 +274,8 @@ def baseline(
     return measure
 
 
-def prepare_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
-    """Make the output folder; refuse to overwrite a run, or to resume another one."""
+def check_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
+    """Refuse to overwrite a run, or to resume another one."""
     path = args.out / "config.json"
     if path.exists():
         if not args.resume:
@@ -287,8 +290,6 @@ def prepare_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
         raise mj.InputError(f"--resume: {args.out} holds no run to go on with.")
     elif args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise mj.InputError(f"{args.out} exists and is not an empty folder; choose another --out.")
-    args.out.mkdir(parents=True, exist_ok=True)
-    checkpoint.write_json(path, config)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -299,7 +300,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     config = {
         k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "resume", "cache")
     }
-    prepare_out(args, config)
+    check_out(args, config)
     key = jax.random.key(args.seed)
     source = load_task(args.corpus, args.root, args)
     target = source
@@ -313,6 +314,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     test = sampler(target, "test", args, ways=args.ways)
     classes = len(np.unique(source.corpus.columns["label"][source.splits.train]))
     model, algorithm, tested, num_steps = build(args, classes)
+    args.out.mkdir(parents=True, exist_ok=True)
+    checkpoint.write_json(args.out / "config.json", config)
 
     score: Callable[[Any], float] | None = None
     if validation is not None and args.algorithm != "joint":
@@ -430,16 +433,20 @@ def show(args: argparse.Namespace, results: dict[str, Any], curves: dict[str, re
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    warnings.showwarning = lambda message, *rest, **more: print(f"note: {message}", file=sys.stderr)
     try:
         use_all_cores(args.cache / "compiled")
-        run(args)
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *rest, **more: print(f"note: {message}", file=sys.stderr)
+            run(args)
     except mj.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except mj.DivergedError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print(f"\nstopped; go on with: --out {args.out} --resume", file=sys.stderr)
+        return 130
     return 0
 
 

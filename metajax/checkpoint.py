@@ -27,6 +27,11 @@ def save(path: Path, tree: PyTree) -> None:
     fresh.rename(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether `restore` would find a checkpoint at `path`."""
+    return path.is_dir() or path.with_name(f"{path.name}.new").is_dir()
+
+
 def restore(path: Path, like: PyTree) -> PyTree:
     """Read a pytree written by `save`.
 

@@ -65,7 +65,7 @@ def augment(
         )
     settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
-    def one(x: LogMel, draws: Draws, bits: Bits) -> LogMel:
+    def one(x: LogMel, draws: Draws, bits: UInt32[Array, "_ _"]) -> LogMel:
         warp, tempo, shift, level, chance, ratio, tilt, hump, start, *masks = draws
         if settings.warp:
             x = warp_frequency(x, warp, 1 + settings.warp)

@@ -84,7 +84,7 @@ def episodes(
         if across == "same":
             priority = jnp.where(speakers == tables.members[who], priority, -1.0)
         if across == "speaker":
-            half = (by_speaker >= jax.lax.top_k(by_speaker, num_speakers // 2)[0][-1])[speakers]
+            half = (by_speaker >= jax.lax.top_k(by_speaker, query_speakers(num_speakers))[0][-1])[speakers]
             best = [
                 jax.lax.top_k(jnp.where(half == side, priority, -1.0), count)
                 for side, count in ((False, shots), (True, queries))
@@ -181,12 +181,17 @@ def index_tables(
     )
 
 
+def query_speakers(count: int) -> int:
+    """How many of `count` speakers form the query half: of an odd number the larger one, since it has more to say."""
+    return count - count // 2
+
+
 def check_halves(speakers: list[np.ndarray], count: int, ways: int, shots: int, queries: int, asked: str) -> None:
     """Raise `InputError` unless one in twenty random draws of classes and speaker halves has clips enough."""
     generator = np.random.default_rng(0)
     complete = 0
     for _ in range(200):
-        half = generator.permutation(count) % 2 == 0
+        half = generator.permutation(count) < query_speakers(count)
         sides = [half[speakers[i]] for i in generator.choice(len(speakers), ways, replace=False)]
         complete += all((~side).sum() >= shots and side.sum() >= queries for side in sides)
     if complete < 10:

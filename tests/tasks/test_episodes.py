@@ -177,3 +177,11 @@ def test_with_reference_hands_the_support_set_to_the_query(plain):
     np.testing.assert_array_equal(referenced.query.x.x, query.x)
     np.testing.assert_array_equal(referenced.query.x.reference, support.x)
     np.testing.assert_array_equal(referenced.query.y.episode, query.y.episode)
+
+
+def test_the_query_half_of_three_speakers_is_two():
+    # queries=2 needs both of two speakers with one clip each: a query half of one speaker would be drawn for ever
+    label, speaker = np.repeat(np.arange(4), 3), np.tile(np.arange(3), 4)
+    sample = jax.jit(episodes(jnp.arange(12.0)[:, None], label, speaker, ways=3, shots=1, queries=2))
+    episode = sample(jax.random.key(0))
+    assert len(set(speaker[episode.query.x[:, 0].astype(int)])) == 2

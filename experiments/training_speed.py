@@ -1,0 +1,45 @@
+"""How long until the first outer step, and how many follow per second, for each model and algorithm?
+
+    python experiments/training_speed.py
+
+On the embedded corpus, 5-way 1-shot, 10 queries per word, 4 tasks per outer step, 5 inner steps; sampling and
+augmentation included, compilation cold. Prints a Markdown table; about 8 minutes on 2 CPU cores.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import jax
+import numpy as np
+from keyword_fewshot import ALGORITHMS, MODELS, build, describe_device, load_task, parse, sampler, train
+
+from metajax.parallel import use_all_cores
+
+OUTER_STEPS = {"tcresnet8": 51, "conv4": 11}
+
+
+def main() -> int:
+    use_all_cores()
+    args = parse()
+    task = load_task(args.corpus, args.root, args)
+    classes = len(np.unique(task.corpus.columns["label"][task.splits.train]))
+    rows = []
+    for args.model in MODELS:
+        for args.algorithm in ALGORITHMS:
+            jax.clear_caches()
+            args.outer_steps = OUTER_STEPS[args.model]
+            sample = sampler(task, "train", args, ways=args.ways, training=True)
+            model, algorithm, _, _ = build(args, classes)
+            with tempfile.TemporaryDirectory() as folder:
+                key = jax.random.key(args.seed)
+                fitted = train(args, model, algorithm, sample, None, key, Path(folder), args.algorithm)
+            rate = (args.outer_steps - 1) / fitted.seconds
+            rows.append(f"| {args.model} | {args.algorithm} | {fitted.first_step_seconds:.1f} | {rate:.2f} |")
+    print(f"\n{describe_device()}\n\n| model | algorithm | first outer step (s) | outer steps/s |")
+    print("|---|---|---:|---:|\n" + "\n".join(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -436,6 +436,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         use_all_cores(args.cache / "compiled")
         with warnings.catch_warnings():
+            warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *rest, **more: print(f"note: {message}", file=sys.stderr)
             run(args)
     except mj.InputError as error:

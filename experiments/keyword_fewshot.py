@@ -15,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,11 +29,11 @@ from metajax import checkpoint, models, report
 from metajax.data.augment import Augmentation, augment, normalize
 from metajax.data.cache import default_folder
 from metajax.data.corpora import arabic, espeak, fsdd, manifest, speech_commands
-from metajax.data.corpus import Corpus, load
+from metajax.data.corpus import Corpus, Recordings, load
 from metajax.data.features import FeatureSettings
 from metajax.losses import cross_entropy
 from metajax.models import NORMALIZATIONS, Model
-from metajax.parallel import replicate, task_mesh, use_all_cores
+from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
 from metajax.tasks.episodes import ACROSS, episodes, with_inputs, with_reference
 from metajax.tasks.splits import Splits, divide
 
@@ -41,7 +42,7 @@ ALGORITHMS = ("maml", "fomaml", "protonet", "joint")
 MODELS = {"conv4": models.conv4, "tcresnet8": models.tcresnet8}
 
 # inner learning rates that fine-tuning and training from scratch choose from, on validation episodes
-RATES = (0.01, 0.1, 1.0)
+RATES = (0.03, 0.1, 0.3, 1.0)
 BASELINE_STEPS = 10
 
 
@@ -62,7 +63,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     task = parser.add_argument_group("episodes")
     task.add_argument("--ways", type=int, default=5, help="words per episode")
     task.add_argument("--shots", type=int, default=1, help="support clips per word")
-    task.add_argument("--queries", type=int, default=10, help="query clips per word")
+    task.add_argument("--queries", type=int, default=5, help="query clips per word")
     task.add_argument(
         "--across",
         choices=ACROSS,
@@ -81,6 +82,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     learn.add_argument("--outer-steps", type=int, default=500, help="outer steps")
     learn.add_argument("--outer-rate", type=float, default=2e-3, help="peak outer learning rate (AdamW, cosine)")
     learn.add_argument("--weight-decay", type=float, default=1e-4, help="outer weight decay")
+    learn.add_argument("--joint-steps", type=int, default=500, help="outer steps of the joint model that is fine-tuned")
     learn.add_argument("--tasks", type=int, default=4, help="episodes per outer step")
     learn.add_argument("--train-ways", type=int, help="words per training episode; as --ways if not given (protonet)")
     learn.add_argument("--augment", type=float, default=1.0, help="strength of the augmentation; 0 for none")
@@ -99,32 +101,38 @@ class Task(NamedTuple):
     splits: Splits
 
 
+def read_recordings(name: str, root: Path | None, args: argparse.Namespace) -> Recordings:
+    """List the clips of a corpus."""
+    if name == "espeak":
+        if root is not None:
+            raise mj.InputError(f"The corpus espeak reads no folder, found {root}; name its corpus by --corpus.")
+        return espeak.read(clips_per_label=12)
+    if root is None:
+        raise mj.InputError(f"The corpus {name} lies in a folder of yours: give it with --root (or --eval-root).")
+    if name == "manifest":
+        return manifest.read(root, on_error=args.on_error)
+    return {"fsdd": fsdd, "arabic": arabic, "speech_commands": speech_commands}[name].read(root)
+
+
 def load_task(name: str, root: Path | None, args: argparse.Namespace) -> Task:
     """Read a corpus and divide it into splits that share no word and no speaker."""
-    if name == "espeak":
-        recordings = espeak.read()
-    elif root is None:
-        raise mj.InputError(f"The corpus {name} lies in a folder of yours: give it with --root (or --eval-root).")
-    elif name == "manifest":
-        recordings = manifest.read(root, on_error=args.on_error)
-    else:
-        recordings = {"fsdd": fsdd, "arabic": arabic, "speech_commands": speech_commands}[name].read(root)
+    recordings = read_recordings(name, root, args)
     corpus = load(recordings, FeatureSettings(high=args.max_hz), cache=args.cache, on_error=args.on_error)
     return Task(corpus, divide(corpus.columns, corpus.names, ways=args.ways, seed=args.seed))
 
 
-def check_unseen(train: Task, test: Task) -> None:
-    """Two corpora may not share words or speakers either: training's against those tested on, by name."""
+def without_shared(train: Task, test: Task) -> Task:
+    """The corpus to train on without the words and speakers, by name, that the other is tested on."""
+    keep = np.ones(len(train.corpus.columns["label"]), bool)
     for column, what in (("label", "words"), ("speaker", "speakers")):
-        seen, asked = (
-            {task.corpus.names[column][i] for i in np.unique(task.corpus.columns[column][mask]) if i >= 0}
-            for task, mask in ((train, train.splits.train), (test, test.splits.test))
-        )
-        if shared := sorted(seen & asked):
-            raise mj.InputError(
-                f"{train.corpus.name} (train) and {test.corpus.name} (test) share {len(shared)} {what} "
-                f"({', '.join(shared[:3])}), expected none."
-            )
+        names = test.corpus.names[column]
+        tested = {names[i] for i in np.unique(test.corpus.columns[column][test.splits.test]) if i >= 0}
+        shared = [i for i, name in enumerate(train.corpus.names[column]) if name in tested]
+        if shared:
+            shown = ", ".join(train.corpus.names[column][i] for i in shared[:3])
+            print(f"{train.corpus.name}: {len(shared)} {what} are tested on and left out of training ({shown}, ...)")
+            keep &= ~np.isin(train.corpus.columns[column], shared)
+    return train._replace(splits=Splits(*(mask & keep for mask in train.splits)))
 
 
 def sampler(task: Task, split: str, args: argparse.Namespace, *, ways: int, training: bool = False) -> mj.core.Sampler:
@@ -187,18 +195,18 @@ def build(args: argparse.Namespace, classes: int) -> tuple[Model, mj.Algorithm, 
     return model, algorithm, algorithm, args.num_steps
 
 
-def outer_optimizer(args: argparse.Namespace) -> optax.GradientTransformation:
+def outer_optimizer(args: argparse.Namespace, outer_steps: int) -> optax.GradientTransformation:
     """AdamW with warm-up, cosine decay and clipping."""
-    warmup = min(50, args.outer_steps // 10)
-    rate = optax.warmup_cosine_decay_schedule(0.0, args.outer_rate, warmup, max(args.outer_steps, warmup + 1))
+    warmup = min(50, outer_steps // 10)
+    rate = optax.warmup_cosine_decay_schedule(0.0, args.outer_rate, warmup, max(outer_steps, warmup + 1))
     return optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(rate, weight_decay=args.weight_decay))
 
 
 def scorer(learner: mj.Learner, sample: mj.core.Sampler, num_tasks: int, num_steps: int) -> Callable[..., np.ndarray]:
     """Compiled `(theta, key) -> query accuracy [num_tasks, num_steps + 1]`, the tasks spread over the devices."""
     mesh = task_mesh(num_tasks)
-    run = jax.jit(lambda theta, key: mj.evaluate(learner, theta, sample, key, num_tasks, num_steps, mesh=mesh))
-    return lambda theta, key: np.asarray(run(theta, key)["accuracy"])
+    run = hoisted(lambda theta, key: mj.evaluate(learner, theta, sample, key, num_tasks, num_steps, mesh=mesh))
+    return lambda theta, key: np.asarray(run(replicate(theta, mesh), key)["accuracy"])
 
 
 def train(
@@ -210,27 +218,28 @@ def train(
     key: jax.Array,
     folder: Path,
     title: str,
+    outer_steps: int,
 ) -> mj.Fit:
     """Meta-train a fresh network, or go on where `folder` left off."""
     init_key, fit_key = jax.random.split(key)
     shapes = jax.eval_shape(sample, key).support.x
     theta = algorithm.learner.init(jax.jit(model.init)(init_key, jnp.zeros(shapes.shape, shapes.dtype)))
     mesh = task_mesh(args.tasks)
-    optimizer = outer_optimizer(args)
+    optimizer = outer_optimizer(args, outer_steps)
     # per-task weights: one task at a time is fastest on CPU; shared weights: all tasks in one batch
-    gradient_based = args.algorithm in ("maml", "fomaml") and title != "joint"
-    chunk = 1 if gradient_based and jax.default_backend() == "cpu" else None
+    chunk = 1 if title in ("maml", "fomaml") and jax.default_backend() == "cpu" else None
     step = mj.meta_step(algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
     state = replicate(mj.init_state(theta, optimizer), mesh)
     resume = args.resume and checkpoint.exists(folder / "last")
     if args.resume and not resume:  # stopped before its first checkpoint
         (folder / "metrics.jsonl").unlink(missing_ok=True)
-    print(f"{title}: {sum(leaf.size for leaf in jax.tree.leaves(theta)):,} parameters, {args.outer_steps} outer steps")
+        checkpoint.remove(folder / "best")
+    print(f"{title}: {sum(leaf.size for leaf in jax.tree.leaves(theta)):,} parameters, {outer_steps} outer steps")
     return mj.fit(
         step,
         state,
         fit_key,
-        args.outer_steps,
+        outer_steps,
         num_tasks=args.tasks,
         block=25,
         validate=score,
@@ -259,8 +268,8 @@ def baseline(
             return mj.evaluate(learner, theta, sample, key, num_tasks, BASELINE_STEPS, mesh=mesh)["accuracy"]
 
         mesh = task_mesh(num_tasks)
-        run = jax.jit(accuracy)
-        return lambda theta, rate: np.asarray(run(theta, jnp.float32(rate)))
+        run = hoisted(accuracy)
+        return lambda theta, rate: np.asarray(run(replicate(theta, mesh), jnp.float32(rate)))
 
     on_test = compiled(test, args.episodes, args.seed + 1)
     on_validation = compiled(validation, 60, args.seed + 2) if validation is not None else None
@@ -280,7 +289,10 @@ def check_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
     if path.exists():
         if not args.resume:
             raise mj.InputError(f"{args.out} already holds a run; choose another --out, or go on with it by --resume.")
-        old = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            old = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise mj.InputError(f"{path} is damaged: {error}.") from error
         for name in config.keys() | old.keys():
             if config.get(name) != old.get(name):
                 raise mj.InputError(
@@ -294,9 +306,23 @@ def check_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The whole experiment; returns what `results.json` holds."""
-    for name, least in (("num_steps", 1), ("outer_steps", 1), ("tasks", 1), ("episodes", 2)):
+    for name, least in (
+        ("num_steps", 1),
+        ("outer_steps", 1),
+        ("joint_steps", 1),
+        ("tasks", 1),
+        ("episodes", 2),
+        ("seed", 0),
+    ):
         if getattr(args, name) < least:
             raise mj.InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected at least {least}.")
+    for name in ("width", "inner_rate", "outer_rate", "weight_decay", "augment", "max_hz"):
+        if not 0 <= getattr(args, name) < float("inf"):
+            raise mj.InputError(
+                f"--{name.replace('_', '-')} is {getattr(args, name)}, expected a finite number, 0 or more."
+            )
+    if find_spec("matplotlib") is None:
+        raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
     config = {
         k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "resume", "cache")
     }
@@ -306,7 +332,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     target = source
     if args.eval_corpus not in (None, args.corpus) or args.eval_root not in (None, args.root):
         target = load_task(args.eval_corpus or args.corpus, args.eval_root, args)
-    check_unseen(source, target)
+    if target is not source:
+        source = without_shared(source, target)
 
     ways = args.train_ways if args.train_ways and args.algorithm == "protonet" else args.ways
     training = sampler(source, "train", args, ways=ways, training=True)
@@ -314,18 +341,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     test = sampler(target, "test", args, ways=args.ways)
     classes = len(np.unique(source.corpus.columns["label"][source.splits.train]))
     model, algorithm, tested, num_steps = build(args, classes)
-    args.out.mkdir(parents=True, exist_ok=True)
+    # shapes alone find what settings do not fit, before anything is written
+    support = jax.eval_shape(training, key).support.x
+    jax.eval_shape(model.init, key, support)
+    jax.eval_shape(validation or test, key)
+    checkpoint.make_folder(args.out)
     checkpoint.write_json(args.out / "config.json", config)
 
     score: Callable[[Any], float] | None = None
     if validation is not None and args.algorithm != "joint":
-        accuracies = scorer(tested.learner, validation, 100, num_steps)
+        accuracies = scorer(tested.learner, validation, 200, num_steps)
 
         def score(theta: Any) -> float:
             return float(accuracies(theta, jax.random.key(args.seed + 2))[:, -1].mean())
 
     began = time.perf_counter()
-    fitted = train(args, model, algorithm, training, score, key, args.out, args.algorithm)
+    fitted = train(args, model, algorithm, training, score, key, args.out, args.algorithm, args.outer_steps)
     seconds = time.perf_counter() - began
     checkpoint.save(args.out / "theta", fitted.theta)
 
@@ -343,7 +374,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.algorithm != "joint":
         joint_model = network(classes, args)
         joint = mj.joint(cross_entropy(joint_model.apply, "corpus"))
-        joint_theta = train(args, joint_model, joint, training, None, key, args.out / "joint", "joint").theta
+        joint_theta = train(
+            args, joint_model, joint, training, None, key, args.out / "joint", "joint", args.joint_steps
+        ).theta
     print("testing fine-tuning and training from scratch", flush=True)
     measure = baseline(args, validation, test)
     fine, fine_rate = measure(graft(joint_theta, fresh))
@@ -353,6 +386,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     main = curves[args.algorithm if args.algorithm != "joint" else "fine-tuning"]
     columns, mask = target.corpus.columns, target.splits.test
+    heard = source.corpus.columns["speaker"][source.splits.train]
     results = {
         "accuracy": main,
         "algorithm": args.algorithm,
@@ -371,7 +405,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "unseen_words": [target.corpus.names["label"][i] for i in np.unique(columns["label"][mask])],
         "unseen_speakers": [target.corpus.names["speaker"][i] for i in np.unique(columns["speaker"][mask]) if i >= 0],
         "train_words": classes,
-        "train_speakers": len(np.unique(source.corpus.columns["speaker"][source.splits.train])),
+        "train_speakers": len(np.unique(heard[heard >= 0])),
         "skipped_clips": list(source.corpus.skipped) + ([] if target is source else list(target.corpus.skipped)),
         "episodes": args.episodes,
         "seed": args.seed,
@@ -379,7 +413,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "device": describe_device(),
         "versions": {name: version(name) for name in ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")}
         | {"python": platform.python_version()},
-        "seconds": seconds,
+        "seconds": fitted.seconds,
+        "wall_seconds": seconds,
         "tasks_per_second": args.tasks * max(args.outer_steps - 1, 0) / fitted.seconds if fitted.seconds else None,
         "outer_steps_per_second": (args.outer_steps - 1) / fitted.seconds if fitted.seconds else None,
         "first_step_seconds": fitted.first_step_seconds,
@@ -446,7 +481,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nstopped; go on with: --out {args.out} --resume", file=sys.stderr)
+        print("\nstopped; to go on, give the same command again with --resume", file=sys.stderr)
         return 130
     return 0
 

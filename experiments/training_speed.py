@@ -33,7 +33,9 @@ def main() -> int:
             model, algorithm, _, _ = build(args, classes)
             with tempfile.TemporaryDirectory() as folder:
                 key = jax.random.key(args.seed)
-                fitted = train(args, model, algorithm, sample, None, key, Path(folder), args.algorithm)
+                fitted = train(
+                    args, model, algorithm, sample, None, key, Path(folder), args.algorithm, args.outer_steps
+                )
             rate = (args.outer_steps - 1) / fitted.seconds
             rows.append(f"| {args.model} | {args.algorithm} | {fitted.first_step_seconds:.1f} | {rate:.2f} |")
     print(f"\n{describe_device()}\n\n| model | algorithm | first outer step (s) | outer steps/s |")

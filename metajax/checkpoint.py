@@ -23,8 +23,30 @@ def save(path: Path, tree: PyTree) -> None:
         fresh.rename(path)
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(fresh, jax.tree.map(np.asarray, tree), force=True)
-    shutil.rmtree(path, ignore_errors=True)
+    old = path.with_name(f"{path.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.is_dir():
+        path.rename(old)
     fresh.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a checkpoint, if there is one."""
+    for name in (path.name, f"{path.name}.new", f"{path.name}.old"):
+        shutil.rmtree(path.with_name(name), ignore_errors=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make the folder `path` and those above it, where they are missing.
+
+    Raises:
+      InputError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: the folder cannot be made ({error.strerror}).") from error
 
 
 def exists(path: Path) -> bool:

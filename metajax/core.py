@@ -142,7 +142,8 @@ def ascribe(theta: Theta, direction: Theta) -> Scalar:
 
     Args:
       theta: what all tasks share.
-      direction: the descent direction of a method that has no loss of its own (Reptile, iMAML, evolution strategies).
+      direction: what stands in for the gradient of a method that has no loss of its own (Reptile, iMAML, evolution
+        strategies); the outer optimiser steps against it, so for Reptile it is theta - phi.
 
     Returns:
       A scalar; only its gradient means anything.

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jaxtyping import Array, Key, PyTree
 
 from metajax.errors import InputError
@@ -24,7 +25,7 @@ def use_all_cores(cache: Path | None = None) -> None:
     Args:
       cache: folder that keeps compiled functions from run to run; None for none.
     """
-    cores = os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jax.config.jax_num_cpu_devices != cores:  # type: ignore[attr-defined]
         jax.config.update("jax_num_cpu_devices", cores)
     if cache is not None:
@@ -35,6 +36,36 @@ def use_all_cores(cache: Path | None = None) -> None:
             trim_threshold, top_pad, mmap_max = -1, -2, -4
             for option, value in ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 2**26)):
                 libc.mallopt(option, value)
+
+
+def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+    """Compile `f` at its first call, with the arrays it closes over as arguments.
+
+    `jax.jit` writes such arrays, here whole corpora, into each compiled program.
+
+    Args:
+      f: a function of trees of arrays, always called with the same shapes.
+      donate: the arguments whose buffers the result may take.
+
+    Returns:
+      The compiled function; the arrays lie where the first call's first argument does.
+    """
+    run = None
+
+    def call(*args: Any) -> Any:
+        nonlocal run
+        if run is None:
+            closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+            consts = jax.device_put(closed.consts, jax.tree.leaves(args)[0].sharding)
+
+            def flat(consts: list[Array], *args: Any) -> Any:
+                leaves = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(args))
+                return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+            run = partial(jax.jit(flat, donate_argnums=tuple(i + 1 for i in donate)), consts)
+        return run(*args)
+
+    return call
 
 
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from metajax import checkpoint
 from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
 from metajax.errors import InputError
-from metajax.parallel import task_mean
+from metajax.parallel import hoisted, task_mean
 
 
 class MetaState(NamedTuple):
@@ -86,7 +86,7 @@ class Fit(NamedTuple):
     state: MetaState  # the last state
     validation: float | None  # the best validation score
     seconds: float  # spent on outer steps, compilation and validation left out
-    first_step_seconds: float  # from the call to the end of the first outer step, compilation included
+    first_step_seconds: float  # from the call to the end of its first outer step, compilation included
 
 
 class DivergedError(ArithmeticError):
@@ -139,13 +139,14 @@ def fit(
     log = folder / "metrics.jsonl" if folder else None
     best, theta, seconds = None, None, 0.0
     if folder and not resume:
-        folder.mkdir(parents=True, exist_ok=True)
+        checkpoint.make_folder(folder)
         if taken := [name for name in ("metrics.jsonl", "last", "best") if (folder / name).exists()]:
             raise InputError(f"{folder} already holds {taken[0]} of another run; choose another folder, or resume.")
     if resume:
         if folder is None or log is None:
             raise InputError("resume needs the folder of the run to go on from.")
-        state = checkpoint.restore(folder / "last", state)
+        restored = checkpoint.restore(folder / "last", state)
+        state = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), restored, state)
         lines = [line for line in checkpoint.read_lines(log) if line["step"] <= int(state.count)]
         checkpoint.write_lines(log, lines)
         best = max((line["validation"] for line in lines if "validation" in line), default=None)
@@ -153,7 +154,7 @@ def fit(
         seconds = lines[-1]["seconds"] if lines else 0.0
     state = jax.tree.map(jnp.copy, state)  # donation must not take the caller's arrays
 
-    @partial(jax.jit, donate_argnums=0)
+    @partial(hoisted, donate=(0,))
     def steps(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
         def one(state: MetaState) -> tuple[MetaState, Metrics]:
             return step(state, jax.random.fold_in(key, state.count))
@@ -202,7 +203,9 @@ def fit(
             due = done % validate_every == 0 or done == outer_steps
             if due and validate is not None:
                 line["validation"] = validate(state.theta)
-                if best is None or not line["validation"] <= best:
+                if not np.isfinite(line["validation"]):
+                    raise DivergedError(f"The validation score is {line['validation']} after {done} outer steps.")
+                if best is None or line["validation"] > best:
                     best, theta = line["validation"], jax.tree.map(jnp.copy, state.theta)
                     if folder:
                         checkpoint.save(folder / "best", theta)

@@ -73,14 +73,25 @@ def crash(*args, **options):
     raise KeyboardInterrupt
 
 
-def test_a_crash_before_the_rename_loses_nothing(tmp_path, monkeypatch):
-    ck.save(tmp_path / "last", TREE)
+@pytest.mark.parametrize(("crash_at", "factor"), [(1, 3.0), (2, 3.0), (3, 1.0)])
+def test_a_crash_between_the_renames_loses_nothing(crash_at, factor, tmp_path, monkeypatch):
+    # a first save renames once; a second one moves the old folder away, then the new one into its place
+    rename, calls = Path.rename, []
+
+    def failing(path, target):
+        calls.append(path)
+        if len(calls) == crash_at:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
     with monkeypatch.context() as patch:
-        patch.setattr("pathlib.Path.rename", crash)
+        patch.setattr("pathlib.Path.rename", failing)
         with pytest.raises(KeyboardInterrupt):
-            ck.save(tmp_path / "last", {"w": 3 * TREE["w"]})
-    assert not (tmp_path / "last").exists()
-    same(ck.restore(tmp_path / "last", {"w": TREE["w"]}), {"w": 3 * TREE["w"]})
+            ck.save(tmp_path / "last", {"w": 3.0 * TREE["w"]})
+            ck.save(tmp_path / "last", {"w": 1.0 * TREE["w"]})
+    assert ck.exists(tmp_path / "last")
+    restored = ck.restore(tmp_path / "last", {"w": TREE["w"]})
+    same(restored, {"w": factor * TREE["w"]})
     ck.save(tmp_path / "last", TREE)
     same(ck.restore(tmp_path / "last", TREE), TREE)
 

@@ -4,10 +4,15 @@ import json
 import sys
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
+from metajax.data.corpora import manifest
+from metajax.data.corpus import Corpus
+from metajax.tasks.episodes import index_tables
+from metajax.tasks.splits import Splits, divide
 from tests.shared import shared_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -54,7 +59,7 @@ def tones(tmp_path_factory):
 @pytest.fixture
 def refuse(capsys, tmp_path, monkeypatch):
     """Runs the script, which must end with exit code 2 and one line on stderr; returns that line."""
-    monkeypatch.setattr("os.cpu_count", lambda: 2)  # as many devices as conftest made
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
 
     def call(*arguments: object, out: Path | None = None) -> str:
         argv = [*map(str, arguments), "--out", str(out or tmp_path / "out"), "--cache", str(tmp_path / "cache")]
@@ -118,9 +123,62 @@ def test_a_foreign_folder_is_not_written_into(refuse, tones, tmp_path):
     assert "holds no run" in refuse("--corpus", "manifest", "--root", tones, "--resume", out=tmp_path / "new")
 
 
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(capsys, tones, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    out = tmp_path / "run"
+    out.mkdir()
+    argv = ["--corpus", "manifest", "--root", str(tones), "--out", str(out), "--cache", str(tmp_path)]
+    (out / "config.json").write_text(json.dumps(vars(keyword_fewshot.parse(argv)), default=str))
+    assert keyword_fewshot.main(argv) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert keyword_fewshot.main([*argv, "--resume", "--ways", "3"]) == 2
+    assert "ways is 3 now but 5" in capsys.readouterr().err
+    (out / "config.json").write_text("{")
+    assert keyword_fewshot.main([*argv, "--resume"]) == 2
+    assert "config.json is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--root", "mine.csv"], "espeak reads no folder"),
+        (["--seed", "-1"], "--seed is -1"),
+        (["--inner-rate", "nan"], "--inner-rate is nan"),
+        (["--outer-steps", "0"], "--outer-steps is 0"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments, told, refuse):
+    assert told in refuse(*arguments)
+
+
+def test_the_defaults_suit_the_embedded_corpus():
+    pytest.importorskip("espeakng_loader", reason="the espeak extra is not installed")
+    args = keyword_fewshot.parse([])
+    recordings = keyword_fewshot.read_recordings(args.corpus, None, args)
+    splits = divide(recordings.columns, recordings.names, ways=args.ways, seed=args.seed)
+    for mask in splits:
+        label = np.where(mask, recordings.columns["label"], -1)
+        speaker = recordings.columns["speaker"]
+        tables = index_tables(label, speaker, args.ways, args.shots, args.queries, args.across, "espeak")
+        assert len(tables.labels) > 100
+
+
+def test_words_and_speakers_tested_on_are_left_out_of_training(tones):
+    with pytest.warns(UserWarning, match="mood"):
+        recordings = manifest.read(tones)
+    columns, names = recordings.columns, recordings.names
+    corpus = Corpus("tones", jnp.zeros((len(columns["label"]), 1, 1)), None, columns, names, None, ())
+    everything = np.ones(len(columns["label"]), bool)
+    target = columns["label"] == 0, columns["speaker"] == 1
+    task = keyword_fewshot.Task(corpus, Splits(everything, everything, everything))
+    test = keyword_fewshot.Task(corpus, Splits(everything, everything, target[0] & target[1]))
+    left = keyword_fewshot.without_shared(task, test).splits
+    np.testing.assert_array_equal(left.train, ~(target[0] | target[1]))
+
+
 @pytest.mark.slow
 def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     out = tmp_path / "run"
     argv = ["--corpus", "manifest", "--root", str(tones), *SMALL, "--cache", str(tmp_path / "cache"), "--out", str(out)]
     assert keyword_fewshot.main(argv) == 0
@@ -148,7 +206,7 @@ def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monke
 @pytest.mark.slow
 def test_protonet_learns_real_words_of_unseen_speakers(tmp_path, monkeypatch):
     root = shared_data("arabic_speech_commands")
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     out = tmp_path / "run"
     argv = ["--corpus", "arabic", "--root", str(root), "--algorithm", "protonet", "--outer-steps", "150"]
     assert keyword_fewshot.main([*argv, "--out", str(out), "--cache", str(tmp_path)]) == 0

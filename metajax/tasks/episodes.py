@@ -39,8 +39,8 @@ def episodes(
 ) -> Sampler:
     """A distribution over episodes: `ways` classes, `shots` support and `queries` query clips of each.
 
-    Classes and clips are drawn uniformly without replacement. Query clips are ordered class by class, as are support
-    clips. `across` says who speaks:
+    Classes and clips are drawn without replacement, uniformly but that a draw with too few clips is drawn again. Query
+    clips are ordered class by class, as are support clips. `across` says who speaks:
 
     - `speaker`: each episode splits the speakers into two halves at random; support clips come from one half, query
       clips from the other, so no speaker is in both;
@@ -121,7 +121,7 @@ def index_tables(
     across: Across,
     name: str,
 ) -> Tables:
-    """The tables behind `episodes`; a class that can never be drawn is left out with a warning. Arguments as there."""
+    """The tables behind `episodes`; a class with too few clips is left out with a warning. Arguments as there."""
     for argument, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
         if value < least:
             raise InputError(f"{argument} is {value}, expected at least {least}.")

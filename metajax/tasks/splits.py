@@ -1,5 +1,6 @@
 """Train, validation and test that share neither words nor speakers, checked."""
 
+import warnings
 from typing import NamedTuple
 
 import numpy as np
@@ -80,7 +81,7 @@ def divide(
       shares: of words and speakers for train, validation and test.
 
     Returns:
-      One mask over clips for each split.
+      One mask over clips for each split; clips without a label or a split are in none, with a warning.
 
     Raises:
       InputError: too few words or speakers, or the column `split` shares some between two splits.
@@ -90,21 +91,27 @@ def divide(
     if "split" in columns:
         order = [names["split"].index(name) if name in names["split"] else -2 for name in Splits._fields]
         splits = Splits(*((columns["split"] == index) & (label >= 0) for index in order))
+        _tell_unused(int((~(splits.train | splits.validation | splits.test)).sum()), "have no label or no split")
         check_disjoint(splits, label, "words", names["label"])
         check_disjoint(splits, speaker, "speakers", names["speaker"])
         return splits
+    _tell_unused(int((label < 0).sum()), "have no label")
     words = np.unique(label[label >= 0])
     if len(words) < 2 * ways:
         raise InputError(
             f"{len(words)} words, expected at least {2 * ways}: {ways}-way episodes need {ways} to train on and {ways} "
             "others to test on."
         )
-    labels = random_parts(words, _sizes(len(words), shares, ways), seed)
+    sizes = _sizes(len(words), shares, ways)
+    labels = random_parts(words, sizes, seed)
     if (speaker < 0).any():
         if (speaker >= 0).any():
             raise InputError(f"{(speaker < 0).sum()} of {len(speaker)} clips have no speaker, expected all or none.")
         return split(label, speaker, labels, None)
     parts = _official(columns, names, seed)
+    if not sizes[1]:  # no words to validate on: its speakers train
+        shares = (shares[0] + shares[1], 0.0, shares[2])
+        parts = parts and (parts[0] + parts[1], (), parts[2])
     if parts is None:
         people = np.unique(speaker)
         if len(people) < 4:
@@ -113,10 +120,16 @@ def divide(
     return split(label, speaker, labels, parts)
 
 
+def _tell_unused(count: int, why: str) -> None:
+    """Warn of clips that belong to no split."""
+    if count:
+        warnings.warn(f"{count} clips {why} and are not used.", stacklevel=3)
+
+
 def _sizes(count: int, shares: tuple[float, float, float], least: int) -> tuple[int, int, int]:
     """Train, validation and test sizes: test and train at least `least`, validation at least that or nothing."""
     test = max(least, round(count * shares[2]))
-    validation = max(least, round(count * shares[1]))
+    validation = max(least, round(count * shares[1])) if shares[1] else 0
     if count - test - validation < least:
         validation, test = 0, max(least, min(test, count - least))
     return count - test - validation, validation, test

@@ -81,7 +81,8 @@ def test_a_column_split_decides(known):
     speaker = SPEAKER if known else np.full_like(SPEAKER, -1)
     part = np.where(SPEAKER == 4, -1, np.array([0, 0, 1, 1, 2, 2])[LABEL])
     part = np.where(np.array([0, 0, 1, 2, 2])[SPEAKER] == part, part, -1)
-    splits = divide({"label": LABEL, "speaker": speaker, "split": part}, NAMES, ways=2, seed=0)
+    with pytest.warns(UserWarning, match=f"{(part < 0).sum()} clips have no label or no split"):
+        splits = divide({"label": LABEL, "speaker": speaker, "split": part}, NAMES, ways=2, seed=0)
     for index, mask in enumerate(splits):
         np.testing.assert_array_equal(mask, part == index)
     with pytest.raises(InputError, match=r"train and validation share 1 words \(a\)"):
@@ -97,3 +98,10 @@ def test_too_few_words_or_speakers_to_divide_are_refused():
         divide({"label": LABEL, "speaker": SPEAKER % 3}, NAMES, ways=2, seed=0)
     with pytest.raises(InputError, match="12 of 60 clips have no speaker"):
         divide({"label": LABEL, "speaker": np.where(SPEAKER == 0, -1, SPEAKER)}, NAMES, ways=2, seed=0)
+
+
+def test_without_words_to_validate_on_its_speakers_train():
+    label, speaker = np.repeat(np.arange(10), 6), np.tile(np.arange(6), 10)
+    splits = divide({"label": label, "speaker": speaker}, {"label": tuple("abcdefghij")}, ways=5, seed=0)
+    assert [len(set(speaker[mask])) for mask in splits] == [4, 0, 2]
+    assert [len(set(label[mask])) for mask in splits] == [5, 0, 5]

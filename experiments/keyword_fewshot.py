@@ -135,7 +135,15 @@ def without_shared(train: Task, test: Task) -> Task:
     return train._replace(splits=Splits(*(mask & keep for mask in train.splits)))
 
 
-def sampler(task: Task, split: str, args: argparse.Namespace, *, ways: int, training: bool = False) -> mj.core.Sampler:
+def sampler(
+    task: Task,
+    split: str,
+    args: argparse.Namespace,
+    *,
+    ways: int,
+    queries: int | None = None,
+    training: bool = False,
+) -> mj.core.Sampler:
     """Episodes of one split: clips, augmented for training, normalised clip by clip."""
     columns = task.corpus.columns
     label = np.where(getattr(task.splits, split), columns["label"], -1)
@@ -145,7 +153,7 @@ def sampler(task: Task, split: str, args: argparse.Namespace, *, ways: int, trai
         columns["speaker"],
         ways=ways,
         shots=args.shots,
-        queries=args.queries,
+        queries=args.queries if queries is None else queries,
         across=args.across,
         name=f"{task.corpus.name} ({split})",
     )
@@ -336,10 +344,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         source = without_shared(source, target)
 
     ways = args.train_ways if args.train_ways and args.algorithm == "protonet" else args.ways
-    training = sampler(source, "train", args, ways=ways, training=True)
+    classes = len(np.unique(source.corpus.columns["label"][source.splits.train]))
+    many = {"ways": min(64, classes), "queries": 1} if args.algorithm == "joint" else {"ways": ways}
+    training = sampler(source, "train", args, **many, training=True)
     validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
     test = sampler(target, "test", args, ways=args.ways)
-    classes = len(np.unique(source.corpus.columns["label"][source.splits.train]))
     model, algorithm, tested, num_steps = build(args, classes)
     # shapes alone find what settings do not fit, before anything is written
     support = jax.eval_shape(training, key).support.x
@@ -372,10 +381,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         adapt_ms = time_adaptation(tested.learner, fitted.theta, test, num_steps)
     joint_theta = fitted.theta
     if args.algorithm != "joint":
+        # one query of each of many words: a varied batch, which joint training needs
+        varied = sampler(source, "train", args, ways=min(64, classes), queries=1, training=True)
         joint_model = network(classes, args)
         joint = mj.joint(cross_entropy(joint_model.apply, "corpus"))
         joint_theta = train(
-            args, joint_model, joint, training, None, key, args.out / "joint", "joint", args.joint_steps
+            args, joint_model, joint, varied, None, key, args.out / "joint", "joint", args.joint_steps
         ).theta
     print("testing fine-tuning and training from scratch", flush=True)
     measure = baseline(args, validation, test)

@@ -16,7 +16,7 @@ from keyword_fewshot import ALGORITHMS, MODELS, build, describe_device, load_tas
 
 from metajax.parallel import use_all_cores
 
-OUTER_STEPS = {"tcresnet8": 51, "conv4": 11}
+OUTER_STEPS = {"tcresnet8": 31, "conv4": 6}
 
 
 def main() -> int:

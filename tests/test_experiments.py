@@ -188,7 +188,7 @@ def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monke
     assert "mood" in printed.err  # a column of the user's own is named
     results = json.loads((out / "results.json").read_text())
     assert [point["step"] for point in results["accuracy"]] == [0, 1, 2]
-    assert results["ways"] == 2 and results["across"] == "speaker" and results["normalization"] == "transductive"
+    assert results["ways"] == 2 and results["across"] == "speaker" and results["normalization"] == "group"
     assert len(results["unseen_words"]) == 2 and len(results["unseen_speakers"]) == 2
     assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "theta").is_dir()

@@ -42,8 +42,8 @@ ALGORITHMS = ("maml", "fomaml", "protonet", "joint")
 MODELS = {"conv4": models.conv4, "tcresnet8": models.tcresnet8}
 
 # inner learning rates that fine-tuning and training from scratch choose from, on validation episodes
-RATES = (0.03, 0.1, 0.3, 1.0)
-BASELINE_STEPS = 10
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+BASELINE_STEPS = 20
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -284,7 +284,7 @@ def baseline(
         return lambda theta, rate: np.asarray(run(replicate(theta, mesh), jnp.float32(rate)))
 
     on_test = compiled(test, args.episodes, args.seed + 1)
-    on_validation = compiled(validation, 60, args.seed + 2) if validation is not None else None
+    on_validation = compiled(validation, 40, args.seed + 2) if validation is not None else None
 
     def measure(theta: Any) -> tuple[np.ndarray, float]:
         rate = RATES[1]
@@ -471,7 +471,10 @@ def show(args: argparse.Namespace, results: dict[str, Any], curves: dict[str, re
     )
     last = max(point["step"] for points in curves.values() for point in points)
     steps = sorted({0, 1, 2, 3, args.num_steps, 10, last} & set(range(last + 1)))
+    rates = [f"{name} {entry['inner_rate']}" for name, entry in results["baselines"].items() if name != "chance"]
     print(f"\n{title}\n\n{report.table(curves, 1 / args.ways, steps)}\n")
+    if rates:
+        print(f"Inner learning rates chosen on validation episodes: {', '.join(rates)}.")
     if results["adapt_ms"] is not None:
         print(f"One adaptation takes {results['adapt_ms']:.1f} ms on {results['device']}.")
     report.plot_curves(curves, 1 / args.ways, title, args.out / "curve.png")

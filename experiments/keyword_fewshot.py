@@ -42,7 +42,7 @@ ALGORITHMS = ("maml", "fomaml", "protonet", "joint")
 MODELS = {"conv4": models.conv4, "tcresnet8": models.tcresnet8}
 
 # inner learning rates that fine-tuning and training from scratch choose from, on validation episodes
-RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)
 BASELINE_STEPS = 20
 
 

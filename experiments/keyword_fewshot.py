@@ -295,6 +295,12 @@ def baseline(
     return measure
 
 
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """All arguments that bear on the results."""
+    values = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "cache")}
+    return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
 def check_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
     """Refuse to overwrite a run, or to resume another one."""
     path = args.out / "config.json"
@@ -305,7 +311,7 @@ def check_out(args: argparse.Namespace, config: dict[str, Any]) -> None:
             old = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise mj.InputError(f"{path} is damaged: {error}.") from error
-        for name in config.keys() | old.keys():
+        for name in sorted(config.keys() | old.keys()):
             if config.get(name) != old.get(name):
                 raise mj.InputError(
                     f"--resume: {name} is {config.get(name)!r} now but {old.get(name)!r} in {path}, expected the same."
@@ -335,9 +341,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             )
     if find_spec("matplotlib") is None:
         raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
-    config = {
-        k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "resume", "cache")
-    }
+    config = settings(args)
     check_out(args, config)
     key = jax.random.key(args.seed)
     source = load_task(args.corpus, args.root, args)

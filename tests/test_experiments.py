@@ -128,7 +128,7 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(capsys, to
     out = tmp_path / "run"
     out.mkdir()
     argv = ["--corpus", "manifest", "--root", str(tones), "--out", str(out), "--cache", str(tmp_path)]
-    (out / "config.json").write_text(json.dumps(vars(keyword_fewshot.parse(argv)), default=str))
+    (out / "config.json").write_text(json.dumps(keyword_fewshot.settings(keyword_fewshot.parse(argv))))
     assert keyword_fewshot.main(argv) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert keyword_fewshot.main([*argv, "--resume", "--ways", "3"]) == 2

@@ -19,7 +19,7 @@ class Norm(nn.Module):
 
     - `transductive`: of all examples of the batch at hand, so a query example is helped by the other queries;
     - `support`: of the first `num_reference` examples, the support set; each query example stands alone;
-    - `group`: of each example and each of 8 groups of features;
+    - `group`: of each example and each of 8 groups of features, or as many as divide them;
     - `layer`: of each example and all its features.
 
     There are no running statistics: theta is all that training leaves.
@@ -32,8 +32,6 @@ class Norm(nn.Module):
         features = x.shape[-1]
         if self.normalization not in NORMALIZATIONS:
             raise InputError(f"normalization is {self.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}.")
-        if self.normalization == "group" and features % GROUPS:
-            raise InputError(f"group normalisation needs a multiple of {GROUPS} features, found {features}.")
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
         if self.normalization in ("transductive", "support"):
@@ -44,7 +42,7 @@ class Norm(nn.Module):
             variance = jnp.square(source - mean).mean(axes)
             factor = scale * jax.lax.rsqrt(variance + 1e-5)
             return (x - mean) * factor + bias
-        groups = 1 if self.normalization == "layer" else GROUPS
+        groups = 1 if self.normalization == "layer" else max(g for g in range(1, GROUPS + 1) if features % g == 0)
         shape = x.shape
         x = x.reshape(*shape[:-1], groups, features // groups)
         axes = (*range(1, x.ndim - 2), x.ndim - 1)

@@ -71,19 +71,21 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         help="speaker: query by other speakers than support; none: speakers ignored; same: one speaker says all",
     )
     learn = parser.add_argument_group("learning")
-    learn.add_argument("--algorithm", choices=ALGORITHMS, default="maml", help="meta-learning algorithm")
+    learn.add_argument("--algorithm", choices=ALGORITHMS, default="protonet", help="meta-learning algorithm")
     learn.add_argument("--model", choices=tuple(MODELS), default="tcresnet8", help="network")
     learn.add_argument("--width", type=float, default=1.0, help="multiplies the network's channels")
     learn.add_argument("--normalization", choices=NORMALIZATIONS, default="group", help="whose statistics normalise")
     learn.add_argument("--num-steps", type=int, default=5, help="inner steps")
     learn.add_argument("--inner-rate", type=float, default=0.1, help="inner learning rate (SGD)")
-    learn.add_argument("--outer-steps", type=int, default=400, help="outer steps")
+    learn.add_argument("--outer-steps", type=int, default=500, help="outer steps")
     learn.add_argument("--outer-rate", type=float, default=2e-3, help="peak outer learning rate (AdamW, cosine)")
     learn.add_argument("--weight-decay", type=float, default=1e-4, help="outer weight decay")
     learn.add_argument("--joint-steps", type=int, default=300, help="outer steps of the joint model that is fine-tuned")
     learn.add_argument("--tasks", type=int, default=4, help="episodes per outer step")
-    learn.add_argument("--train-ways", type=int, help="words per training episode; as --ways if not given (protonet)")
-    learn.add_argument("--augment", type=float, default=1.0, help="strength of the augmentation; 0 for none")
+    learn.add_argument(
+        "--train-ways", type=int, default=10, help="words per training episode of protonet, if there are as many"
+    )
+    learn.add_argument("--augment", type=float, default=0.5, help="strength of the augmentation; 0 for none")
     learn.add_argument("--seed", type=int, default=0, help="of everything random")
     learn.add_argument("--episodes", type=int, default=600, help="test episodes")
     learn.add_argument(
@@ -191,12 +193,16 @@ def network(num_outputs: int | None, args: argparse.Namespace) -> Model:
     return MODELS[args.model](num_outputs, normalization=args.normalization, width=width)
 
 
+def training_ways(args: argparse.Namespace, classes: int) -> int:
+    """Words per training episode: more than are tested on make a better metric, but a head has as many as it has."""
+    return max(args.ways, min(args.train_ways, classes)) if args.algorithm == "protonet" else args.ways
+
+
 def build(args: argparse.Namespace, classes: int) -> tuple[Model, mj.Algorithm, mj.Algorithm, int]:
     """The network, the algorithm as trained and as tested, and how many steps it adapts."""
     if args.algorithm == "protonet":
         model = network(None, args)
-        train_ways = args.train_ways or args.ways
-        return model, mj.protonet(model.apply, train_ways), mj.protonet(model.apply, args.ways), 1
+        return model, mj.protonet(model.apply, training_ways(args, classes)), mj.protonet(model.apply, args.ways), 1
     if args.algorithm == "joint":
         model = network(classes, args)
         algorithm = mj.joint(cross_entropy(model.apply, "corpus"))
@@ -351,9 +357,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if target is not source:
         source = without_shared(source, target)
 
-    ways = args.train_ways if args.train_ways and args.algorithm == "protonet" else args.ways
     classes = len(np.unique(source.corpus.columns["label"][source.splits.train]))
-    many = {"ways": min(32, classes), "queries": 1} if args.algorithm == "joint" else {"ways": ways}
+    many = (
+        {"ways": min(32, classes), "queries": 1}
+        if args.algorithm == "joint"
+        else {"ways": training_ways(args, classes)}
+    )
     training = sampler(source, "train", args, **many, training=True)
     validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
     test = sampler(target, "test", args, ways=args.ways)

@@ -20,6 +20,8 @@ import keyword_fewshot
 
 RATE, WORDS, SPEAKERS, TAKES = 16000, 9, 9, 2
 SMALL = [
+    "--algorithm",
+    "maml",
     "--ways",
     "2",
     "--queries",

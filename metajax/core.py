@@ -3,8 +3,10 @@
 Every method is a `Learner` (how one task is learned) and an `Objective` (what the outer optimiser descends).
 """
 
+import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +21,7 @@ Phi: TypeAlias = PyTree
 Scalar: TypeAlias = Float[Array, ""]
 KeyArray: TypeAlias = Key[Array, ""]
 Metrics: TypeAlias = dict[str, Array]
+Remat: TypeAlias = Literal["none", "step", "sqrt"]
 
 
 class Batch(NamedTuple):
@@ -61,6 +64,7 @@ class Learner(NamedTuple):
     start: Callable[[Theta, Batch, KeyArray], Phi]  # phi before any step
     step: Callable[[Theta, Phi, Batch, KeyArray], Phi]  # one adaptation step on the support set
     loss: Callable[[Theta, Phi, Batch, KeyArray], tuple[Scalar, Metrics]]
+    max_steps: int | None = None  # steps that theta has parameters for, where it has them per step
 
 
 class Algorithm(NamedTuple):
@@ -77,6 +81,8 @@ def adapt(
     key: KeyArray,
     num_steps: int,
     probe: Callable[[Phi], Any] | None = None,
+    *,
+    remat: Remat = "none",
 ) -> tuple[Phi, Any]:
     """Learn one task: phi_0 = start(theta, support), phi_{k+1} = step(theta, phi_k, support).
 
@@ -85,14 +91,18 @@ def adapt(
       theta: what all tasks share.
       support: the examples to learn from.
       key: randomness of the start and of each step.
-      num_steps: number of steps, 0 or more.
+      num_steps: K, number of steps, 0 or more.
       probe: measured on phi after each of the steps 0..num_steps.
+      remat: what a gradient through the adaptation keeps: all that a step computed ("none"), each step's phi ("step"),
+        or that of every sqrt(K)-th step ("sqrt"); the rest is computed again.
 
     Returns:
       phi after `num_steps` steps, and the probe's results stacked to `[num_steps + 1, ...]` (None without a probe).
 
     Raises:
-      InputError: `num_steps` is negative.
+      InputError: `num_steps` is negative or beyond `learner.max_steps`, or `remat` is unknown.
+
+    Reference: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016 (for "sqrt").
 
     Example:
       >>> def loss_fn(params, batch, key):
@@ -106,6 +116,10 @@ def adapt(
     """
     if num_steps < 0:
         raise InputError(f"num_steps is {num_steps}, expected 0 or more adaptation steps.")
+    if learner.max_steps is not None and num_steps > learner.max_steps:
+        raise InputError(f"num_steps is {num_steps}, but theta has parameters for {learner.max_steps} steps only.")
+    if remat not in get_args(Remat):
+        raise InputError(f"remat is {remat!r}, expected one of {', '.join(get_args(Remat))}.")
     start_key, key = jax.random.split(key)
     phi = learner.start(theta, support, start_key)
     first = probe(phi) if probe else None
@@ -114,27 +128,54 @@ def adapt(
         phi = learner.step(theta, phi, support, key)
         return phi, probe(phi) if probe else None
 
-    phi, rest = jax.lax.scan(body, phi, jax.random.split(key, num_steps))
+    keys = jax.random.split(key, num_steps)
+    if remat != "none":
+        body = jax.checkpoint(body, prevent_cse=False)
+    if remat == "sqrt":
+        length = max(math.isqrt(num_steps), 1)
+        whole = num_steps // length * length
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def segment(phi: Phi, keys: Key[Array, " steps"]) -> tuple[Phi, Any]:
+            return jax.lax.scan(body, phi, keys)
+
+        phi, trace = jax.lax.scan(segment, phi, keys[:whole].reshape(-1, length))
+        phi, rest = segment(phi, keys[whole:])
+        rest = jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(whole, *a.shape[2:]), b]), trace, rest)
+    else:
+        phi, rest = jax.lax.scan(body, phi, keys)
     return phi, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
 
 
-def query_loss(learner: Learner, num_steps: int) -> Objective:
+def query_loss(learner: Learner, num_steps: int, *, remat: Remat = "none") -> Objective:
     """The default objective: L(theta) = loss(theta, phi_K(theta, support), query).
 
     Args:
       learner: how a task is learned.
       num_steps: K, the number of adaptation steps before the query loss is taken.
+      remat: as in `adapt`.
 
     Returns:
       An objective; its gradient runs through the adaptation.
+
+    Raises:
+      InputError: when called, as `adapt`, and where the loss is not a scalar.
     """
 
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
         adapt_key, loss_key = jax.random.split(key)
-        phi, _ = adapt(learner, theta, episode.support, adapt_key, num_steps)
-        return learner.loss(theta, phi, episode.query, loss_key)
+        phi, _ = adapt(learner, theta, episode.support, adapt_key, num_steps, remat=remat)
+        value, metrics = learner.loss(theta, phi, episode.query, loss_key)
+        return scalar(value), metrics
 
     return objective
+
+
+def scalar(loss: Any) -> Any:
+    """The loss itself; an `InputError` if it is not a scalar."""
+    if jnp.shape(loss):
+        raise InputError(f"The loss has shape {jnp.shape(loss)}, expected a scalar: take its mean over the batch.")
+    return loss
 
 
 def ascribe(theta: Theta, direction: Theta) -> Scalar:

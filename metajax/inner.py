@@ -1,14 +1,15 @@
 """Two ways to learn one task: gradient steps, and a closed form."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
-from metajax.core import Batch, KeyArray, Learner, LossFn, Metrics, Params, Phi, Scalar, Theta
+from metajax.core import Batch, KeyArray, Learner, LossFn, Metrics, Params, Phi, Scalar, Theta, scalar
+from metajax.errors import InputError
 
 
 class Fast(NamedTuple):
@@ -18,43 +19,128 @@ class Fast(NamedTuple):
     opt_state: optax.OptState
 
 
+Mode: TypeAlias = Literal["reverse", "mixed"]
+
+
 def descent(
     loss_fn: LossFn,
     inner: optax.GradientTransformation,
     *,
     split: Callable[[Theta], Params] = lambda theta: theta,
     join: Callable[[Theta, Params], Params] = lambda theta, params: params,
+    precondition: Callable[[Theta, Params], Params] = lambda theta, updates: updates,
     first_order: bool = False,
+    mode: Mode = "reverse",
 ) -> Learner:
     """Learn a task by gradient steps on its support loss.
 
-    phi_0 = split(theta);  phi_{k+1} = phi_k + inner(-grad_phi loss(join(theta, phi_k), support)).
+    phi_0 = split(theta);
+    phi_{k+1} = phi_k + precondition(theta, inner(grad_phi loss(join(theta, phi_k), support))).
 
     Args:
       loss_fn: `(params, batch, key) -> (scalar, metrics)`.
       inner: any optax transformation. Adam needs `eps_root > 0`, or its second derivative is not finite.
       split: the part of theta that a task learns; all of it by default.
       join: the model's parameters from theta and a task's part.
+      precondition: `(theta, updates) -> updates`, a learned change of the inner optimiser's updates.
       first_order: drop the second derivative: the step's gradient counts as a constant (FOMAML).
+      mode: how the gradient through a step is computed: reverse over reverse, or "mixed", forward over reverse, which
+        keeps no activations of the steps.
 
     Returns:
       A learner whose phi is a `Fast`.
+
+    Raises:
+      InputError: `mode` is unknown; when called, the loss is not a scalar or the inner optimiser has no finite second
+        derivative where a gradient is zero.
+
+    Reference: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", 2025 (for "mixed").
     """
+    gradient = support_gradient(lambda args, params: loss_fn(join(args[0], params), *args[1:])[0], mode)
 
     def start(theta: Theta, support: Batch, key: KeyArray) -> Fast:
         params = split(theta)
+        if not first_order:
+            check_inner(inner, params)
         return Fast(params, inner.init(params))
 
     def step(theta: Theta, phi: Fast, support: Batch, key: KeyArray) -> Fast:
-        grads = jax.grad(lambda params: loss_fn(join(theta, params), support, key)[0])(phi.params)
+        grads = gradient((theta, support, key), phi.params)
         grads = jax.lax.stop_gradient(grads) if first_order else grads
         updates, opt_state = inner.update(grads, phi.opt_state, phi.params)
-        return Fast(optax.apply_updates(phi.params, updates), opt_state)
+        return Fast(optax.apply_updates(phi.params, precondition(theta, updates)), opt_state)
 
     def loss(theta: Theta, phi: Fast, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
         return loss_fn(join(theta, phi.params), batch, key)
 
     return Learner(lambda params: params, start, step, loss)
+
+
+def support_gradient(
+    loss: Callable[[PyTree, Params], Scalar], mode: Mode = "reverse"
+) -> Callable[[PyTree, Params], Params]:
+    """(args, params) -> grad_params loss(args, params), itself differentiated in the given mode.
+
+    The backward pass of "mixed" is d/de grad_(args, params) loss(args, params + e v) for the cotangent v: one jvp of
+    one gradient, from args and params alone.
+    """
+    if mode not in get_args(Mode):
+        raise InputError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}.")
+
+    def gradient(args: PyTree, params: Params) -> Params:
+        return jax.grad(lambda params: scalar(loss(args, params)))(params)
+
+    def backward(kept: tuple[PyTree, Params], cotangent: Params) -> tuple[PyTree, Params]:
+        args, params = kept
+        leaves, tree = jax.tree.flatten(args)
+        smooth = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
+
+        def value(floats: list[Array], params: Params) -> Scalar:
+            rest = iter(floats)
+            return loss(
+                jax.tree.unflatten(tree, [next(rest) if s else leaf for s, leaf in zip(smooth, leaves, strict=True)]),
+                params,
+            )
+
+        floats = [leaf for s, leaf in zip(smooth, leaves, strict=True) if s]
+        try:
+            slope = jax.jvp(lambda params: jax.grad(value, (0, 1))(floats, params), (params,), (cotangent,))[1]
+        except TypeError as error:
+            if "forward-mode" not in str(error):
+                raise
+            raise InputError(
+                'mode is "mixed", but the loss has a custom_vjp that cannot be differentiated forward; use mode="reverse".'
+            ) from error
+        rest = iter(slope[0])
+        return jax.tree.unflatten(tree, [next(rest) if s else None for s in smooth]), slope[1]
+
+    if mode == "reverse":
+        return gradient
+    mixed = jax.custom_vjp(gradient)
+    mixed.defvjp(lambda args, params: (gradient(args, params), (args, params)), backward)
+    return mixed
+
+
+def check_inner(inner: optax.GradientTransformation, params: Params) -> None:
+    """Raise `InputError` where the update has no finite derivative beside a zero gradient, which dead units have."""
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), params)
+    if not jax.tree.leaves(shapes):
+        return
+
+    def finite() -> Array:
+        ones = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
+        grads = jax.tree.map(lambda a: (jnp.arange(a.size).reshape(a.shape) % 2).astype(a.dtype), ones)
+        slope = jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (grads,), (ones,))[1]
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope)]).all()
+
+    with jax.ensure_compile_time_eval():
+        if not jax.jit(finite)():
+            raise InputError(
+                "The inner optimiser's update has no finite derivative where a gradient is zero, so second order would "
+                "give NaN (Adam divides by sqrt(v), whose slope at 0 is infinite); give it eps_root > 0, as in "
+                "optax.adam(1e-3, eps_root=1e-8), or use first_order=True."
+            )
 
 
 def closed_form(

@@ -4,11 +4,13 @@ from typing import Any
 
 import optax
 
-from metajax.core import Algorithm, LossFn, query_loss
+from metajax.core import Algorithm, LossFn, Remat, query_loss
 from metajax.inner import descent
 
 
-def maml(loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, **options: Any) -> Algorithm:
+def maml(
+    loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *, remat: Remat = "none", **options: Any
+) -> Algorithm:
     """Model-agnostic meta-learning.
 
     phi_0 = theta;  phi_{k+1} = phi_k - alpha grad loss(phi_k, support);  min_theta E loss(phi_K, query).
@@ -17,7 +19,8 @@ def maml(loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *
       loss_fn: `(params, batch, key) -> (scalar, metrics)`.
       inner: inner optimiser, any optax transformation.
       num_steps: K, inner steps while training.
-      **options: passed to `descent`.
+      remat: what the gradient through the inner steps keeps; see `adapt`.
+      **options: passed to `descent`: `first_order`, `mode`, `split`, `join`, `precondition`.
 
     Returns:
       The algorithm.
@@ -25,4 +28,4 @@ def maml(loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *
     Reference: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
     """
     learner = descent(loss_fn, inner, **options)
-    return Algorithm(learner, query_loss(learner, num_steps))
+    return Algorithm(learner, query_loss(learner, num_steps, remat=remat))

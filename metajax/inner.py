@@ -60,13 +60,11 @@ def descent(
 
     def start(theta: Theta, support: Batch, key: KeyArray) -> Fast:
         params = split(theta)
-        if not first_order:
-            check_inner(inner, params)
         return Fast(params, inner.init(params))
 
     def step(theta: Theta, phi: Fast, support: Batch, key: KeyArray) -> Fast:
         grads = gradient((theta, support, key), phi.params)
-        grads = jax.lax.stop_gradient(grads) if first_order else grads
+        grads = jax.lax.stop_gradient(grads) if first_order else checked(inner, grads)
         updates, opt_state = inner.update(grads, phi.opt_state, phi.params)
         return Fast(optax.apply_updates(phi.params, precondition(theta, updates)), opt_state)
 
@@ -103,14 +101,17 @@ def support_gradient(
             )
 
         floats = [leaf for s, leaf in zip(smooth, leaves, strict=True) if s]
-        try:
-            slope = jax.jvp(lambda params: jax.grad(value, (0, 1))(floats, params), (params,), (cotangent,))[1]
-        except TypeError as error:
-            if "forward-mode" not in str(error):
-                raise
+
+        def slopes(floats: list[Array], params: Params, cotangent: Params) -> tuple[list[Array], Params]:
+            return jax.jvp(lambda params: jax.grad(value, (0, 1))(floats, params), (params,), (cotangent,))[1]
+
+        # JAX itself would notice only when it compiles the step, with no word of the mode
+        if "custom_lin" in str(jax.make_jaxpr(slopes)(floats, params, cotangent)):
             raise InputError(
-                'mode is "mixed", but the loss has a custom_vjp that cannot be differentiated forward; use mode="reverse".'
-            ) from error
+                'mode is "mixed", but the loss has a custom_vjp, which cannot be differentiated forward; '
+                'use mode="reverse".'
+            )
+        slope = slopes(floats, params, cotangent)
         rest = iter(slope[0])
         return jax.tree.unflatten(tree, [next(rest) if s else None for s in smooth]), slope[1]
 
@@ -121,26 +122,32 @@ def support_gradient(
     return mixed
 
 
-def check_inner(inner: optax.GradientTransformation, params: Params) -> None:
-    """Raise `InputError` where the update has no finite derivative beside a zero gradient, which dead units have."""
-
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(jnp.shape(a), jnp.result_type(a)), params)
-    if not jax.tree.leaves(shapes):
-        return
+def checked(inner: optax.GradientTransformation, grads: Params) -> Params:
+    """grads; an `InputError` if they are differentiated and the update's slope at a zero gradient is not finite."""
 
     def finite() -> Array:
         ones = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
-        grads = jax.tree.map(lambda a: (jnp.arange(a.size).reshape(a.shape) % 2).astype(a.dtype), ones)
-        slope = jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (grads,), (ones,))[1]
+        # every other gradient is zero, as those of dead units are
+        zeros = jax.tree.map(lambda a: (jnp.arange(a.size).reshape(a.shape) % 2).astype(a.dtype), ones)
+        slope = jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (zeros,), (ones,))[1]
         return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope)]).all()
 
-    with jax.ensure_compile_time_eval():
-        if not jax.jit(finite)():
-            raise InputError(
-                "The inner optimiser's update has no finite derivative where a gradient is zero, so second order would "
-                "give NaN (Adam divides by sqrt(v), whose slope at 0 is infinite); give it eps_root > 0, as in "
-                "optax.adam(1e-3, eps_root=1e-8), or use first_order=True."
-            )
+    def differentiated(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Params, Params]:
+        with jax.ensure_compile_time_eval():
+            if not jax.jit(finite)():
+                raise InputError(
+                    "The inner optimiser's update has no finite derivative where a gradient is zero, so second order "
+                    "would give NaN (Adam divides by sqrt(v), whose slope at 0 is infinite); give it eps_root > 0, as "
+                    "in optax.adam(1e-3, eps_root=1e-8), or use first_order=True."
+                )
+        return primals[0], tangents[0]
+
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), grads)
+    if not jax.tree.leaves(shapes):
+        return grads
+    same = jax.custom_jvp(lambda grads: grads)
+    same.defjvp(differentiated)
+    return same(grads)
 
 
 def closed_form(

@@ -12,8 +12,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from keyword_fewshot import ALGORITHMS, MODELS, build, describe_device, load_task, parse, sampler, train, training_ways
+from keyword_fewshot import ALGORITHMS, MODELS, build, load_task, parse, sampler, train, training_ways
 
+from metajax import report
 from metajax.parallel import use_all_cores
 
 OUTER_STEPS = {"tcresnet8": 31, "conv4": 6}
@@ -38,7 +39,7 @@ def main() -> int:
                 )
             rate = (args.outer_steps - 1) / fitted.seconds
             rows.append(f"| {args.model} | {args.algorithm} | {fitted.first_step_seconds:.1f} | {rate:.2f} |")
-    print(f"\n{describe_device()}\n\n| model | algorithm | first outer step (s) | outer steps/s |")
+    print(f"\n{report.environment()['device']}\n\n| model | algorithm | first outer step (s) | outer steps/s |")
     print("|---|---|---:|---:|\n" + "\n".join(rows))
     return 0
 

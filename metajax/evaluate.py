@@ -1,5 +1,7 @@
 """Adaptation curves: how good a model is after 0, 1, 2, ... steps on a new task."""
 
+import time
+
 import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
@@ -50,6 +52,19 @@ def evaluate(
 
     keys = jax.random.split(key, num_tasks)
     return curves(theta, keys) if mesh is None else over_tasks(curves, mesh)(theta, keys)
+
+
+def adaptation_ms(learner: Learner, theta: Theta, sample: Sampler, num_steps: int) -> float:
+    """Median milliseconds to learn one task on one device, compiled."""
+    support = jax.jit(sample)(jax.random.key(0)).support
+    run = jax.jit(lambda theta, support, key: adapt(learner, theta, support, key, num_steps)[0])
+    theta = jax.device_put(jax.tree.map(np.asarray, theta), jax.devices()[0])
+    times = []
+    for i in range(22):
+        start = time.perf_counter()
+        jax.block_until_ready(run(theta, support, jax.random.key(i)))
+        times.append(1e3 * (time.perf_counter() - start))
+    return float(np.median(times[2:]))
 
 
 def mean_ci95(values: Float[ArrayLike, "tasks ..."]) -> tuple[np.ndarray, np.ndarray]:

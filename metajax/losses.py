@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from metajax.core import Batch, KeyArray, LossFn, Metrics, Params, Scalar
+from metajax.errors import InputError
 
 
 def classify(
@@ -47,5 +48,28 @@ def cross_entropy(
 
     def loss_fn(params: Params, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
         return classify(apply(params, batch.x), getattr(batch.y, labels), smoothing)
+
+    return loss_fn
+
+
+def squared_error(apply: Callable[[Params, PyTree], Array]) -> LossFn:
+    """Mean squared error of a model's outputs.
+
+    Args:
+      apply: `(params, x) -> predictions`, of the shape of `y`.
+
+    Returns:
+      `loss_fn(params, batch, key)` with metric `loss`.
+
+    Raises:
+      InputError: when called, predictions and targets differ in shape.
+    """
+
+    def loss_fn(params: Params, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
+        predictions = apply(params, batch.x)
+        if predictions.shape != batch.y.shape:
+            raise InputError(f"predictions have shape {predictions.shape}, targets {batch.y.shape}; expected the same.")
+        loss = jnp.square(predictions - batch.y).mean()
+        return loss, {"loss": loss}
 
     return loss_fn

@@ -1,14 +1,27 @@
 """Tables and plots from a run's results."""
 
+import platform
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from metajax.errors import InputError
 
 Curve = list[dict[str, Any]]  # [{"step": 0, "mean": 0.2, "ci95": 0.01}, ...]; accuracies in 0..1
+
+
+def environment() -> dict[str, Any]:
+    """The device and the versions that results came about with."""
+    device = jax.devices()[0]
+    versions = {name: version(name) for name in ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")}
+    return {
+        "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {platform.machine()}",
+        "versions": versions | {"python": platform.python_version()},
+    }
 
 
 def curve(mean: np.ndarray, ci95: np.ndarray) -> Curve:
@@ -18,9 +31,10 @@ def curve(mean: np.ndarray, ci95: np.ndarray) -> Curve:
     ]
 
 
-def table(curves: dict[str, Curve], chance: float, steps: Sequence[int]) -> str:
-    """Accuracy in percent with its 95 % interval after some adaptation steps, one row per method, as Markdown."""
+def table(curves: dict[str, Curve], chance: float | None, steps: Sequence[int], *, percent: bool = True) -> str:
+    """The mean (an accuracy in percent, or as it is) with its 95 % interval after some adaptation steps, as Markdown."""
     width = max(map(len, [*curves, "chance"]))
+    scale, digits = (100, 1) if percent else (1, 3)
     header = (
         "| "
         + " | ".join([" " * width, *(f"{f'{step} steps' if step != 1 else '1 step':>12}" for step in steps)])
@@ -30,16 +44,21 @@ def table(curves: dict[str, Curve], chance: float, steps: Sequence[int]) -> str:
     for name, points in curves.items():
         by_step = {point["step"]: point for point in points}
         cells = [
-            f"{100 * by_step[step]['mean']:5.1f} ± {100 * by_step[step]['ci95']:4.1f}" if step in by_step else ""
+            f"{scale * by_step[step]['mean']:5.{digits}f} ± {scale * by_step[step]['ci95']:4.{digits}f}"
+            if step in by_step
+            else ""
             for step in steps
         ]
         lines.append(f"| {name:<{width}} | " + " | ".join(f"{cell:>12}" for cell in cells) + " |")
-    lines.append(f"| {'chance':<{width}} | " + " | ".join(f"{100 * chance:>12.1f}" for _ in steps) + " |")
+    if chance is not None:
+        lines.append(f"| {'chance':<{width}} | " + " | ".join(f"{scale * chance:>12.{digits}f}" for _ in steps) + " |")
     return "\n".join(lines)
 
 
-def plot_curves(curves: dict[str, Curve], chance: float, title: str, path: Path) -> None:
-    """Draw accuracy against adaptation step with 95 % bands into a PNG; needs the `plot` extra.
+def plot_curves(
+    curves: dict[str, Curve], chance: float | None, title: str, path: Path, *, percent: bool = True, what: str = ""
+) -> None:
+    """Draw accuracy, or `what`, against adaptation step with 95 % bands into a PNG; needs the `plot` extra.
 
     Raises:
       InputError: matplotlib is not installed.
@@ -52,13 +71,17 @@ def plot_curves(curves: dict[str, Curve], chance: float, title: str, path: Path)
     from matplotlib import pyplot
     from matplotlib.ticker import MaxNLocator
 
+    scale = 100 if percent else 1
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for name, points in curves.items():
         step, mean, ci95 = (np.array([point[field] for point in points]) for field in ("step", "mean", "ci95"))
-        (line,) = axes.plot(step, 100 * mean, marker="o", markersize=4, label=f"{name}: {100 * mean[-1]:.1f} %")
-        axes.fill_between(step, 100 * (mean - ci95), 100 * (mean + ci95), color=line.get_color(), alpha=0.2)
-    axes.axhline(100 * chance, color="0.5", linestyle="--", label=f"chance: {100 * chance:.0f} %")
-    axes.set(xlabel="adaptation steps", ylabel="query accuracy (%)", ylim=(0, 100))
+        last = f"{100 * mean[-1]:.1f} %" if percent else f"{mean[-1]:.3f}"
+        (line,) = axes.plot(step, scale * mean, marker="o", markersize=4, label=f"{name}: {last}")
+        axes.fill_between(step, scale * (mean - ci95), scale * (mean + ci95), color=line.get_color(), alpha=0.2)
+    if chance is not None:
+        axes.axhline(scale * chance, color="0.5", linestyle="--", label=f"chance: {scale * chance:.0f} %")
+    axes.set(xlabel="adaptation steps", ylabel=what or "query accuracy (%)")
+    axes.set_ylim(0, 100 if percent else None)
     axes.set_title(title, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)

@@ -32,6 +32,44 @@ def init_state(theta: Theta, optimizer: optax.GradientTransformation) -> MetaSta
     return MetaState(theta, optimizer.init(theta), jnp.zeros((), jnp.int32))
 
 
+class Averaged(NamedTuple):
+    """State of an `averaged` optimiser."""
+
+    average: Theta
+    inner: optax.OptState
+    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count
+
+
+def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
+    """`optimizer`, keeping beside its state a moving average of theta that `average_of` reads; `fit` returns that.
+
+    average <- d average + (1 - d) theta after step t = 0, 1, ..., with d = min(decay, t / (t + 10)), which forgets the
+    first steps. Updates stay as they are: the average takes no part in training.
+
+    Raises:
+      InputError: `decay` is not in 0 <= decay < 1.
+    """
+    if not 0 <= decay < 1:
+        raise InputError(f"decay is {decay}, expected 0 <= decay < 1.")
+
+    def init(theta: Theta) -> Averaged:
+        return Averaged(jax.tree.map(jnp.copy, theta), optimizer.init(theta), jnp.zeros((), jnp.int32))
+
+    def update(grads: Theta, state: Averaged, theta: Theta) -> tuple[Theta, Averaged]:
+        updates, inner = optimizer.update(grads, state.inner, theta)
+        d = jnp.minimum(decay, state.count / (state.count + 10))
+        blend = lambda average, new: (d * average + (1 - d) * new).astype(average.dtype)  # noqa: E731
+        average = jax.tree.map(blend, state.average, optax.apply_updates(theta, updates))
+        return updates, Averaged(average, inner, state.count + 1)
+
+    return optax.GradientTransformation(init, update)
+
+
+def average_of(state: MetaState) -> Theta:
+    """The moving average of theta where an `averaged` optimiser keeps one, else theta itself."""
+    return state.opt_state.average if isinstance(state.opt_state, Averaged) else state.theta
+
+
 def meta_step(
     objective: Objective,
     optimizer: optax.GradientTransformation,
@@ -82,7 +120,7 @@ def meta_step(
 class Fit(NamedTuple):
     """What meta-training gives."""
 
-    theta: Theta  # of the best validation, or the last where nothing validates
+    theta: Theta  # of the best validation, or the last where nothing validates; its average where one is kept
     state: MetaState  # the last state
     validation: float | None  # the best validation score
     seconds: float  # spent on outer steps, compilation and validation left out
@@ -202,15 +240,15 @@ def fit(
             pending = []
             due = done % validate_every == 0 or done == outer_steps
             if due and validate is not None:
-                line["validation"] = validate(state.theta)
+                line["validation"] = validate(average_of(state))
                 if not np.isfinite(line["validation"]):
                     raise DivergedError(f"The validation score is {line['validation']} after {done} outer steps.")
                 if best is None or line["validation"] > best:
-                    best, theta = line["validation"], jax.tree.map(jnp.copy, state.theta)
+                    best, theta = line["validation"], jax.tree.map(jnp.copy, average_of(state))
                     if folder:
                         checkpoint.save(folder / "best", theta)
             if log:
                 checkpoint.append_line(log, {"step": done, "seconds": seconds} | line)
             if folder and due:
                 checkpoint.save(folder / "last", state)
-    return Fit(state.theta if theta is None else theta, state, best, seconds, first_step_seconds)
+    return Fit(average_of(state) if theta is None else theta, state, best, seconds, first_step_seconds)

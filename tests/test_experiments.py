@@ -1,18 +1,17 @@
 """The main script: what it refuses, and what one whole small run leaves behind."""
 
+import importlib.util
 import json
+import re
 import sys
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
-from metajax.data.corpora import manifest
-from metajax.data.corpus import Corpus
 from metajax.tasks.episodes import index_tables
-from metajax.tasks.splits import Splits, divide
+from metajax.tasks.splits import divide
 from tests.shared import shared_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -60,18 +59,36 @@ def tones(tmp_path_factory):
 
 @pytest.fixture
 def refuse(capsys, tmp_path, monkeypatch):
-    """Runs the script, which must end with exit code 2 and one line on stderr; returns that line."""
+    """Runs the script, which must end with exit code 2 and one error on stderr, its last line; returns that line.
+
+    All of stderr is then in `refuse.told`.
+    """
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
 
     def call(*arguments: object, out: Path | None = None) -> str:
         argv = [*map(str, arguments), "--out", str(out or tmp_path / "out"), "--cache", str(tmp_path / "cache")]
         assert keyword_fewshot.main(argv) == 2
-        errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-        assert len(errors) == 1
+        call.told = capsys.readouterr().err
+        errors = [line for line in call.told.splitlines() if line.startswith("error: ")]
+        assert errors == call.told.splitlines()[-1:] and "Traceback" not in call.told
         assert not (tmp_path / "out" / "config.json").exists()
         return errors[0]
 
     return call
+
+
+@pytest.fixture
+def manifest_of(tones):
+    """Writes a manifest beside the tones: their rows, all or those chosen, and more; returns its `--root` arguments."""
+
+    def write(*more: str, header: str | None = None, keep=lambda row: True, encoding: str = "utf-8") -> tuple:
+        first, *rows = tones.read_text().splitlines()
+        path = tones.with_name("other.csv")
+        text = "\n".join([header or first, *more, *filter(keep, rows)]) + "\n"
+        path.write_text(text, encoding=encoding)
+        return "--corpus", "manifest", "--root", path
+
+    return write
 
 
 @pytest.mark.parametrize(
@@ -89,22 +106,82 @@ def test_a_corpus_without_its_folder_is_refused(refuse, tmp_path):
     assert "absent" in refuse("--corpus", "fsdd", "--root", tmp_path / "absent")
 
 
-def test_too_few_words_speakers_or_clips_are_refused_with_how_many_there_are(refuse, tones):
+def test_too_few_words_speakers_or_clips_are_refused_with_how_many_there_are(refuse, tones, manifest_of):
     assert "9 words" in refuse("--corpus", "manifest", "--root", tones, "--ways", 5)
-    assert "clips" in refuse("--corpus", "manifest", "--root", tones, "--ways", 2, "--queries", 30)
+    for size in ("--queries", "--shots"):
+        assert re.search(r"\d+ .*clips", refuse("--corpus", "manifest", "--root", tones, "--ways", 2, size, 30))
+    few = manifest_of(keep=lambda row: row.split(",")[2] in ("s0", "s1", "s2"))
+    assert "3 speakers, expected at least 4" in refuse(*few, *SMALL)
 
 
-def test_bad_audio_is_named_and_can_be_skipped(refuse, tones, tmp_path):
-    text = tones.read_text()
-    broken = tones.with_name("broken.csv")
-    tones.with_name("empty.wav").write_bytes(b"")
-    tones.with_name("silent.wav").write_bytes(b"")
-    soundfile.write(tones.with_name("silent.wav"), np.zeros(RATE, np.float32), RATE)
-    for name in ("empty.wav", "silent.wav"):
-        broken.write_text(text + f"{name},w1,s1,calm\n")
-        assert name in refuse("--corpus", "manifest", "--root", broken, *SMALL)
-    # skipped, the same clip is no error: the next one, too few words, is reached
-    assert "words" in refuse("--corpus", "manifest", "--root", broken, "--on-error", "skip", "--ways", 5)
+BAD = {
+    "missing": lambda path, wave: None,
+    "empty": lambda path, wave: path.write_bytes(b""),
+    "cut": lambda path, wave: (soundfile.write(path, wave, RATE), path.write_bytes(path.read_bytes()[:9000])),
+    "text": lambda path, wave: path.write_text("no sound at all"),
+    "silent": lambda path, wave: soundfile.write(path, 0 * wave, RATE),
+    "nan": lambda path, wave: soundfile.write(path, np.where(wave > 0.2, np.nan, wave), RATE, subtype="FLOAT"),
+    "short": lambda path, wave: soundfile.write(path, wave[:100], RATE),
+}
+
+
+@pytest.fixture
+def bad_files(tones):
+    """Rows of a manifest for clips that cannot be used, by what is wrong with them."""
+    for name, make in BAD.items():
+        make(tones.with_name(f"{name}.wav"), 0.3 * np.sin(np.arange(RATE, dtype=np.float32)))
+    return {name: f"{name}.wav,w1,s1,calm" for name in BAD}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_audio_is_named(refuse, manifest_of, bad_files, name):
+    assert f"{name}.wav" in refuse(*manifest_of(bad_files[name]), *SMALL)
+
+
+def test_bad_audio_is_skipped_counted_and_listed(refuse, manifest_of, bad_files):
+    # no error any more: the next one, too few words, is reached
+    error = refuse(*manifest_of(*bad_files.values()), "--on-error", "skip", "--ways", 5)
+    assert "9 words" in error
+    assert f"{len(BAD)} of {WORDS * SPEAKERS * TAKES + len(BAD)} clips are left out" in refuse.told
+    listed = [line for line in refuse.told.splitlines() if line.startswith("skipped: ")]
+    assert len(listed) == len(BAD) and all(f"{name}.wav" in line for name, line in zip(BAD, listed, strict=True))
+
+
+def test_bad_manifests_are_refused(refuse, manifest_of):
+    header, row = "path,label,speaker,mood", "0_0_0.wav,w0,s0,calm"
+    assert "no column 'path'" in refuse(*manifest_of(header=header.replace("path", "file")))
+    assert "leads out of" in refuse(*manifest_of("../0_0_0.wav,w0,s0,calm"))
+    assert "the same clip as in line 2" in refuse(*manifest_of(row))
+    assert "is not UTF-8" in refuse(*manifest_of("0.wav,wörd,s0,calm", encoding="latin-1"))
+    assert "9 words" in refuse(*manifest_of())
+    assert refuse.told.count("mood") == 1  # a column of the user's own
+
+
+def test_lists_and_clips_of_the_known_corpora_that_cannot_be_read_are_named(refuse, tmp_path):
+    (tmp_path / "train.csv").write_text("file,class,speaker\nein.wav,größe,1\n", encoding="latin-1")
+    assert "train.csv is not UTF-8" in refuse("--corpus", "arabic", "--root", tmp_path)
+    (tmp_path / "train.csv").write_text('file,class,speaker\nein.wav,"one,1\n')
+    assert "train.csv, line 2" in refuse("--corpus", "arabic", "--root", tmp_path)
+    (tmp_path / "train.csv").write_text("file,class,speaker\nein.wav,one,1\n")
+    assert "ein.wav does not exist" in refuse("--corpus", "arabic", "--root", tmp_path)
+    for name in ("testing_list.txt", "validation_list.txt"):
+        (tmp_path / name).write_bytes(b"\xe9/a_nohash_0.wav")
+    assert "is not UTF-8" in refuse("--corpus", "speech_commands", "--root", tmp_path)
+    (tmp_path / "0_ann_0.wav").write_bytes(b"")
+    assert "0_ann_0.wav is empty" in refuse("--corpus", "fsdd", "--root", tmp_path)
+
+
+def test_nothing_is_left_to_train_on_where_all_is_tested_on(refuse, tones):
+    first, *rows = tones.read_text().splitlines()
+    other = tones.with_name("tested.csv")
+    other.write_text("\n".join([f"{first},split", *(f"{row},test" for row in rows)]))
+    evaluated = ("--eval-corpus", "manifest", "--eval-root", other)
+    error = refuse("--corpus", "manifest", "--root", tones, *evaluated, *SMALL)
+    assert "No clip is left to train on" in error
+    assert "9 words are tested on and left out of training (w0, w1, w2)" in refuse.told
+    other.write_text("\n".join([f"{first},split", *(f"{row},{'test' if ',w8,' in row else 'train'}" for row in rows)]))
+    error = refuse("--corpus", "manifest", "--root", tones, *evaluated, *SMALL)
+    assert "train and test share 9 speakers" in error
 
 
 def test_overlap_of_words_or_speakers_between_splits_is_refused(refuse, tones):
@@ -140,6 +217,75 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(capsys, to
     assert "config.json is damaged" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(refuse, tones, tmp_path, monkeypatch):
+    absent = ("--corpus", "fsdd", "--root", tmp_path / "absent")
+    assert "tones.csv is no folder" in refuse(*absent, out=tones / "run")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert f"{tmp_path} is read-only" in refuse(*absent, out=tmp_path / "new" / "run")
+
+
+def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    argv = [*map(str, manifest_of()), *SMALL, "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
+    args = keyword_fewshot.parse([*argv, "--resume"])
+    with pytest.warns(UserWarning, match="mood"):
+        source, target = keyword_fewshot.load_tasks(args)
+    assert source is target and "162 clips, 9 labels, 9 speakers" in source.data
+    config = keyword_fewshot.settings(args) | {"data": source.data, "eval_data": target.data}
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    manifest_of("0_0_0.wav,w1,s0,calm", keep=lambda row: not row.startswith("0_0_0"))  # one clip, another word
+    assert keyword_fewshot.main([*argv, "--resume"]) == 2
+    assert f"but {source.data!r} in" in capsys.readouterr().err.replace("eval_data", "data")
+
+
+def test_a_damaged_feature_cache_is_told_and_built_anew(refuse, tones, tmp_path):
+    tried = ("--corpus", "manifest", "--root", tones, "--ways", 5)
+    refuse(*tried)
+    assert "computed again" not in refuse.told
+    (path,) = (tmp_path / "cache").glob("*.features")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-100])
+    refuse(*tried)
+    assert path.name in refuse.told and "computed again" in refuse.told
+    assert path.read_bytes() == whole
+
+
+def test_espeak_that_is_not_there_or_cannot_be_loaded_is_told(refuse, tmp_path, monkeypatch):
+    package = tmp_path / "espeakng_loader"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"def get_library_path():\n    return {str(package / 'lib.so')!r}\n")
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.path", [str(tmp_path), *sys.path])
+        assert "pip install 'metajax[espeak]'" in refuse()  # no voices
+        (package / "espeak-ng-data" / "voices" / "!v").mkdir(parents=True)
+        (package / "lib.so").write_text("no library")
+        assert "eSpeak NG cannot be loaded" in refuse()
+    find = importlib.util.find_spec
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None if name == "espeakng_loader" else find(name))
+    assert "pip install 'metajax[espeak]'" in refuse()
+
+
+def test_recorded_noise_is_what_training_is_augmented_with(refuse, tones, tmp_path, monkeypatch):
+    assert "no recordings of noise" in refuse("--corpus", "manifest", "--root", tones, "--noise", "recorded")
+    lines = ["file,class,speaker", *(row.rsplit(",", 1)[0] for row in tones.read_text().splitlines()[1:])]
+    tones.with_name("train.csv").write_text("\n".join(lines))
+    (tones.parent / "background_noise").mkdir()
+    for name, seconds in (("rain", 2), ("wind", 3)):
+        wave = np.random.default_rng(0).normal(0, 0.1, seconds * RATE).astype(np.float32)
+        soundfile.write(tones.parent / "background_noise" / f"{name}.flac", wave, RATE)
+    argv = ["--corpus", "arabic", "--root", str(tones.parent), "--cache", str(tmp_path), *SMALL]
+    seen = []
+    monkeypatch.setattr(keyword_fewshot, "augment", lambda strengths, noise: seen.append(noise) or (lambda x, key: x))
+    for choice in ("coloured", "recorded"):
+        args = keyword_fewshot.parse([*argv, "--noise", choice])
+        task = keyword_fewshot.load_task("arabic", args.root, args)
+        keyword_fewshot.sampler(task, "train", args, ways=2, training=True)
+        keyword_fewshot.sampler(task, "test", args, ways=2)
+    assert seen[0] is None and seen[1].shape == (498, 40) and len(seen) == 2
+    assert "498 frames of noise" in task.data
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -147,14 +293,15 @@ def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(capsys, to
         (["--seed", "-1"], "--seed is -1"),
         (["--inner-rate", "nan"], "--inner-rate is nan"),
         (["--outer-steps", "0"], "--outer-steps is 0"),
+        (["--average", "1"], "decay is 1.0"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, told, refuse):
     assert told in refuse(*arguments)
 
 
+@pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="the espeak extra is not installed")
 def test_the_defaults_suit_the_embedded_corpus():
-    pytest.importorskip("espeakng_loader", reason="the espeak extra is not installed")
     args = keyword_fewshot.parse([])
     recordings = keyword_fewshot.read_recordings(args.corpus, None, args)
     splits = divide(recordings.columns, recordings.names, ways=args.ways, seed=args.seed)
@@ -163,19 +310,6 @@ def test_the_defaults_suit_the_embedded_corpus():
         speaker = recordings.columns["speaker"]
         tables = index_tables(label, speaker, args.ways, args.shots, args.queries, args.across, "espeak")
         assert len(tables.labels) > 100
-
-
-def test_words_and_speakers_tested_on_are_left_out_of_training(tones):
-    with pytest.warns(UserWarning, match="mood"):
-        recordings = manifest.read(tones)
-    columns, names = recordings.columns, recordings.names
-    corpus = Corpus("tones", jnp.zeros((len(columns["label"]), 1, 1)), None, columns, names, None, ())
-    everything = np.ones(len(columns["label"]), bool)
-    target = columns["label"] == 0, columns["speaker"] == 1
-    task = keyword_fewshot.Task(corpus, Splits(everything, everything, everything))
-    test = keyword_fewshot.Task(corpus, Splits(everything, everything, target[0] & target[1]))
-    left = keyword_fewshot.without_shared(task, test).splits
-    np.testing.assert_array_equal(left.train, ~(target[0] | target[1]))
 
 
 @pytest.mark.slow

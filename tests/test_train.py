@@ -13,6 +13,7 @@ from metajax import Batch, DivergedError, Episode, InputError, checkpoint, evalu
 from metajax.losses import cross_entropy
 from metajax.parallel import task_mean, task_mesh
 from metajax.tasks.episodes import episodes
+from metajax.train import average_of, averaged
 from tests.conftest import close, differs, mlp_params, square_loss, words
 
 KEY = jax.random.key(0)
@@ -202,6 +203,35 @@ def test_fit_keeps_the_best_theta(tmp_path):
     assert differs(result.theta, result.state.theta, 1e-4)
     validations = [line.get("validation") for line in checkpoint.read_lines(tmp_path / "metrics.jsonl")]
     assert validations == [None, 0.2, None, 0.9, None, 0.5]
+
+
+def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
+    optimizer = averaged(ADAM, 0.3)
+    step, state, seen = meta_step(OBJECTIVE, optimizer, sample, 2), init_state(THETA, optimizer), []
+    close(average_of(state), THETA, 0)
+
+    def average(outer_steps, **options):
+        options |= {"block": 2, "validate_every": 4, "num_tasks": 2, "progress": False}
+        return fit(step, init_state(THETA, optimizer), KEY, outer_steps, **options)
+
+    expected = THETA
+    for number in range(8):
+        d = min(0.3, number / (number + 10))
+        theta = loop(number + 1)[0].theta
+        expected = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * b, expected, theta)
+    whole = average(8, folder=tmp_path / "whole", validate=lambda theta: seen.append(theta) or float(len(seen)))
+    close(whole.theta, expected, 1e-5)
+    close(whole.state.theta, theta, 1e-5)  # training itself does not see the average
+    assert differs(whole.theta, theta, 1e-3)
+    identical(seen[-1], whole.theta)
+    average(4, folder=tmp_path / "parts")
+    identical(average(8, folder=tmp_path / "parts", resume=True).theta, whole.theta)
+    # a step that is not finite leaves the average alone
+    optimizer = averaged(OUTER, 0.3)
+    state = init_state(jnp.asarray(3.0), optimizer)
+    identical(jax.jit(meta_step(counting, optimizer, no_task, 1))(state, KEY)[0], state)
+    with pytest.raises(InputError, match="decay is 1.0"):
+        averaged(OUTER, 1.0)
 
 
 def test_fit_compiles_once():

@@ -31,16 +31,13 @@ def read_audio(
 ) -> Float32[np.ndarray, " samples"]:
     """Read a WAV, FLAC, OGG or MP3 file, or a segment of it, as the mean of its channels at `sample_rate`.
 
-    A segment is read without what follows it, and, save in OGG (where libsndfile seeks inexactly), without what comes
-    before it. Other formats of libsndfile are read too, with fewer checks. What is cut off is detected
-
-    - in WAV (also RF64, WAVEX) and AIFF by the size in the header, for any segment; streamed files, whose header gives
-      a size of 2 GiB and more or none at all, are read as far as they go;
-    - in OGG by the missing end-of-stream page, for any segment;
-    - in FLAC when the segment reaches the cut or a damaged frame;
-    - in MP3 when the segment reaches the end, by the length in the Xing header. Without that header the length is an
-      estimate: the file is refused where the estimate proves wrong, but a cut can pass unseen. So can damage within
-      OGG and MP3, which the decoders skip.
+    A segment is read without what follows it and, save in OGG (where libsndfile seeks inexactly), what comes before.
+    What is cut short is refused: in WAV (also RF64, WAVEX) and AIFF by the size in the header, for any segment, but
+    for streamed files, whose header gives 2 GiB and more or no size; in OGG by the missing end-of-stream page, for any
+    segment; in FLAC when the segment reaches the cut or a damaged frame; in MP3 when the segment reaches the end, by
+    the Xing header. Without that header the length is an estimate: the file is refused where that proves wrong, but a
+    cut can pass unseen, as can damage within OGG and MP3, which the decoders skip. Other formats of libsndfile are
+    read with fewer checks.
 
     Args:
         path: the file.
@@ -78,8 +75,7 @@ def read_audio(
         raise InputError(f"{path} is not an audio file, is damaged or is cut short (libsndfile: {reason})") from error
     except (OSError, MemoryError) as error:
         raise InputError(f"{path} cannot be read ({error or 'out of memory'})") from error
-    if not np.isfinite(wave).all():
-        raise InputError(f"{path} holds {np.sum(~np.isfinite(wave))} samples that are NaN or infinite")
+    _check_finite(wave, path)
     return resample(wave, rate, sample_rate)
 
 
@@ -88,10 +84,7 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarr
 
     Its response at f is erfc(120 (f / nyquist - 0.975)) / 2, with the lower of the two Nyquist frequencies: flat to
     0.001 dB up to 0.95 of that and 99 dB down from there on, for aliases and images alike. The wave counts as zero
-    beyond its ends.
-
-    Returns:
-        ceil(samples * to_rate / from_rate) samples.
+    beyond its ends; the result has ceil(samples * to_rate / from_rate) samples.
 
     Raises:
         InputError: a rate is not in 1..384000 Hz, or the wave is not one-dimensional.
@@ -127,8 +120,7 @@ def check_wave(wave: np.ndarray, name: str, min_samples: int) -> None:
     """
     if len(wave) < min_samples:
         raise InputError(f"{name} has {len(wave)} samples, expected at least {min_samples}")
-    if not np.isfinite(wave).all():
-        raise InputError(f"{name} holds {np.sum(~np.isfinite(wave))} samples that are NaN or infinite")
+    _check_finite(wave, name)
     peak = float(np.abs(wave).max(initial=0.0))
     if peak < 1e-4:
         raise InputError(f"{name} is silent: its peak is {peak:g}, expected at least 0.0001")
@@ -141,9 +133,7 @@ def _read(
     rate, frames = sound.samplerate, sound.frames
     _check_rate(rate, f"{path}: its sample rate")
     if frames >= _UNKNOWN_FRAMES:
-        raise InputError(
-            f"{path} does not tell its length, expected a {sound.format} file with its length in the header"
-        )
+        raise InputError(f"{path} does not tell its length, expected {sound.format} with its length in the header")
     if frames == 0:
         raise InputError(f"{path} holds no samples")
     for promised, found in _SIZES.findall(sound.extra_info):
@@ -180,10 +170,12 @@ def _ends_stream(file: io.BufferedReader) -> bool:
     tail = file.read()
     os.lseek(file.fileno(), position, os.SEEK_SET)  # the descriptor is shared with libsndfile
     page = tail[tail.rfind(b"OggS\0") :]
-    if len(page) < 27 or not page[5] & 4:
-        return False
-    segments = page[27 : 27 + page[26]]
-    return len(page) >= 27 + page[26] + sum(segments)
+    return len(page) >= 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+
+
+def _check_finite(wave: np.ndarray, name: object) -> None:
+    if count := np.sum(~np.isfinite(wave)):
+        raise InputError(f"{name} holds {count} samples that are NaN or infinite")
 
 
 def _check_rate(rate: int, name: str) -> None:

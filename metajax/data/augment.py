@@ -9,15 +9,13 @@ from typing import Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key, UInt32
+from jaxtyping import Array, Float, UInt32
 
+from metajax.core import KeyArray
 from metajax.errors import InputError
 
 LogMel: TypeAlias = Float[Array, "time mel"]
-KeyArray: TypeAlias = Key[Array, ""]
 Draw: TypeAlias = Float[Array, ""]  # uniform in [0, 1)
-Draws: TypeAlias = Float[Array, " draws"]
-Bits: TypeAlias = UInt32[Array, "time mel"]
 
 _NEPER = math.log(10) / 10  # natural logarithm of one decibel of power
 
@@ -34,6 +32,14 @@ class Augmentation(NamedTuple):
     noise_high: float = 30.0  # highest signal-to-noise ratio, in dB
     time_mask: int = 12  # largest width, in frames
     frequency_mask: int = 5  # largest width, in mel bands
+
+
+def scaled(factor: float) -> Augmentation:
+    """The default augmentation, stronger or weaker; signal-to-noise ratios stay."""
+    default = Augmentation()
+    parts = {name: value for name, value in default._asdict().items() if name not in ("noise_low", "noise_high")}
+    changed = {name: round(v * factor) if isinstance(v, int) else v * factor for name, v in parts.items()}
+    return default._replace(**changed | {"noise": min(1.0, changed["noise"])})
 
 
 def augment(
@@ -59,13 +65,11 @@ def augment(
             raise InputError(f"augmentation {name} is {value}, expected a whole number")
     if settings.noise > 1:
         raise InputError(f"augmentation noise is {settings.noise}, expected a probability")
-    if settings.noise_low > settings.noise_high:
-        raise InputError(
-            f"noise_low is {settings.noise_low} dB, expected at most noise_high = {settings.noise_high} dB"
-        )
+    if (low := settings.noise_low) > (high := settings.noise_high):
+        raise InputError(f"noise_low is {low} dB, expected at most noise_high = {high} dB")
     settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
-    def one(x: LogMel, draws: Draws, bits: UInt32[Array, "_ _"]) -> LogMel:
+    def one(x: LogMel, draws: Float[Array, " draws"], bits: UInt32[Array, "_ _"]) -> LogMel:
         warp, tempo, shift, level, chance, ratio, tilt, hump, start, *masks = draws
         if settings.warp:
             x = warp_frequency(x, warp, 1 + settings.warp)
@@ -89,9 +93,8 @@ def augment(
         # all random numbers from two calls of the generator: each call costs a second of compilation on CPU
         draw_key, noise_key = jax.random.split(key)
         draws = jax.random.uniform(draw_key, (13, x.shape[0]), x.dtype)
-        bits = jax.random.bits(
-            noise_key, x.shape if settings.noise and noise is None else (x.shape[0], 0, 0), jnp.uint32
-        )
+        cells = x.shape if settings.noise and noise is None else (x.shape[0], 0, 0)
+        bits = jax.random.bits(noise_key, cells, jnp.uint32)
         return jax.vmap(one, (0, 1, 0))(x, draws, bits)
 
     return many
@@ -139,25 +142,18 @@ def add_noise(x: LogMel, noise: LogMel, draw: Draw, low_db: float, high_db: floa
     """Return log(exp(x) + a exp(noise)), with the signal-to-noise ratio uniform in [low_db, high_db] dB.
 
     The ratio is that of the mel powers of signal and noise, each averaged over all cells of the clip. Adding powers
-    ignores the cross term of the waves, 2 Re(X conj(N)): it is right on average, not cell by cell.
-
-    Args:
-        x: one example.
-        noise: log-mel of noise, of the same shape, from `coloured_noise` or `cut`.
-        draw: uniform in [0, 1).
-        low_db, high_db: range of the ratio, in dB.
+    ignores the cross term of the waves, 2 Re(X conj(N)): it is right on average, not cell by cell. The noise has the
+    shape of x and comes from `coloured_noise` or `cut`.
     """
     ratio = _NEPER * (low_db + (high_db - low_db) * draw)
     return jnp.logaddexp(x, noise + (_log_power(x) - _log_power(noise) - ratio))
 
 
-def coloured_noise(tilt: Draw, hump: Draw, bits: Bits) -> LogMel:
+def coloured_noise(tilt: Draw, hump: Draw, bits: UInt32[Array, "time mel"]) -> LogMel:
     """Log-mel of noise of random spectral tilt and hump, each cell chi-squared with 4 degrees of freedom.
 
-    Args:
-        tilt, hump: uniform in [0, 1). From the first to the last band the level rises by up to 9 dB or falls by up to
-            26 dB; the hump in the middle is up to 9 dB high or deep.
-        bits: random, of the shape of the result.
+    From the first to the last band the level rises by up to 9 dB or falls by up to 26 dB, by `tilt`; in the middle
+    there is a `hump` up to 9 dB high or deep. The random `bits` have the shape of the result.
     """
     band = jnp.linspace(-0.5, 0.5, bits.shape[1], dtype=tilt.dtype)
     colour = (8 * tilt - 6) * band + (2 * hump - 1) * jnp.cos(2 * jnp.pi * band)

@@ -10,8 +10,7 @@ import numpy as np
 
 from metajax.errors import InputError
 
-_DIGEST = "blake2b"
-_DIGEST_BYTES = 64
+_DIGEST, _DIGEST_BYTES = "blake2b", 64
 
 
 def write(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from tqdm import tqdm
 
 from metajax.data import cache as disk
-from metajax.data.audio import check_wave
+from metajax.data.audio import check_wave, read_audio
 from metajax.data.features import FeatureSettings, check_settings, log_mel
 from metajax.errors import InputError
 
@@ -144,9 +144,6 @@ def load(
 def select(corpus: Corpus, mask: Bool[np.ndarray, " clips"]) -> Corpus:
     """Return the clips of `corpus` where `mask` is true; the names, and so the meaning of all indices, stay.
 
-    Example:
-        ``train = select(corpus, corpus.columns["speaker"] < 18)``
-
     Raises:
         InputError: the mask does not have one entry per clip, or leaves no clip.
     """
@@ -169,10 +166,39 @@ def summary(corpus: Recordings | Corpus) -> dict[str, Any]:
     counts: dict[str, Any] = {"name": corpus.name, "clips": len(columns["label"])}
     counts |= {f"{name}s": len(np.unique(columns[name][columns[name] >= 0])) for name in ("label", "speaker")}
     if isinstance(corpus, Corpus):
-        settings = corpus.settings
-        frames = int(np.asarray(corpus.lengths, np.int64).sum())
-        counts |= {"hours": frames * settings.hop / settings.sample_rate / 3600, "skipped": len(corpus.skipped)}
+        seconds = np.asarray(corpus.lengths, float).sum() * corpus.settings.hop / corpus.settings.sample_rate
+        counts |= {"hours": seconds / 3600, "skipped": len(corpus.skipped)}
     return counts
+
+
+def fingerprint(recordings: Recordings, corpus: Corpus) -> str:
+    """Name, counts and a digest of all data of a loaded corpus, to tell whether they are still the same."""
+    content = hashlib.blake2b(repr((recordings.digest(), corpus.settings, sorted(corpus.names.items()))).encode())
+    for _, column in sorted(corpus.columns.items()):
+        content.update(column.tobytes())
+    counts = ", ".join(f"{value} {name}" for name, value in summary(corpus).items() if name not in ("name", "hours"))
+    return f"{corpus.name}: {counts}, digest {content.hexdigest()[:16]}"
+
+
+def read_noise(
+    paths: Sequence[Path], settings: FeatureSettings, on_error: Literal["raise", "skip"] = "raise"
+) -> Float[Array, "time mel"]:
+    """Log-mel of recordings of noise, one after the other, for `augment`.
+
+    Raises:
+        InputError: one of them cannot be read (under "skip" it is left out, with a warning), or none is left.
+    """
+    waves = []
+    for path in paths:
+        try:
+            waves.append(read_audio(path, settings.sample_rate))
+        except InputError as error:
+            if on_error == "raise":
+                raise
+            warnings.warn(f"a recording of noise is left out: {error}", stacklevel=2)
+    if not waves:
+        raise InputError("the corpus has no recordings of noise; use coloured noise")
+    return jax.jit(log_mel, static_argnums=1)(np.concatenate(waves), settings)
 
 
 def fit_length(wave: Float32[np.ndarray, " samples"], num_samples: int) -> Float32[np.ndarray, " {num_samples}"]:
@@ -248,12 +274,9 @@ def _compute(recordings: Recordings, settings: FeatureSettings, on_error: str, p
 def _in_order(function: Callable[[range], Any], items: Sequence[range]) -> Iterator[Any]:
     """Map over a thread pool, in order, at most `_READ_AHEAD` items ahead of the consumer."""
     with ThreadPoolExecutor() as pool:
-        pending: deque = deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > _READ_AHEAD:
-                yield pending.popleft().result()
-        while pending:
+        pending = deque(pool.submit(function, item) for item in items[:_READ_AHEAD])
+        for place in range(len(items)):
+            pending += [pool.submit(function, item) for item in items[place + _READ_AHEAD : place + _READ_AHEAD + 1]]
             yield pending.popleft().result()
 
 

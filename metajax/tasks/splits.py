@@ -120,6 +120,35 @@ def divide(
     return split(label, speaker, labels, parts)
 
 
+def without_tested(
+    splits: Splits,
+    columns: dict[str, Int[np.ndarray, " clips"]],
+    names: dict[str, tuple[str, ...]],
+    tested: dict[str, set[str]],
+) -> Splits:
+    """`splits` of a corpus to train on, without words and speakers that another is tested on, told in a warning.
+
+    Args:
+      splits: of the corpus.
+      columns: of the corpus.
+      names: of the columns' values.
+      tested: the names tested on, of the columns `label` and `speaker`.
+
+    Raises:
+      InputError: no clip is left to train on.
+    """
+    keep = np.ones(len(columns["label"]), bool)
+    for column, what in (("label", "words"), ("speaker", "speakers")):
+        if shared := [i for i, name in enumerate(names[column]) if name in tested[column]]:
+            shown = ", ".join(names[column][i] for i in shared[:3])
+            message = f"{len(shared)} {what} are tested on and left out of training ({shown})."
+            warnings.warn(message, stacklevel=2)
+            keep &= ~np.isin(columns[column], shared)
+    if not (splits.train & keep).any():
+        raise InputError("No clip is left to train on: all are of words or by speakers that are tested on.")
+    return Splits(*(mask & keep for mask in splits))
+
+
 def _tell_unused(count: int, why: str) -> None:
     """Warn of clips that belong to no split."""
     if count:

@@ -184,7 +184,7 @@ def test_last_words_of_a_dying_child(tmp_path, monkeypatch):
     (package / "espeak-ng-data" / "voices" / "!v").mkdir(parents=True)
     (package / "__init__.py").write_text("import sys, os\nos.write(2, b'farewell')\nos._exit(7)")
     monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
-    with pytest.raises(RuntimeError, match=r"exit status 7.*farewell"):
+    with pytest.raises(InputError, match=r"exit status 7.*farewell"):
         espeak.read()
 
 

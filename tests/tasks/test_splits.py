@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError
-from metajax.tasks.splits import Splits, check_disjoint, divide, random_parts, split
+from metajax.tasks.splits import Splits, check_disjoint, divide, random_parts, split, without_tested
 from tests.conftest import words
 
 LABEL, SPEAKER = words(6, 5, 2)
@@ -105,3 +105,18 @@ def test_without_words_to_validate_on_its_speakers_train():
     splits = divide({"label": label, "speaker": speaker}, {"label": tuple("abcdefghij")}, ways=5, seed=0)
     assert [len(set(speaker[mask])) for mask in splits] == [4, 0, 2]
     assert [len(set(label[mask])) for mask in splits] == [5, 0, 5]
+
+
+def test_words_and_speakers_tested_on_are_left_out_of_training():
+    columns, everything = {"label": LABEL, "speaker": SPEAKER}, np.ones(len(LABEL), bool)
+    names = {"label": tuple("abcdef"), "speaker": tuple("vwxyz")}
+    whole = Splits(everything, everything, everything)
+    tested = {"label": {"a", "other"}, "speaker": {"w", "other"}}
+    with pytest.warns(UserWarning, match="1 (words|speakers) are tested on and left out of training .[aw]"):
+        left = without_tested(whole, columns, names, tested)
+    np.testing.assert_array_equal(left.train, (LABEL != 0) & (SPEAKER != 1))
+    with (
+        pytest.warns(UserWarning, match="6 words are tested on"),
+        pytest.raises(InputError, match="No clip is left to train on"),
+    ):
+        without_tested(whole, columns, names, {"label": set("abcdef"), "speaker": set()})

@@ -4,10 +4,9 @@ Licence: CC BY 4.0. Speakers: 30. Words: 40, named in English. Clips: 12,000 of 
 16 kHz WAV. Hours: 3.3. Official page: https://github.com/abdulkaderghandoura/arabic-speech-commands-dataset
 """
 
-import csv
 from pathlib import Path
 
-from metajax.data.corpora.files import SPLITS, audio_files, from_files, index
+from metajax.data.corpora.files import audio_files, from_files, read_table, tabulate
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -29,38 +28,23 @@ def read(root: str | Path) -> Recordings:
         InputError: there are no lists, or one does not have the columns file, class and speaker, or is cut short.
     """
     root = Path(root)
-    lists = [(split, root / name) for split, name in _LISTS.items() if (root / name).is_file()]
-    rows = [(split, *row) for split, path in lists for row in _rows(path)]
+    rows = []
+    for split, name in _LISTS.items():
+        path = root / name
+        for line, row in read_table(path, _COLUMNS) if path.is_file() else ():
+            if not all(row[column] for column in _COLUMNS):
+                raise InputError(f"{path}, line {line}: a value is missing, expected {_COLUMNS}")
+            rows.append((split, row["file"], row["class"], row["speaker"]))
     if not rows:
         raise InputError(f"{root} lists no clips, expected train.csv, val.csv or test.csv with the columns {_COLUMNS}")
     splits, files, words, speakers = zip(*rows, strict=True)
-    label, label_names = index(words)
-    speaker, speaker_names = index(speakers)
-    split, _ = index(splits, SPLITS)
-    return from_files(
-        "arabic",
-        [_existing(root / file) for file in files],
-        {"label": label, "speaker": speaker, "official_split": split},
-        {"label": label_names, "speaker": speaker_names, "official_split": SPLITS},
-    )
+    columns, names = tabulate({"label": words, "speaker": speakers, "official_split": splits}, "official_split")
+    return from_files("arabic", [_existing(root / file) for file in files], columns, names)
 
 
 def noise_files(root: str | Path) -> list[Path]:
     """Return the long recordings of background noise that come with the data set."""
     return audio_files(Path(root) / "background_noise")
-
-
-def _rows(path: Path) -> list[tuple[str, str, str]]:
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := set(_COLUMNS) - set(reader.fieldnames or ()):
-            raise InputError(f"{path} has no column {min(missing)!r}, expected {_COLUMNS}")
-        rows = []
-        for row in reader:
-            if not all(row[column] for column in _COLUMNS):
-                raise InputError(f"{path}, line {reader.line_num}: a value is missing, expected {_COLUMNS}")
-            rows.append((row["file"], row["class"], row["speaker"]))
-    return rows
 
 
 def _existing(path: Path) -> Path:

@@ -33,7 +33,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from metajax.data.audio import resample
-from metajax.data.corpora.files import SPLITS, index
+from metajax.data.corpora.files import SPLITS, tabulate
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -54,6 +54,7 @@ _LABEL_SHARES, _VOICE_SHARES = (0.8, 0.1, 0.1), (0.7, 0.15, 0.15)  # of SPLITS
 _KIN = 3  # numbers that two languages read alike, from which on they share a split
 _TWINS = {"adam": "edward"}  # a voice that measures like one of another name
 _CHUNK = 256  # clips spoken by one child process, which takes 45 ms to start
+_INSTALL = "pip install 'metajax[espeak]'"
 _LONGEST_PATH = 150  # of the engine's data: from 160 characters on it ends the process
 
 logger = logging.getLogger(__name__)
@@ -99,8 +100,8 @@ def read(
         workers: child processes at a time; None for one per core.
 
     Raises:
-        InputError: eSpeak NG is not installed, it has no such language or voice, a number is out of range, no word is
-            left, or a split has fewer than `clips_per_label` speakers.
+        InputError: eSpeak NG is not installed or cannot start, it has no such language or voice, a number is out of
+            range, no word is left, or a split has fewer than `clips_per_label` speakers.
 
     Example:
         ``corpus = metajax.data.corpus.load(read(languages=["de", "sw"]), FeatureSettings(), cache=None)``
@@ -156,10 +157,7 @@ def read(
             clips.append((f"{found[code]['voice']}+{voice}", word, pitch, rate, span, draw.getrandbits(31)))
 
     labels, speakers, codes, splits, texts, clip_names = zip(*rows, strict=True)
-    columns, names = {}, {}
-    for column, values in {"label": labels, "speaker": speakers, "language": codes}.items():
-        columns[column], names[column] = index(values)
-    columns["split"], names["split"] = index(splits, SPLITS)
+    columns, names = tabulate({"label": labels, "speaker": speakers, "language": codes, "split": splits})
     counts = ", ".join(f"{len(names[column])} {column}s" for column in ("language", "speaker", "label"))
     logger.info("eSpeak NG: %s, %d clips; left out: %s, %d too long or crashing", counts, len(clips), lost, len(long))
     settings = (listing["version"], _PEAK, _FRAME, _FLOOR, _MARGIN, clips, texts)
@@ -208,12 +206,11 @@ def _distinct(readings: dict[str, dict[str, str]]) -> tuple[dict[tuple[str, str]
     """Return (language, word) -> phonemes, one for each sound, and what was left out."""
     words: dict[str, tuple[str, str]] = {}
     unread = alike = 0
-    for language, reading in readings.items():
-        for word, phonemes in reading.items():
-            unread += not phonemes
-            alike += phonemes in words
-            if phonemes:
-                words.setdefault(phonemes, (language, word))
+    for language, word, phonemes in ((code, *pair) for code, reading in readings.items() for pair in reading.items()):
+        unread += not phonemes
+        alike += phonemes in words
+        if phonemes:
+            words.setdefault(phonemes, (language, word))
     lost = f"{unread} words not read in their language, {alike} that sound like another"
     return {word: phonemes for phonemes, word in words.items()}, lost
 
@@ -269,8 +266,11 @@ def _find_data() -> Path:
     """Locate the engine's data without importing its package: only the child may."""
     spec = importlib.util.find_spec("espeakng_loader")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError("eSpeak NG is not installed: install it with `pip install 'metajax[espeak]'`")
-    return Path(next(iter(spec.submodule_search_locations))) / "espeak-ng-data"
+        raise InputError(f"eSpeak NG is not installed: install it with `{_INSTALL}`")
+    data = Path(next(iter(spec.submodule_search_locations))) / "espeak-ng-data"
+    if not (data / "voices" / "!v").is_dir():
+        raise InputError(f"eSpeak NG has no voices in {data}: install it again with `{_INSTALL}`")
+    return data
 
 
 def _speak(data: Path, pool: ThreadPoolExecutor, clips: Sequence[Clip]) -> list[Spoken]:
@@ -300,11 +300,12 @@ def _run(data: Path, job: dict[str, Any]) -> tuple[bytes, str]:
         child = subprocess.run(command, check=False, input=json.dumps(job).encode(), capture_output=True)
     if child.returncode == 0:
         return child.stdout, ""
-    words = " / ".join(child.stderr.decode(errors="replace").strip().splitlines()[-5:])
+    told = [line for line in child.stderr.decode(errors="replace").splitlines() if not line.startswith(("Trace", " "))]
+    words = " / ".join(told[-5:])
     message = f"the eSpeak NG process ended with exit status {child.returncode}, its last words: {words}"
     if "clips" in job and not 0 < child.returncode < 2**31:
         return child.stdout, message
-    raise RuntimeError(message)
+    raise InputError(message)
 
 
 @contextmanager

@@ -39,7 +39,10 @@ def keep(samples: int | None, count: int, _events: int | None) -> int:
 
 
 def start(library: str, data: str) -> ctypes.CDLL:
-    engine = ctypes.CDLL(library)
+    try:
+        engine = ctypes.CDLL(library)
+    except OSError as error:
+        sys.exit(f"eSpeak NG cannot be loaded: {error}")
     if engine.espeak_Initialize(SYNCHRONOUS, 0, data.encode(), 0) <= 0:
         sys.exit(f"eSpeak NG cannot start from {data}")
     engine.espeak_SetSynthCallback(keep)

@@ -1,10 +1,13 @@
 """Recordings in audio files: what the readers share."""
 
+import csv
 import hashlib
+import io
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -26,19 +29,11 @@ def from_files(
     durations: Sequence[float | None] | None = None,
     texts: Sequence[str] | None = None,
 ) -> Recordings:
-    """Return clips that are audio files or segments of them.
+    """Return clips that are audio files or segments of them, with one path per clip; the rest as in `Recordings`.
 
-    Args:
-        name: of the corpus.
-        paths: one file per clip; a file may hold several clips.
-        columns, names: as in `Recordings`.
-        starts: of each clip in its file, in seconds; all 0 where None.
-        durations: of each clip, in seconds; to the end of the file where None.
-        texts: transcripts.
-
-    Returns:
-        The recordings; their digest covers the contents of the files, the segments and the paths relative to the
-        folder that holds them all, so that a moved corpus keeps its digest.
+    Segments have a start (0 where None) and a duration (to the end of the file where None), in seconds. The digest
+    covers the contents of the files, the segments and the paths relative to the folder that holds them all, so that a
+    moved corpus keeps it.
     """
     starts = [0.0] * len(paths) if starts is None else list(starts)
     durations = [None] * len(paths) if durations is None else list(durations)
@@ -62,15 +57,8 @@ def from_files(
             whole.update(repr((relative, float(start), duration, contents[path])).encode())
         return whole.hexdigest()
 
-    return Recordings(
-        name=name,
-        clip_names=tuple(describe(*segment) for segment in segments),
-        columns=columns,
-        names=names,
-        texts=None if texts is None else tuple(texts),
-        digest=digest,
-        read=read,
-    )
+    clip_names = tuple(describe(*segment) for segment in segments)
+    return Recordings(name, clip_names, columns, names, None if texts is None else tuple(texts), digest, read)
 
 
 def index(values: Iterable[str | None], names: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
@@ -79,6 +67,53 @@ def index(values: Iterable[str | None], names: Sequence[str] | None = None) -> t
     known = tuple(sorted({value for value in values if value is not None}) if names is None else names)
     position: dict[str | None, int] = {value: place for place, value in enumerate(known)} | {None: -1}
     return np.array([position[value] for value in values], np.int32), known
+
+
+def tabulate(
+    values: dict[str, Sequence[str | None]], split: str = "split"
+) -> tuple[dict[str, Int[np.ndarray, " clips"]], dict[str, tuple[str, ...]]]:
+    """Return columns and names by `index`; those of the column `split` are `SPLITS`."""
+    indexed = {column: index(entries, SPLITS if column == split else None) for column, entries in values.items()}
+    return {column: pair[0] for column, pair in indexed.items()}, {column: pair[1] for column, pair in indexed.items()}
+
+
+def read_text(path: Path) -> str:
+    """Return the contents of a UTF-8 file, with or without a byte order mark, line ends as they are.
+
+    Raises:
+        InputError: it cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+
+
+def read_table(path: Path, needed: Sequence[str], **dialect: Any) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield the rows of a CSV file with their line numbers.
+
+    Raises:
+        InputError: as `read_text`, a `needed` column is missing, names are not distinct, or a row is not whole.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True, **dialect)
+    try:
+        header = [field.strip() for field in next(reader, [])]
+        if missing := [name for name in needed if name not in header]:
+            found = ", ".join(header) or "nothing"
+            raise InputError(f"{path} has no column {missing[0]!r} in its first line, found {found}")
+        if len(set(header)) < len(header) or "" in header:
+            raise InputError(f"{path}: the columns need distinct names, found {', '.join(header)}")
+        line = reader.line_num + 1
+        for values in reader:
+            if values and len(values) != len(header):
+                raise InputError(f"{path}, line {line}: {len(values)} values for {len(header)} columns")
+            if values:
+                yield line, dict(zip(header, values, strict=True))
+            line = reader.line_num + 1
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
 
 def audio_files(folder: Path) -> list[Path]:

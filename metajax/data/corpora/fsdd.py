@@ -39,19 +39,13 @@ def read(root: str | Path) -> Recordings:
     if None in parts:
         raise InputError(f"{paths[parts.index(None)]} is not named {{digit}}_{{speaker}}_{{take}}.wav")
     digits, speakers, takes = zip(*(part.groups() for part in parts if part), strict=True)
-    take = np.array([int(take) for take in takes], np.int32)
+    label, take = np.array(digits, np.int32), np.array(takes, np.int32)
     speaker, speaker_names = index(speakers)
+    official = np.where(take < _TEST_TAKES, SPLITS.index("test"), SPLITS.index("train")).astype(np.int32)
     return from_files(
         "fsdd",
         paths,
-        {
-            "label": np.array([int(digit) for digit in digits], np.int32),
-            "speaker": speaker,
-            "take": take,
-            "official_split": np.where(take < _TEST_TAKES, SPLITS.index("test"), SPLITS.index("train")).astype(
-                np.int32
-            ),
-        },
+        {"label": label, "speaker": speaker, "take": take, "official_split": official},
         {
             "label": DIGITS,
             "speaker": speaker_names,

@@ -14,14 +14,15 @@ unknown.
 """
 
 import csv
+import io
 import json
 import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any, Literal
 
-from metajax.data.corpora.files import SPLITS, from_files, index
+from metajax.data.corpora.files import SPLITS, from_files, read_table, read_text, tabulate
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -29,7 +30,7 @@ _SPLIT_NAMES = {name: name for name in SPLITS} | dict.fromkeys(("dev", "val", "v
 _CATEGORIES = ("label", "speaker", "language", "split")
 _KNOWN = ("path", *_CATEGORIES, "start", "duration", "text")
 _DIALECTS: dict[str, dict[str, Any]] = {
-    ".csv": {"strict": True},
+    ".csv": {},
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
 _JSON_LINES = (".jsonl", ".ndjson")
@@ -58,7 +59,8 @@ def read(
     rows = _rows(path)
     if not rows:
         raise InputError(f"{path} lists no clips")
-    paths, starts, durations, splits = [], [], [], []
+    fields = list(dict.fromkeys(field for _, row in rows for field in row))
+    paths, starts, durations = [], [], []
     seen: dict[tuple, int] = {}
     for line, row in rows:
         where = f"{path}, line {line}"
@@ -68,7 +70,7 @@ def read(
         split = row.get("split")
         if split is not None and split not in _SPLIT_NAMES:
             raise InputError(f"{where}: split is {split!r}, expected one of {', '.join(_SPLIT_NAMES)}")
-        splits.append(split and _SPLIT_NAMES[split])
+        row["split"] = split and _SPLIT_NAMES[split]
         first = seen.setdefault((paths[-1], starts[-1], durations[-1]), line)
         if first != line:
             raise InputError(f"{where}: the same clip as in line {first}: {row['path']}")
@@ -77,16 +79,11 @@ def read(
         line, file = missing[0]
         raise InputError(f"{path}, line {line}: no file {file} ({len(missing)} of {len(rows)} clips have none)")
 
-    fields = list(dict.fromkeys(field for _, row in rows for field in row))
     further = [field for field in fields if field not in _KNOWN]
     if further:
         warnings.warn(f"{path}: further columns, kept as categories: {', '.join(further)}", stacklevel=2)
     present = [field for field in _CATEGORIES if field in fields or field in ("label", "speaker")]
-    columns, names = {}, {}
-    for field in present + further:
-        columns[field], names[field] = index(row.get(field) for _, row in rows)
-    if "split" in fields:
-        columns["split"], names["split"] = index(splits, SPLITS)
+    columns, names = tabulate({field: [row.get(field) for _, row in rows] for field in present + further})
     texts = [row.get("text") or "" for _, row in rows] if "text" in fields else None
     return from_files(path.stem, paths, columns, names, starts=starts, durations=durations, texts=texts)
 
@@ -96,37 +93,12 @@ def _rows(path: Path) -> list[tuple[int, Row]]:
     suffix = path.suffix.lower()
     if suffix not in _DIALECTS and suffix not in _JSON_LINES:
         raise InputError(f"{path} is no manifest: expected one of {', '.join((*_DIALECTS, *_JSON_LINES))}")
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = _json_rows(path, file) if suffix in _JSON_LINES else _table_rows(path, file, _DIALECTS[suffix])
-            return [(line, {field: value or None for field, value in row.items()}) for line, row in rows]
-    except OSError as error:
-        raise InputError(f"manifest {path} cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"manifest {path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    rows = _json_rows(path) if suffix in _JSON_LINES else read_table(path, ("path",), **_DIALECTS[suffix])
+    return [(line, {field: value or None for field, value in row.items()}) for line, row in rows]
 
 
-def _table_rows(path: Path, file: TextIO, dialect: dict[str, Any]) -> Iterator[tuple[int, Row]]:
-    reader = csv.reader(file, **dialect)
-    try:
-        header = [field.strip() for field in next(reader, [])]
-        if "path" not in header:
-            raise InputError(f"{path} has no column 'path' in its first line, found {', '.join(header) or 'nothing'}")
-        if len(set(header)) < len(header) or "" in header:
-            raise InputError(f"{path}: the columns need distinct names, found {', '.join(header)}")
-        line = reader.line_num + 1
-        for values in reader:
-            if values and len(values) != len(header):
-                raise InputError(f"{path}, line {line}: {len(values)} values for {len(header)} columns")
-            if values:
-                yield line, dict(zip(header, values, strict=True))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: {error}") from error
-
-
-def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Row]]:
-    for line, text in enumerate(file, 1):
+def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
+    for line, text in enumerate(io.StringIO(read_text(path), newline=""), 1):
         if not text.strip():
             continue
         try:

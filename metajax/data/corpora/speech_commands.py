@@ -8,7 +8,7 @@ Download: http://download.tensorflow.org/data/speech_commands_v0.02.tar.gz (or v
 import re
 from pathlib import Path
 
-from metajax.data.corpora.files import SPLITS, audio_files, from_files, index
+from metajax.data.corpora.files import audio_files, from_files, read_text, tabulate
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -43,16 +43,8 @@ def read(root: str | Path) -> Recordings:
     if not clips:
         raise InputError(f"{root} holds no clips, expected files named {{speaker}}_nohash_{{i}}.wav in word folders")
     paths, words, speakers, splits = zip(*clips, strict=True)
-    label, label_names = index(words)
-    speaker, speaker_names = index(speakers)
-    split, _ = index(splits, SPLITS)
-    return from_files(
-        "speech_commands",
-        paths,
-        {"label": label, "speaker": speaker, "official_split": split},
-        {"label": label_names, "speaker": speaker_names, "official_split": SPLITS},
-        texts=words,
-    )
+    columns, names = tabulate({"label": words, "speaker": speakers, "official_split": splits}, "official_split")
+    return from_files("speech_commands", paths, columns, names, texts=words)
 
 
 def noise_files(root: str | Path) -> list[Path]:
@@ -62,11 +54,7 @@ def noise_files(root: str | Path) -> list[Path]:
 
 def _unpacked(root: Path) -> list[tuple[Path, str, str, str]]:
     """Return (path, word, speaker, split) of the clips in word folders."""
-    split_of = {
-        clip.strip(): split
-        for split, name in _LISTS.items()
-        for clip in (root / name).read_text(encoding="utf-8").splitlines()
-    }
+    split_of = {clip.strip(): split for split, name in _LISTS.items() for clip in read_text(root / name).splitlines()}
     clips = []
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and path.name[0] not in "_."):
         for path in audio_files(folder):

@@ -1,0 +1,111 @@
+"""All methods in one table: what each needs, and how it is made. A new method is one file and one row here."""
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import optax
+
+import metajax as mj
+from metajax.core import LossFn
+from metajax.losses import cross_entropy
+from metajax.models import Model
+
+
+class Setting(NamedTuple):
+    """What a method is made from."""
+
+    loss_fn: LossFn  # cross-entropy of a model with a head, on the labels that the method is trained on
+    embed_fn: Callable[..., Any]  # (params, x) -> embeddings [n, features]
+    inner: optax.GradientTransformation
+    num_steps: int  # inner steps while training
+    ways: int  # classes of an episode
+    classes: int  # words of the training corpus
+    features: int  # size of an embedding
+
+
+class Method(NamedTuple):
+    """One row: how to make it, and what it trains on."""
+
+    make: Callable[[Setting], mj.Algorithm]
+    kind: Literal["gradient", "metric", "joint"]  # what adaptation does, and what training sees
+    head: Literal["episode", "corpus", "none"]  # what the model's own head predicts
+    rate: float = 0.1  # inner learning rate, of stochastic gradient descent
+    test_steps: int | None = None  # adaptation steps when tested, where not those of training
+
+
+def gradient(factory: Callable[..., mj.Algorithm], rate: float = 0.1, **options: Any) -> Method:
+    return Method(lambda s: factory(s.loss_fn, s.inner, s.num_steps, **options), "gradient", "episode", rate)
+
+
+def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) -> Method:
+    return Method(
+        lambda s: factory(s.embed_fn, s.ways, **{name: getattr(s, name) for name in needs}, **options),
+        "metric", "none", test_steps=1,
+    )  # fmt: skip
+
+
+METHODS = {
+    "maml": gradient(mj.maml),
+    "fomaml": gradient(mj.fomaml),
+    "anil": gradient(mj.anil, 0.5),
+    "boil": gradient(mj.boil),
+    "meta_sgd": gradient(mj.meta_sgd),
+    "meta_curvature": gradient(mj.meta_curvature),
+    "mamlpp": gradient(mj.mamlpp),
+    "tnet": gradient(mj.tnet),
+    "cavia": gradient(mj.cavia, 1.0),
+    "reptile": gradient(mj.reptile),
+    "imaml": gradient(mj.imaml),
+    "proto_maml": Method(
+        lambda s: mj.proto_maml(s.embed_fn, s.inner, s.num_steps, s.ways), "gradient", "none", rate=0.01
+    ),
+    "protonet": metric(mj.protonet),
+    "protonet_cosine": metric(mj.protonet, metric="cosine", temperature=0.1),
+    "matching": metric(mj.matching),
+    "relation": metric(mj.relation, "features"),
+    "ridge": metric(mj.ridge),
+    "logistic": metric(mj.logistic),
+    "hypernetwork": metric(mj.hypernetwork, "features"),
+    "task_encoder": metric(mj.task_encoder, "features"),
+    "in_context": metric(mj.in_context, "features"),
+    "simpleshot": Method(
+        lambda s: mj.simpleshot(s.embed_fn, s.ways, s.loss_fn, s.features), "joint", "corpus", test_steps=1
+    ),
+    "baselinepp": Method(
+        lambda s: mj.baselinepp(s.embed_fn, s.ways, s.inner, s.classes, s.features), "joint", "none", 1.0, 20
+    ),
+    "joint": Method(lambda s: mj.joint(s.loss_fn), "joint", "corpus", test_steps=0),
+}
+
+
+class Built(NamedTuple):
+    """A method on a network: what is trained, and what is tested."""
+
+    model: Model  # whose fresh parameters `algorithm.learner.init` takes
+    algorithm: mj.Algorithm  # for episodes of `train_ways`
+    tested: mj.Algorithm  # for episodes of `ways`
+    num_steps: int  # adaptation steps when tested
+
+
+def build(
+    method: Method, network: Callable[[int | None], Model], features: int, *,
+    ways: int, train_ways: int, classes: int, num_steps: int, rate: float | None = None,
+) -> Built:  # fmt: skip
+    """Make a method on a network.
+
+    Args:
+      method: a row of `METHODS`.
+      network: `num_outputs or None -> Model`.
+      features: size of the network's embedding.
+      ways, train_ways: classes of an episode when tested and when trained.
+      classes: words of the training corpus.
+      num_steps: inner steps while training.
+      rate: inner learning rate; None for the row's own.
+    """
+    outputs = {"episode": ways, "corpus": classes, "none": None}[method.head]
+    model, embedding = network(outputs), network(None)
+    loss_fn = cross_entropy(model.apply, "corpus" if method.head == "corpus" else "episode")
+    inner = optax.sgd(method.rate if rate is None else rate)
+    setting = Setting(loss_fn, embedding.apply, inner, num_steps, ways, classes, features)
+    steps = num_steps if method.test_steps is None else method.test_steps
+    return Built(model, method.make(setting._replace(ways=train_ways)), method.make(setting), steps)

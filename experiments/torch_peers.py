@@ -1,0 +1,154 @@
+"""The peer to measure against: the same networks and MAML in PyTorch, as its libraries write them (extra `peers`).
+
+Parameters are flat dicts `"layer/name" -> tensor`; convolution kernels lie as PyTorch wants them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Params = dict[str, Tensor]
+
+
+def to_torch(params: Any, dtype: torch.dtype | None = None) -> Params:
+    """metajax parameters (nested dicts) as flat tensors that require gradients."""
+    flat = {}
+    for layer, leaves in params.items():
+        for name, leaf in leaves.items():
+            array = np.asarray(leaf)
+            if name == "kernel" and array.ndim > 2:  # [*taps, in, out] -> [out, in, *taps]
+                array = np.moveaxis(array, (-1, -2), (0, 1))
+            flat[f"{layer}/{name}"] = torch.tensor(np.ascontiguousarray(array), dtype=dtype, requires_grad=True)
+    return flat
+
+
+def from_torch(params: Params) -> dict[str, dict[str, np.ndarray]]:
+    """The reverse of `to_torch`, for parameters or gradients."""
+    nested: dict[str, dict[str, np.ndarray]] = {}
+    for path, tensor in params.items():
+        layer, name = path.split("/")
+        array = tensor.detach().numpy()
+        nested.setdefault(layer, {})[name] = np.moveaxis(array, (0, 1), (-1, -2)) if array.ndim > 2 else array
+    return nested
+
+
+def conv(x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
+    """Convolution over `[n, features, *space]` with SAME padding."""
+    pads: list[int] = []
+    for size, tap in zip(reversed(x.shape[2:]), reversed(kernel.shape[2:]), strict=True):
+        total = max((math.ceil(size / stride) - 1) * stride + tap - size, 0)
+        pads += [total // 2, total - total // 2]
+    if any(pads):
+        x = F.pad(x, pads)
+    return (F.conv1d if x.ndim == 3 else F.conv2d)(x, kernel, stride=stride)
+
+
+def norm(params: Params, name: str, x: Tensor) -> Tensor:
+    """Transductive batch normalisation."""
+    return F.batch_norm(x, None, None, params[f"{name}/scale"], params[f"{name}/bias"], training=True, eps=1e-5)
+
+
+def head(params: Params, x: Tensor) -> Tensor:
+    return x @ params["head/kernel"] + params["head/bias"]
+
+
+def mlp(params: Params, x: Tensor) -> Tensor:
+    """`metajax.models.mlp`."""
+    depth = sum(name.startswith("dense") for name in params) // 2
+    for i in range(depth):
+        x = torch.relu(x @ params[f"dense{i}/kernel"] + params[f"dense{i}/bias"])
+    return head(params, x)
+
+
+def tcresnet8(params: Params, x: Tensor) -> Tensor:
+    """`metajax.models.tcresnet8` with transductive normalisation, on `[n, time, mel]`."""
+    x = conv(x.transpose(1, 2), params["conv0/kernel"])
+    for i in (1, 2, 3):
+        y = torch.relu(norm(params, f"norm{i}a", conv(x, params[f"conv{i}a/kernel"], 2)))
+        y = norm(params, f"norm{i}b", conv(y, params[f"conv{i}b/kernel"]))
+        x = torch.relu(y + torch.relu(norm(params, f"norm{i}s", conv(x, params[f"short{i}/kernel"], 2))))
+    return head(params, x.mean(2))
+
+
+def conv4(params: Params, x: Tensor) -> Tensor:
+    """`metajax.models.conv4` with transductive normalisation, on `[n, time, mel]`."""
+    x = x[:, None]
+    for i in range(4):
+        x = F.max_pool2d(torch.relu(norm(params, f"norm{i}", conv(x, params[f"conv{i}/kernel"]))), 2)
+    return head(params, x.mean(2).transpose(1, 2).flatten(1))
+
+
+def learn(
+    loss: Callable[[Params, Tensor, Tensor], Tensor], params: Params, support: tuple[Tensor, Tensor], rate: float,
+    steps: int, *, names: Sequence[str] = (), scales: Params | None = None, create_graph: bool = True,
+    functional: bool = False,
+) -> Params:  # fmt: skip
+    """Inner steps of gradient descent on the parameters `names` (all, if none), each at `rate` times its scale.
+
+    `torch.autograd.grad(..., create_graph=True)`, as learn2learn and higher do, or `torch.func.grad`.
+    """
+    names = list(names or params)
+    for _ in range(steps):
+        part = {name: params[name] for name in names}
+        if functional:
+            grads = torch.func.grad(lambda part, rest=params: loss({**rest, **part}, *support))(part)
+        else:
+            value = loss(params, *support)
+            found = torch.autograd.grad(value, list(part.values()), create_graph=create_graph)
+            grads = dict(zip(names, found, strict=True))
+        if scales:
+            grads = {name: scales[name] * grad for name, grad in grads.items()}
+        params = {**params, **{name: part[name] - rate * grads[name] for name in names}}
+    return params
+
+
+def meta_gradient_loop(
+    loss: Callable[[Params, Tensor, Tensor], Tensor], params: Params, episodes: Sequence[Any], rate: float, steps: int,
+    *, names: Sequence[str] = (), scales: Params | None = None, first_order: bool = False,
+) -> tuple[Tensor, Params, Params]:  # fmt: skip
+    """Mean query loss and its gradient: a loop over tasks, gradients added up task by task.
+
+    Args:
+      loss: `(params, x, y) -> scalar`.
+      params: theta.
+      episodes: `((x, y), (x, y))`, support and query, one per task.
+      rate: inner rate.
+      steps: inner steps.
+      names: adapted parameters; all, if none.
+      scales: learned factors of the rate, by parameter (Meta-SGD).
+      first_order: leave second derivatives out.
+
+    Returns:
+      The loss, and the gradients by `params` and by `scales`.
+    """
+    leaves = [*params.values(), *(scales or {}).values()]
+    total, value = [torch.zeros_like(leaf) for leaf in leaves], torch.zeros(())
+    for support, query in episodes:
+        adapted = learn(loss, params, support, rate, steps, names=names, scales=scales, create_graph=not first_order)
+        one = loss(adapted, *query) / len(episodes)
+        for added, grad in zip(total, torch.autograd.grad(one, leaves), strict=True):
+            added += grad
+        value = value + one.detach()
+    return value, dict(zip(params, total, strict=False)), dict(zip(scales or {}, total[len(params) :], strict=True))
+
+
+def meta_gradient_func(
+    loss: Callable[[Params, Tensor, Tensor], Tensor], params: Params, episodes: Any, rate: float, steps: int,
+    *, names: Sequence[str] = (), scales: Params | None = None,
+) -> tuple[Tensor, Params, Params]:  # fmt: skip
+    """As `meta_gradient_loop`, but by `torch.func`: vmap over stacked episodes, grad of grad."""
+
+    def mean(params: Params, scales: Params) -> Tensor:
+        def one(support: Any, query: Any) -> Tensor:
+            return loss(learn(loss, params, support, rate, steps, names=names, scales=scales, functional=True), *query)
+
+        return torch.func.vmap(one)(*episodes).mean()
+
+    params, scales = ({name: leaf.detach() for name, leaf in (tree or {}).items()} for tree in (params, scales))
+    (by_params, by_scales), value = torch.func.grad_and_value(mean, argnums=(0, 1))(params, scales)
+    return value, by_params, by_scales

@@ -1,0 +1,157 @@
+"""MAML++: MAML with a loss, rates and normalisation parameters for every step."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from metajax.core import (
+    Algorithm,
+    Batch,
+    Episode,
+    KeyArray,
+    Learner,
+    LossFn,
+    Metrics,
+    Objective,
+    Params,
+    Remat,
+    Scalar,
+    Theta,
+    adapt,
+    query_loss,
+)
+from metajax.errors import InputError
+from metajax.inner import Fast, descent
+
+
+def multi_step_weights(progress: float, num_steps: int) -> tuple[float, ...]:
+    """Weights of the query losses after steps 1..K: equal at progress 0, all on the last step at progress 1."""
+    early = (1 - progress) / num_steps
+    return (*[early] * (num_steps - 1), 1 - early * (num_steps - 1))
+
+
+def mamlpp(
+    loss_fn: LossFn,
+    inner: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    weights: Sequence[float] | None = None,
+    shared: tuple[str, ...] = ("norm",),
+    remat: Remat = "none",
+    **options: Any,
+) -> Algorithm:
+    """How to train your MAML: theta = (params, rates, norms).
+
+    phi_0 = params;  phi_{k+1} = phi_k + rates_k * inner(grad_phi loss((phi_k, norms_k), support)), a rate per layer;
+    min_theta E sum_k weights_k loss((phi_k, norms_k), query).
+
+    The outer step is not seen here: anneal the weights and the order of derivatives with `mamlpp_phases`.
+
+    Args:
+      loss_fn: `(params, batch, key) -> (scalar, metrics)`, params a dict of layers.
+      inner: inner optimiser, any optax transformation; its rate is where the learned ones start.
+      num_steps: K, inner steps while training, and the most that theta has rates for.
+      weights: of the query losses after steps 1..K, or 0..K; None for 1 / K each.
+      shared: prefixes of the layers that tasks share: normalisation layers, of which theta holds a copy for each of
+        steps 0..K and which the inner loop leaves alone; () for none.
+      remat: what the gradient through the inner steps keeps; see `adapt`.
+      **options: passed to `descent`: `first_order`, `mode`.
+
+    Returns:
+      The algorithm; its theta is `{"params", "rates", "norms"}`: rates `[K]` per layer, norms `[K + 1, ...]`.
+
+    Raises:
+      InputError: `num_steps` is below 1, `weights` is of another length, or `adapt` is asked for more than K steps.
+
+    Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
+    """
+    if num_steps < 1:
+        raise InputError(f"num_steps is {num_steps}, expected 1 or more: MAML++ has rates for every step.")
+    weights = multi_step_weights(0.0, num_steps) if weights is None else tuple(weights)
+    if len(weights) not in (num_steps, num_steps + 1):
+        raise InputError(f"weights has {len(weights)} entries, expected {num_steps} or, with step 0, {num_steps + 1}.")
+
+    def init(params: Params) -> Theta:
+        norms = {name: layer for name, layer in params.items() if name.startswith(shared)}
+        params = {name: layer for name, layer in params.items() if name not in norms}
+        return {
+            "params": params,
+            "rates": {name: jnp.ones(num_steps, jax.tree.leaves(layer)[0].dtype) for name, layer in params.items()},
+            "norms": jax.tree.map(lambda leaf: jnp.stack([leaf] * (num_steps + 1)), norms),
+        }
+
+    def at(theta: Theta, count: Array) -> Theta:
+        return theta | {name: jax.tree.map(lambda leaf: leaf[count], theta[name]) for name in ("rates", "norms")}
+
+    def precondition(theta: Theta, updates: Params) -> Params:
+        return {
+            name: jax.tree.map(lambda u, rate=theta["rates"][name]: rate * u, layer) for name, layer in updates.items()
+        }
+
+    one = descent(
+        loss_fn,
+        inner,
+        split=lambda theta: theta["params"],
+        join=lambda theta, params: theta["norms"] | params,
+        precondition=precondition,
+        **options,
+    )
+
+    def start(theta: Theta, support: Batch, key: KeyArray) -> Fast:
+        phi = one.start(theta, support, key)
+        return Fast(phi.params, (phi.opt_state, jnp.zeros((), jnp.int32)))
+
+    def step(theta: Theta, phi: Fast, support: Batch, key: KeyArray) -> Fast:
+        opt_state, count = phi.opt_state
+        phi = one.step(at(theta, count), Fast(phi.params, opt_state), support, key)
+        return Fast(phi.params, (phi.opt_state, count + 1))
+
+    def loss(theta: Theta, phi: Fast, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
+        return one.loss(at(theta, phi.opt_state[1]), phi, batch, key)
+
+    learner = Learner(init, start, step, loss, max_steps=num_steps)
+
+    def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
+        adapt_key, loss_key = jax.random.split(key)
+
+        def probe(phi: Fast) -> tuple[Scalar, Metrics]:
+            return learner.loss(theta, phi, episode.query, loss_key)
+
+        _, (values, metrics) = adapt(learner, theta, episode.support, adapt_key, num_steps, probe, remat=remat)
+        value = jnp.asarray(weights, values.dtype) @ values[-len(weights) :]
+        return value, jax.tree.map(lambda a: a[-1], metrics)
+
+    if not any(weights[:-1]) and weights[-1] == 1:  # the query is then needed once
+        return Algorithm(learner, query_loss(learner, num_steps, remat=remat))
+    return Algorithm(learner, objective)
+
+
+def mamlpp_phases(
+    loss_fn: LossFn,
+    inner: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    phases: Sequence[tuple[float, bool, float]] = ((0.3, True, 0.0), (0.2, False, 0.5), (0.5, False, 1.0)),
+    **options: Any,
+) -> list[tuple[float, Objective]]:
+    """MAML++'s annealing: objectives on the same theta, to be trained with one after the other.
+
+    Args:
+      loss_fn, inner, num_steps: as in `mamlpp`.
+      phases: of each phase its share of the outer steps, whether it is first order, and the progress of
+        `multi_step_weights`.
+      **options: passed to `mamlpp`.
+
+    Returns:
+      Each phase's share of the outer steps and its objective.
+    """
+
+    def objective(first_order: bool, progress: float) -> Objective:
+        weights = multi_step_weights(progress, num_steps)
+        return mamlpp(loss_fn, inner, num_steps, weights=weights, first_order=first_order, **options).objective
+
+    return [(share, objective(first_order, progress)) for share, first_order, progress in phases]

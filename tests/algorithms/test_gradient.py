@@ -1,0 +1,483 @@
+"""The gradient-based methods against closed forms, finite differences, plain loops and each other, in float64."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import (
+    Batch,
+    Episode,
+    InputError,
+    Referenced,
+    adapt,
+    anil,
+    boil,
+    cavia,
+    fomaml,
+    imaml,
+    maml,
+    mamlpp,
+    mamlpp_phases,
+    meta_curvature,
+    meta_sgd,
+    multi_step_weights,
+    reptile,
+    tnet,
+)
+from metajax.algorithms.film import film_apply, film_init
+from tests.conftest import close, differs, quadratic
+
+KEY = jax.random.key(0)
+RATE = 0.3
+STEPS = 3
+# little to run, much to compile
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def network(params, x):
+    """A smooth network with the names of real ones."""
+    dense, norm, head = (params[name] for name in ("dense0", "norm0", "head"))
+    hidden = jnp.tanh(x @ dense["kernel"] * norm["scale"] + norm["bias"])
+    return hidden @ head["kernel"] + head["bias"]
+
+
+def loss_fn(params, batch, key):
+    loss = jnp.square(network(params, batch.x) - batch.y).mean()
+    return loss, {"loss": loss}
+
+
+def parameters(seed=0):
+    draw = np.random.default_rng(seed).normal
+    shapes = {
+        "dense0": {"kernel": (3, 5)},
+        "norm0": {"scale": (5,), "bias": (5,)},
+        "head": {"kernel": (5, 2), "bias": (2,)},
+    }
+    params = jax.tree.map(lambda s: jnp.asarray(0.5 * draw(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    params["norm0"]["scale"] += 1
+    return params
+
+
+def task(seed=1):
+    draw = np.random.default_rng(seed).normal
+    return Episode(*(Batch(jnp.asarray(draw(size=(n, 3))), jnp.asarray(draw(size=(n, 2)))) for n in (4, 6)))
+
+
+def shaken(theta, seed=2):
+    """theta a little off, so that nothing is still an identity or a one."""
+    draw = np.random.default_rng(seed).normal
+    return jax.tree.map(lambda a: a + 0.1 * draw(size=a.shape), theta)
+
+
+def made(factory, params=None, inner=None, num_steps=STEPS, **options):
+    """A method and its theta."""
+    algorithm = factory(loss_fn, optax.sgd(RATE) if inner is None else inner, num_steps, **options)
+    return algorithm, algorithm.learner.init(parameters() if params is None else params)
+
+
+def value_and_grad(algorithm, theta, episode=None):
+    return jit(gradient(algorithm))(theta, task() if episode is None else episode)
+
+
+def gradient(algorithm):
+    return jax.value_and_grad(lambda theta, episode: algorithm.objective(theta, episode, KEY)[0])
+
+
+def slope(params, batch):
+    return jax.grad(lambda params: loss_fn(params, batch, KEY)[0])(params)
+
+
+def descend(params, grads, rate=RATE):
+    return jax.tree.map(lambda p, g: p - rate * g, params, grads)
+
+
+@pytest.mark.parametrize("factory", [anil, boil, meta_sgd, meta_curvature, tnet, cavia, mamlpp])
+def test_meta_gradient_is_the_finite_difference(x64, factory):
+    algorithm, theta = made(factory, inner=optax.sgd(0.2, momentum=0.9))
+    theta, step, run = shaken(theta), 1e-5, jit(gradient(algorithm))
+    value, grads = run(theta, task())
+    assert value.dtype == jnp.float64
+    for seed in range(3):
+        draw = np.random.default_rng(seed).normal
+        direction = jax.tree.map(lambda a, draw=draw: draw(size=a.shape), theta)
+        up, down = (run(jax.tree.map(lambda a, d, s=s: a + s * d, theta, direction), task())[0] for s in (step, -step))
+        np.testing.assert_allclose(optax.tree.vdot(grads, direction), (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
+    # all of theta is learned
+    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads))
+
+
+def anil_loop(theta, support):
+    params = theta
+    for _ in range(STEPS):
+        params = theta | {"head": descend(params, slope(params, support))["head"]}
+    return params
+
+
+def boil_loop(theta, support):
+    params = theta
+    for _ in range(STEPS):
+        params = descend(params, slope(params, support)) | {"head": theta["head"]}
+    return params
+
+
+def meta_sgd_loop(theta, support):
+    params = theta["params"]
+    for _ in range(STEPS):
+        params = jax.tree.map(lambda p, s, g: p - RATE * s * g, params, theta["scale"], slope(params, support))
+    return params
+
+
+def tnet_loop(theta, support):
+    def warped(params):
+        return {
+            name: layer | {"kernel": layer["kernel"] @ theta["warp"][f"{name}.kernel"]} if "kernel" in layer else layer
+            for name, layer in params.items()
+        }
+
+    params = theta["params"]
+    for _ in range(STEPS):
+        grads = jax.grad(lambda params: loss_fn(warped(params), support, KEY)[0])(params)
+        params = descend(params, grads)
+    return warped(params)
+
+
+def cavia_loop(theta, support):
+    def modulated(context):
+        params = {name: dict(layer) for name, layer in theta["params"].items()}
+        for name, matrix in theta["film"].items():
+            layer, leaf = name.split(".")
+            params[layer][leaf] = params[layer][leaf] + matrix.T @ context
+        return params
+
+    assert set(theta["film"]) == {"norm0.scale", "norm0.bias", "head.bias"}
+    context = jnp.zeros(32)
+    for _ in range(STEPS):
+        context = context - RATE * jax.grad(lambda context: loss_fn(modulated(context), support, KEY)[0])(context)
+    return modulated(context)
+
+
+def mamlpp_loop(theta, support):
+    assert set(theta["params"]) == set(theta["rates"]) == {"dense0", "head"}
+    params = theta["params"]
+    for step in range(STEPS):
+        norms = jax.tree.map(lambda a, step=step: a[step], theta["norms"])
+        grads = slope(params | norms, support)
+        params = {name: descend(params[name], grads[name], RATE * theta["rates"][name][step]) for name in params}
+    return params | jax.tree.map(lambda a: a[STEPS], theta["norms"])
+
+
+LOOPS = {
+    anil: anil_loop,
+    boil: boil_loop,
+    meta_sgd: meta_sgd_loop,
+    tnet: tnet_loop,
+    cavia: cavia_loop,
+    mamlpp: mamlpp_loop,
+}
+
+
+@pytest.mark.parametrize("factory", LOOPS)
+def test_the_method_is_its_plain_loop(x64, factory):
+    algorithm, theta = made(factory, **({"weights": (0.0, 0.0, 1.0)} if factory is mamlpp else {}))
+    theta, episode = shaken(theta), task()
+    value, _ = jit(algorithm.objective)(theta, episode, KEY)
+    wanted = jit(lambda theta: loss_fn(LOOPS[factory](theta, episode.support), episode.query, KEY)[0])(theta)
+    close(value, wanted, 1e-12)
+    plain = jit(made(maml)[0].objective)(parameters(), episode, KEY)[0]
+    assert differs(value, plain, 1e-4)
+
+
+def test_meta_curvature_is_a_kronecker_product(x64):
+    """On a linear loss the gradient is constant: one step is M_taps (x) M_in (x) M_out times it."""
+    draw = np.random.default_rng(4).normal
+    shapes = {"kernel": (2, 3, 4, 5), "dense": (4, 5), "bias": (5,), "gain": ()}
+    gradient, params = ({name: jnp.asarray(draw(size=shape)) for name, shape in shapes.items()} for _ in range(2))
+
+    def linear(params, batch, key):
+        return sum((params[name] * gradient[name]).sum() for name in shapes), {}
+
+    learner = meta_curvature(linear, optax.sgd(RATE), 1).learner
+    theta = shaken(learner.init(params))
+    sizes = {name: {axis: len(m) for axis, m in matrices.items()} for name, matrices in theta["curvature"].items()}
+    assert sizes == {
+        "kernel": {"taps": 6, "in": 4, "out": 5},
+        "dense": {"in": 4, "out": 5},
+        "bias": {"out": 5},
+        "gain": {"out": 1},
+    }
+    phi, _ = adapt(learner, theta, task().support, KEY, 1)
+    for name, matrices in theta["curvature"].items():
+        product = np.eye(1)
+        for axis in ("taps", "in", "out"):
+            product = np.kron(product, matrices.get(axis, np.eye(1)))
+        wanted = theta["params"][name] - RATE * (product @ gradient[name].reshape(-1)).reshape(shapes[name])
+        np.testing.assert_allclose(phi.params[name], wanted, rtol=1e-12)
+
+
+def test_neutral_extra_parameters_give_maml(x64):
+    """Meta-SGD with a constant scale, identity Meta-Curvature and T-Net, MAML++ with equal rates and the last loss."""
+    wanted = value_and_grad(*made(maml))
+    sgd, start = made(meta_sgd, inner=optax.sgd(2 * RATE))
+    constant = start | {"scale": jax.tree.map(lambda a: 0.5 * a, start["scale"])}
+    plusplus, start = made(mamlpp, inner=optax.sgd(2 * RATE), weights=(0.0, 0.0, 1.0), shared=())
+    rates = jax.tree.map(lambda a: 0.5 * a, start["rates"])
+    assert start["norms"] == {}
+    for algorithm, theta in (
+        (sgd, constant),
+        made(meta_curvature),
+        made(tnet),
+        (plusplus, start | {"rates": rates}),
+    ):
+        value, grads = value_and_grad(algorithm, theta)
+        close((value, grads["params"]), wanted, 1e-12)
+
+
+def test_mamlpp_is_the_weighted_sum_of_maml_after_every_step(x64):
+    weights = (0.1, 0.4, 0.3, 0.2)
+    value, grads = value_and_grad(*made(mamlpp, weights=weights, shared=()))
+    terms = [value_and_grad(*made(maml, num_steps=steps)) for steps in range(STEPS + 1)]
+    wanted = jax.tree.map(lambda *a: sum(w * b for w, b in zip(weights, a, strict=True)), *terms)
+    close((value, grads["params"]), wanted, 1e-12)
+    # without a weight for step 0 the weights are those of steps 1..K, and the metrics those of the last
+    algorithm, theta = made(mamlpp, shared=())
+    value, metrics = jit(algorithm.objective)(theta, task(), KEY)
+    close(value, sum(term[0] for term in terms[1:]) / STEPS, 1e-12)
+    close(metrics["loss"], terms[-1][0], 1e-12)
+
+
+def test_mamlpp_anneals_by_phases(x64):
+    np.testing.assert_allclose(multi_step_weights(0.0, 4), [0.25] * 4)
+    np.testing.assert_allclose(multi_step_weights(0.5, 4), [0.125, 0.125, 0.125, 0.625])
+    assert multi_step_weights(1.0, 4) == (0, 0, 0, 1)
+    phases = mamlpp_phases(loss_fn, optax.sgd(RATE), STEPS)
+    assert sum(share for share, _ in phases) == 1
+    algorithm, theta = made(mamlpp)
+    value, grads = value_and_grad(algorithm, theta)
+    first_value, first_grads = value_and_grad(algorithm._replace(objective=phases[0][1]), theta)
+    close(first_value, value, 1e-12)
+    assert differs(first_grads, grads, 1e-3)
+    last, _ = made(mamlpp, weights=(0.0, 0.0, 1.0))
+    close(*(jit(f)(theta, task(), KEY) for f in (phases[-1][1], last.objective)), 0)
+
+
+@pytest.mark.parametrize(
+    ("factory", "inner"),
+    [
+        (maml, optax.sgd(RATE)),
+        (maml, optax.sgd(0.1, momentum=0.9)),
+        (maml, optax.adam(0.05, eps_root=1e-8)),
+        (tnet, optax.sgd(RATE)),
+        (cavia, optax.sgd(RATE)),
+    ],
+    ids=["sgd", "momentum", "adam", "tnet", "cavia"],
+)
+def test_mixed_mode_is_reverse_mode(x64, factory, inner):
+    results = []
+    for mode in ("reverse", "mixed"):
+        algorithm, theta = made(factory, inner=inner, mode=mode)
+        results.append(value_and_grad(algorithm, shaken(theta)))
+    close(*results, 1e-10)
+
+
+def test_rematerialisation_changes_nothing(x64):
+    """Five steps: two segments of two, and one; each with a key of its own, the losses of all carried along."""
+
+    def noisy(params, batch, key):
+        return loss_fn(params, batch._replace(x=batch.x + jax.random.normal(key, batch.x.shape)), key)
+
+    none, step, sqrt = (
+        value_and_grad(algorithm, algorithm.learner.init(parameters()))
+        for algorithm in (mamlpp(noisy, optax.sgd(RATE), 5, remat=remat) for remat in ("none", "step", "sqrt"))
+    )
+    close(step, none, 1e-12)
+    close(sqrt, none, 1e-12)
+
+
+def test_anil_with_a_linear_head_is_the_closed_form(x64):
+    """h_K = h* + M^K (h - h*), M = I - 2 rate Z'Z / (n o), Z = X W; the body's gradient by finite differences of it."""
+    draw = np.random.default_rng(5).normal
+    (x, y), (x_query, y_query) = ((draw(size=(n, 3)), draw(size=(n, 2))) for n in (6, 4))
+    body, head = draw(size=(3, 3)), draw(size=(3, 2))
+    episode = Episode(*(Batch(jnp.asarray(a), jnp.asarray(b)) for a, b in ((x, y), (x_query, y_query))))
+
+    def linear(params, batch, key):
+        loss = jnp.square(batch.x @ params["body"] @ params["head"] - batch.y).mean()
+        return loss, {"loss": loss}
+
+    def closed(body):
+        z, z_query = x @ body, x_query @ body
+        best = np.linalg.lstsq(z, y, rcond=None)[0]
+        power = np.linalg.matrix_power(np.eye(3) - 2 * RATE * z.T @ z / y.size, STEPS)
+        learned = best + power @ (head - best)
+        error = z_query @ learned - y_query
+        return np.square(error).mean(), power.T @ z_query.T @ error * 2 / error.size
+
+    algorithm = anil(linear, optax.sgd(RATE), STEPS)
+    value, grads = value_and_grad(algorithm, {"body": jnp.asarray(body), "head": jnp.asarray(head)}, episode)
+    np.testing.assert_allclose(value, closed(body)[0], rtol=1e-12)
+    np.testing.assert_allclose(grads["head"], closed(body)[1], rtol=1e-10)
+    for i in np.ndindex(body.shape):
+        shift = np.zeros_like(body)
+        shift[i] = 1e-5
+        difference = (closed(body + shift)[0] - closed(body - shift)[0]) / 2e-5
+        np.testing.assert_allclose(grads["body"][i], difference, rtol=1e-6, atol=1e-7)
+
+
+def test_what_adapts_and_what_does_not(x64):
+    for factory, head, wanted in (
+        (anil, "head", {"head"}),
+        (anil, ("norm0", "head"), {"norm0", "head"}),
+        (boil, "head", {"dense0", "norm0"}),
+        (boil, ("dense0", "head"), {"norm0"}),
+    ):
+        algorithm, theta = made(factory, head=head)
+        phi, _ = adapt(algorithm.learner, theta, task().support, KEY, 2)
+        assert set(phi.params) == wanted
+        assert all(differs(phi.params[name], theta[name], 1e-3) for name in wanted)
+
+
+def reptile_phi(params, batch):
+    for _ in range(STEPS):
+        params = descend(params, slope(params, batch))
+    return params
+
+
+def test_reptile_gradient_is_theta_minus_phi(x64):
+    theta, (support, query) = parameters(), task()
+    both = Batch(*(jnp.concatenate(pair) for pair in zip(support, query, strict=True)))
+    for on, batch in (("both", both), ("support", support)):
+        algorithm, _ = made(reptile, on=on)
+        phi = jit(reptile_phi)(theta, batch)
+        close(value_and_grad(algorithm, theta)[1], jax.tree.map(jnp.subtract, theta, phi), 1e-12)
+        metrics = jit(algorithm.objective)(theta, task(), KEY)[1]
+        close(metrics["loss"], loss_fn(phi, query, KEY)[0], 1e-12)
+
+
+def test_reptile_on_both_normalises_by_the_support_set(x64):
+    """With `Referenced` queries the joined inputs keep the support set as reference, each example once."""
+    seen = []
+
+    def recording(params, batch, key):
+        seen.append(batch.x)
+        x = batch.x.x - batch.x.reference.mean(0) if isinstance(batch.x, Referenced) else batch.x - batch.x.mean(0)
+        return loss_fn(params, batch._replace(x=x), key)
+
+    support, query = task()
+    episode = Episode(support, query._replace(x=Referenced(query.x, support.x)))
+    algorithm = reptile(recording, optax.sgd(RATE), STEPS)
+    _, grads = value_and_grad(algorithm, parameters(), episode)
+    assert (seen[0].x.shape, seen[0].reference.shape) == ((10, 3), (4, 3))
+    mean = support.x.mean(0)
+    both = Batch(jnp.concatenate([support.x, query.x]) - mean, jnp.concatenate([support.y, query.y]))
+    phi = jit(reptile_phi)(parameters(), both)
+    close(grads, jax.tree.map(jnp.subtract, parameters(), phi), 1e-12)
+
+
+@pytest.mark.parametrize("steps", [2, 400])
+def test_imaml_is_the_implicit_function_theorem_on_a_quadratic(x64, steps):
+    """phi* = (A + s)^-1 (A c + s theta), d phi* / d theta = s (A + s)^-1; before it the same matrix at phi_K."""
+    strength, rate = 2.0, 0.1
+    draw = np.random.default_rng(6).normal
+    a, b = (m @ m.T / 4 + np.eye(4) for m in draw(size=(2, 4, 4)))
+    c, q, theta = draw(size=(3, 4))
+    best = np.linalg.solve(a + strength * np.eye(4), a @ c + strength * theta)
+    contraction = np.linalg.matrix_power(np.eye(4) - rate * (a + strength * np.eye(4)), steps)
+    phi = best + contraction @ (theta - best)
+    wanted = strength * np.linalg.solve(a + strength * np.eye(4), b @ (phi - q))
+
+    pairs = ((jnp.asarray(m), jnp.asarray(v)) for m, v in ((a, c), (b, q)))
+    episode = Episode(*(Batch(pair, jnp.zeros(1)) for pair in pairs))
+    algorithm = imaml(quadratic, optax.sgd(rate), steps, strength=strength, cg_steps=8)
+    _, grads = value_and_grad(algorithm, jnp.asarray(theta), episode)
+    np.testing.assert_allclose(grads, wanted, rtol=1e-9)
+    _, metrics = jit(algorithm.objective)(jnp.asarray(theta), episode, KEY)
+    np.testing.assert_allclose(metrics["loss"], (phi - q) @ b @ (phi - q) / 2, rtol=1e-9)
+    if steps == 400:  # the same as the gradient through all the steps
+
+        def proximal(theta):
+            phi = theta
+            for _ in range(steps):
+                phi = phi - rate * (a @ (phi - c) + strength * (phi - theta))
+            return (phi - q) @ b @ (phi - q) / 2
+
+        step = 1e-5 * np.eye(4)
+        np.testing.assert_allclose(grads, [(proximal(theta + e) - proximal(theta - e)) / 2e-5 for e in step], rtol=1e-6)
+
+
+@jax.custom_vjp
+def doubled(x):
+    """A linear function whose derivative is itself, as that of a convolution may be."""
+    return 2 * x
+
+
+doubled.defvjp(lambda x: (doubled(x), None), lambda _, cotangent: (doubled(cotangent),))
+
+
+def test_a_loss_with_a_custom_vjp_needs_reverse_mode(x64):
+    def custom(params, batch, key):
+        return loss_fn(params | {"head": jax.tree.map(doubled, params["head"])}, batch, key)
+
+    def plain(params, batch, key):
+        return loss_fn(params | {"head": jax.tree.map(lambda a: 2 * a, params["head"])}, batch, key)
+
+    with pytest.raises(InputError, match=r'custom_vjp.*mode="reverse"'):
+        value_and_grad(maml(custom, optax.sgd(RATE), STEPS, mode="mixed"), parameters())
+    for factory in (maml, imaml):
+        results = [value_and_grad(factory(loss, optax.sgd(RATE), 1), parameters()) for loss in (custom, plain)]
+        close(*results, 1e-10)
+
+
+def test_adam_without_eps_root_is_refused_only_where_it_is_differentiated(x64):
+    adam = optax.adam(0.05)
+    algorithm, theta = made(maml, inner=adam)
+    with pytest.raises(InputError, match="eps_root"):
+        value_and_grad(algorithm, theta)
+    with pytest.raises(InputError, match="eps_root"):
+        value_and_grad(*made(mamlpp, inner=adam))
+    phi, _ = jit(lambda theta: adapt(algorithm.learner, theta, task().support, KEY, 2))(theta)
+    assert differs(phi.params, theta, 1e-2)
+    for factory in (fomaml, reptile, imaml):
+        _, grads = value_and_grad(*made(factory, inner=adam))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+
+
+def test_bad_input(x64):
+    support = task().support
+    for factory in (anil, boil):
+        algorithm, theta = made(factory, head=("head", "output"))
+        with pytest.raises(InputError, match=r"'output'.*dense0, head, norm0"):
+            adapt(algorithm.learner, theta, support, KEY, 1)
+    with pytest.raises(InputError, match=r"gain.*dense0\.kernel"):
+        made(cavia, names=("gain",))
+    algorithm, theta = made(mamlpp)
+    with pytest.raises(InputError, match=r"num_steps is 4.*3 steps"):
+        adapt(algorithm.learner, theta, support, KEY, STEPS + 1)
+    with pytest.raises(InputError, match=r"num_steps is 0"):
+        made(mamlpp, num_steps=0)
+    with pytest.raises(InputError, match=r"weights has 5 entries.*3.*4"):
+        made(mamlpp, weights=[0.2] * 5)
+    algorithm, theta = made(meta_sgd, num_steps=-1)
+    with pytest.raises(InputError, match=r"num_steps is -1"):
+        value_and_grad(algorithm, theta)
+
+
+def test_bad_choice_of_reptile_batch(unchecked):
+    with pytest.raises(InputError, match=r"on is 'query'"):
+        made(reptile, params={}, on="query")
+
+
+def test_film_moves_the_named_leaves_by_about_a_gradient_step(x64):
+    """At context -film @ g the shift is -film' film g, on average -g."""
+    params = parameters()
+    film = film_init(params, 4000, ("scale",), 0)
+    assert {name: m.shape for name, m in film.items()} == {"norm0.scale": (4000, 5)}
+    close(film_apply(params, film, jnp.zeros(4000)), params, 0)
+    gradient = jnp.arange(1.0, 6.0)
+    moved = film_apply(params, film, -film["norm0.scale"] @ gradient)
+    np.testing.assert_allclose(params["norm0"]["scale"] - moved["norm0"]["scale"], gradient, atol=0.4)
+    other = film_init(params, 4000, ("scale",), 1)
+    assert differs(film, other, 1e-3)

@@ -1,0 +1,396 @@
+"""Metric, closed-form and forward methods, each against a plain computation of the same thing in double precision."""
+
+from functools import cache
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from sklearn.linear_model import LogisticRegression, Ridge
+
+import metajax as mj
+from metajax import Batch, Episode, InputError, Labels, adapt
+from metajax.algorithms.logistic import logistic_weights
+from metajax.algorithms.protonet import prototypes
+from metajax.algorithms.ridge import ridge_weights
+from metajax.losses import cross_entropy
+from tests.conftest import close, differs
+
+pytestmark = pytest.mark.usefixtures("x64")
+WAYS, SHOTS, QUERIES, CLASSES, FEATURES = 3, 2, 3, 5, 4
+
+
+def embed(params, x):
+    """A smooth network with a FiLM-able layer; ignores a head."""
+    x = jnp.tanh(x @ params["dense0"]["kernel"] + params["dense0"]["bias"])
+    return (x * params["norm0"]["scale"] + params["norm0"]["bias"]) @ params["dense1"]["kernel"]
+
+
+def wide(params, x):
+    return embed(params, x) @ params["head"]["kernel"]
+
+
+METHODS = {
+    "protonet": mj.protonet(embed, WAYS, temperature=2.0),
+    "protonet cosine": mj.protonet(embed, WAYS, metric="cosine", temperature=0.5),
+    "matching": mj.matching(embed, WAYS, temperature=0.5),
+    "relation": mj.relation(embed, WAYS, features=FEATURES, hidden=6),
+    "ridge": mj.ridge(embed, WAYS, strength=0.5, scale=3.0),
+    "logistic": mj.logistic(embed, WAYS, strength=0.5, scale=2.0),
+    "proto_maml": mj.proto_maml(embed, optax.sgd(0.1), 2, WAYS),
+    "simpleshot": mj.simpleshot(embed, WAYS, cross_entropy(wide, "corpus"), FEATURES),
+    "baselinepp": mj.baselinepp(embed, WAYS, optax.sgd(0.5), CLASSES, FEATURES, temperature=0.5),
+    "hypernetwork": mj.hypernetwork(embed, WAYS, features=FEATURES, hidden=6),
+    "in_context": mj.in_context(embed, WAYS, features=FEATURES, layers=2, heads=2, width=8, max_classes=WAYS),
+    "task_encoder": mj.task_encoder(embed, WAYS, features=FEATURES, size=3),
+}
+PROTONET = mj.protonet(embed, WAYS).objective
+EXTRAS = {
+    "relation": ["relation"],
+    "ridge": ["log_scale", "log_strength"],
+    "logistic": ["log_scale", "log_strength"],
+    "simpleshot": ["mean"],
+    "baselinepp": ["head"],
+    "hypernetwork": ["hypernetwork"],
+    "in_context": ["reader"],
+    "task_encoder": ["encoder", "film"],
+}
+
+
+def model_params():
+    generator = np.random.default_rng(0)
+    shapes = {
+        "dense0": {"kernel": (3, 5), "bias": (5,)},
+        "norm0": {"scale": (5,), "bias": (5,)},
+        "dense1": {"kernel": (5, FEATURES)},
+        "head": {"kernel": (FEATURES, CLASSES)},
+    }
+    return jax.tree.map(lambda s: jnp.asarray(generator.normal(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
+
+
+def theta_of(name, seed=1):
+    """theta with noise added, so that nothing sits at a special start."""
+    generator = np.random.default_rng(seed)
+    theta = jax.jit(METHODS[name].learner.init)(model_params())
+    return jax.tree.map(lambda a: a + 0.3 * generator.normal(size=a.shape), theta)
+
+
+def episode(seed):
+    generator = np.random.default_rng(seed)
+
+    def batch(count):
+        y = generator.permutation(np.tile(np.arange(WAYS), count))
+        x = generator.normal(size=(WAYS * count, 3))
+        return Batch(jnp.asarray(x), Labels(jnp.asarray(y), jnp.asarray(generator.integers(0, CLASSES, len(y)))))
+
+    return Episode(batch(SHOTS), batch(QUERIES))
+
+
+@cache
+def compiled(objective):
+    """theta, episode -> ((loss, metrics), gradient)."""
+    return jax.jit(lambda theta, task: jax.value_and_grad(objective, has_aux=True)(theta, task, jax.random.key(0)))
+
+
+def gradient(objective):
+    return lambda theta, task: compiled(objective)(theta, task)[1]
+
+
+def losses(objective):
+    return lambda theta, task: compiled(objective)(theta, task)[0]
+
+
+def arrays(task):
+    """Embedded support and query, and their episode labels, as numpy arrays."""
+    params = model_params()
+    z, q = (np.asarray(embed(params, b.x)) for b in task)
+    return z, np.asarray(task.support.y.episode), q, np.asarray(task.query.y.episode)
+
+
+def nats(scores, labels):
+    return np.mean([np.log(np.exp(s).sum()) - s[label] for s, label in zip(scores, labels, strict=True)])
+
+
+def unit(z):
+    return z / np.linalg.norm(z, axis=-1, keepdims=True)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_meta_gradient_is_its_finite_difference(name):
+    objective, task, theta = METHODS[name].objective, episode(0), theta_of(name)
+    flat, unravel = jax.flatten_util.ravel_pytree(theta)
+    assert flat.dtype == jnp.float64
+
+    def value(flat):
+        moved = unravel(flat)
+        loss = losses(objective)(moved, task)[0]
+        if name == "simpleshot":  # the mean of embeddings that it follows counts as a constant
+            now, then = (embed(t["params"], task.query.x).mean(0) for t in (moved, theta))
+            loss += (jnp.square(moved["mean"] - then) - jnp.square(moved["mean"] - now)).sum() / 2
+        return loss
+
+    grads = jax.flatten_util.ravel_pytree(gradient(objective)(theta, task))[0]
+    assert jnp.abs(grads).max() > 1e-3
+    for direction in np.random.default_rng(1).normal(size=(4, len(flat))):
+        step = 1e-6 * direction
+        np.testing.assert_allclose(
+            grads @ direction, (value(flat + step) - value(flat - step)) / 2e-6, rtol=1e-5, atol=1e-7
+        )
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_vmap_over_tasks_is_a_loop_and_theta_is_what_it_says(name):
+    theta, one = theta_of(name), gradient(METHODS[name].objective)
+    tasks = [episode(seed) for seed in range(3)]
+    grads = [one(theta, task) for task in tasks]
+    assert differs(grads[0], grads[1], 1e-4)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *tasks)
+    batched = jax.jit(jax.vmap(one, (None, 0)))(theta, stacked)
+    close(batched, jax.tree.map(lambda *a: jnp.stack(a), *grads), 1e-9)
+    if name in EXTRAS:
+        assert sorted(theta) == sorted(["params", *EXTRAS[name]])
+        # every extra parameter is learned
+        extras = {key: value for key, value in grads[0].items() if key != "params"}
+        assert all(jnp.abs(jnp.concatenate([g.ravel() for g in jax.tree.leaves(v)])).max() > 0 for v in extras.values())
+    else:
+        close(METHODS[name].learner.init(model_params()), model_params(), 0)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", METHODS)
+def test_dtypes_are_kept(name, dtype):
+    def narrow(tree):
+        return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+    algorithm, task = METHODS[name], narrow(episode(0))
+    theta = jax.eval_shape(algorithm.learner.init, narrow(model_params()))
+    loss, grads = jax.eval_shape(
+        lambda theta: jax.value_and_grad(lambda t: algorithm.objective(t, task, jax.random.key(0))[0])(theta), theta
+    )
+    phi = jax.eval_shape(lambda t: adapt(algorithm.learner, t, task.support, jax.random.key(0), 1)[0], theta)
+    assert {a.dtype for a in jax.tree.leaves((theta, loss, grads, phi))} == {jnp.dtype(dtype)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_support_set_without_a_class_is_refused(name):
+    learner, theta, support = METHODS[name].learner, theta_of(name), episode(0).support
+    labels = support.y._replace(episode=jnp.array([0, 0, 2, 2, 2, 0]))
+    with pytest.raises(InputError, match=r"support set has classes \[0, 2\], expected every one of 0..2"):
+        adapt(learner, theta, support._replace(y=labels), jax.random.key(0), 1)
+    few = jax.tree.map(lambda a: a[:2], support)
+    with pytest.raises(InputError, match="support set has 2 examples, expected one or more of 3 classes"):
+        jax.jit(lambda support: adapt(learner, theta, support, jax.random.key(0), 1)[0])(few)
+
+
+def test_protonet_and_matching_are_loops():
+    task, theta = episode(3), model_params()
+    z, label, q, wanted = arrays(task)
+    centres = [np.mean([a for a, c in zip(z, label, strict=True) if c == k], axis=0) for k in range(WAYS)]
+    np.testing.assert_allclose(prototypes(jnp.asarray(z), jnp.asarray(label), WAYS), centres, rtol=1e-12)
+    euclidean = [np.array([-((row - p) ** 2).sum() / 2.0 for p in centres]) for row in q]
+    cosine = [np.array([unit(row) @ unit(p) / 0.5 for p in centres]) for row in q]
+    attention = []
+    for row in q:
+        a = np.exp([unit(row) @ unit(s) / 0.5 for s in z])
+        attention.append(np.log([sum(a[i] for i in range(len(z)) if label[i] == k) / a.sum() for k in range(WAYS)]))
+    for name, scores in (("protonet", euclidean), ("protonet cosine", cosine), ("matching", attention)):
+        loss, metrics = losses(METHODS[name].objective)(theta, task)
+        np.testing.assert_allclose(loss, nats(scores, wanted), rtol=1e-7)
+        np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(scores, 1) == wanted))
+
+
+def test_relation_scores_each_pair_by_its_perceptron():
+    task, theta = episode(4), theta_of("relation")
+    z, q = (np.asarray(embed(theta["params"], b.x)) for b in task)
+    label, first, last = np.asarray(task.support.y.episode), *theta["relation"].values()
+    scores = np.zeros((len(q), WAYS))
+    for i, k in np.ndindex(scores.shape):
+        pair = np.concatenate([q[i], z[label == k].mean(0)])
+        scores[i, k] = (np.maximum(pair @ first["kernel"] + first["bias"], 0) @ last["kernel"] + last["bias"])[0]
+    loss, _ = losses(METHODS["relation"].objective)(theta, task)
+    np.testing.assert_allclose(loss, nats(scores, np.asarray(task.query.y.episode)), rtol=1e-10)
+
+
+@pytest.mark.parametrize(("n", "features", "strength"), [(6, 10, 1.0), (12, 3, 0.3), (9, 20, 0.05)])
+def test_linear_heads_are_those_of_scikit_learn(n, features, strength):
+    z, label = np.random.default_rng(n).normal(size=(n, features)), np.arange(n) % WAYS
+    y = np.eye(WAYS)[label]
+    args = jnp.asarray(z), jnp.asarray(y), jnp.asarray(strength)
+    wanted = Ridge(alpha=strength, fit_intercept=False).fit(z, y).coef_.T
+    np.testing.assert_allclose(ridge_weights(*args), wanted, rtol=1e-9, atol=1e-12)
+    peer = LogisticRegression(C=1 / strength, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(z, label)
+    weights = jax.jit(logistic_weights)(*args)
+    np.testing.assert_allclose(weights, peer.coef_.T, rtol=0, atol=1e-6)
+    # to rounding, where scikit-learn stops earlier: the slope of its objective at our weights
+    p = np.exp(z @ weights) / np.exp(z @ weights).sum(1, keepdims=True)
+    np.testing.assert_allclose(z.T @ (p - y) + strength * np.asarray(weights), 0, atol=1e-11)
+
+
+def test_implicit_gradient_of_the_logistic_head():
+    """Against differences of scikit-learn's own optimum, in embeddings and strength."""
+    generator = np.random.default_rng(5)
+    z, out = generator.normal(size=(6, 4)), generator.normal(size=(4, WAYS))
+    label, direction = np.arange(6) % WAYS, generator.normal(size=(6, 4))
+
+    def peer(t):
+        strength = 0.5 + t
+        model = LogisticRegression(C=1 / strength, fit_intercept=False, tol=1e-13, max_iter=10_000)
+        return (model.fit(z + t * direction, label).coef_.T * out).sum()
+
+    def ours(z, strength):
+        return (logistic_weights(z, jax.nn.one_hot(label, WAYS, dtype=z.dtype), strength) * out).sum()
+
+    slopes = jax.jit(jax.grad(ours, (0, 1)))(jnp.asarray(z), jnp.asarray(0.5))
+    np.testing.assert_allclose((slopes[0] * direction).sum() + slopes[1], (peer(1e-3) - peer(-1e-3)) / 2e-3, rtol=1e-4)
+
+
+def test_logistic_weights_stay_sane_in_single_precision_where_classes_are_far_apart():
+    z, y = 10 * np.random.default_rng(0).normal(size=(25, 48)), np.eye(5)[np.arange(25) % 5]
+    wide, narrow = (
+        jax.jit(logistic_weights)(*(jnp.asarray(a, dtype) for a in (z, y, 1e-4))) for dtype in (jnp.float64, np.float32)
+    )
+    assert jnp.abs(narrow).max() < 1.5 * jnp.abs(wide).max()
+
+
+def test_proto_maml_without_steps_is_protonet_and_every_part_adapts():
+    task, theta = episode(1), model_params()
+    protonet = PROTONET
+    close(
+        gradient(mj.proto_maml(embed, optax.sgd(0.1), 0, WAYS).objective)(theta, task),
+        gradient(protonet)(theta, task),
+        1e-12,
+    )
+    learner = METHODS["proto_maml"].learner
+    start, _ = adapt(learner, theta, task.support, jax.random.key(0), 0)
+    z, label, q, _ = arrays(task)
+    logits = q @ start.params["head"]["kernel"] + start.params["head"]["bias"]
+    shifted = [[-((row - z[label == k].mean(0)) ** 2).sum() for k in range(WAYS)] for row in q]
+    shift = logits - np.array(shifted)
+    np.testing.assert_allclose(shift, shift[:, :1] * np.ones(WAYS), rtol=1e-10)
+    phi, _ = adapt(learner, theta, task.support, jax.random.key(0), 2)
+    for part in ("dense0", "dense1"):
+        assert differs(phi.params["params"][part], theta[part], 1e-4)
+    assert differs(phi.params["head"], start.params["head"], 1e-4)
+
+
+def test_simpleshot_follows_the_mean_and_classifies_by_cl2n():
+    task, algorithm = episode(2), METHODS["simpleshot"]
+    theta = algorithm.learner.init(model_params())
+    z, label, q, wanted = arrays(task)
+    slope = gradient(algorithm.objective)
+    joint = mj.joint(cross_entropy(wide, "corpus")).objective
+    close(slope(theta, task)["params"], gradient(joint)(theta["params"], task), 1e-12)
+    mean = theta["mean"]
+    for _ in range(60):
+        mean = mean - 0.3 * slope(theta | {"mean": mean}, task)["mean"]
+    np.testing.assert_allclose(mean, q.mean(0), rtol=1e-8)
+    theta = theta | {"mean": mean}
+    moved, moved_q = unit(z - q.mean(0)), unit(q - q.mean(0))
+    scores = [[-((row - moved[label == k].mean(0)) ** 2).sum() for k in range(WAYS)] for row in moved_q]
+    phi, _ = adapt(algorithm.learner, theta, task.support, jax.random.key(0), 1)
+    loss, metrics = algorithm.learner.loss(theta, phi, task.query, jax.random.key(0))
+    np.testing.assert_allclose(loss, nats(scores, wanted), rtol=1e-6)
+    np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(scores, 1) == wanted))
+
+
+def test_baselinepp_learns_a_fresh_head_on_frozen_embeddings():
+    task, theta = episode(0), theta_of("baselinepp")
+    learner = METHODS["baselinepp"].learner
+
+    def probe(phi):
+        return phi[1].params, learner.loss(theta, phi, task.support, jax.random.key(0))[0]
+
+    def run(key):
+        return adapt(learner, theta, task.support, key, 30, probe)
+
+    run = jax.jit(run)
+    (z, _), (heads, curve) = run(jax.random.key(0))
+    close(z, embed(theta["params"], task.support.x), 1e-12)
+    assert heads[0].shape == (WAYS, FEATURES)
+    assert curve[-1] < 0.7 * curve[0]
+    assert differs(run(jax.random.key(1))[1][0][0], heads[0], 1e-2)
+
+    def loss(head):
+        scores = (z @ head.T) / jnp.linalg.norm(z, axis=1)[:, None] / jnp.linalg.norm(head, axis=1) / 0.5
+        return -jax.nn.log_softmax(scores)[jnp.arange(len(z)), task.support.y.episode].mean()
+
+    close(heads[1], heads[0] - 0.5 * jax.jit(jax.grad(loss))(heads[0]), 1e-6)
+    # joint training predicts corpus labels
+    scores = np.asarray(
+        unit(np.asarray(embed(theta["params"], task.query.x))) @ unit(np.asarray(theta["head"])).T / 0.5
+    )
+    value, _ = losses(METHODS["baselinepp"].objective)(theta, task)
+    np.testing.assert_allclose(value, nats(scores, np.asarray(task.query.y.corpus)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "part"), [("hypernetwork", "hypernetwork"), ("task_encoder", "film")])
+def test_without_its_network_it_is_protonet(name, part):
+    task, theta, objective = episode(0), theta_of(name), METHODS[name].objective
+    protonet = PROTONET
+    wanted = losses(protonet)(theta["params"], task)
+    silent = theta | {part: jax.tree.map(jnp.zeros_like, theta[part])}
+    close(losses(objective)(silent, task), wanted, 1e-12)
+    assert differs(losses(objective)(theta, task)[0], wanted[0], 1e-3)
+    fresh = METHODS[name].learner.init(theta["params"])
+    close(losses(objective)(fresh, task), wanted, 1e-12)
+
+
+def test_task_encoder_shifts_what_its_context_says():
+    task, theta = episode(0), theta_of("task_encoder")
+    phi, _ = adapt(METHODS["task_encoder"].learner, theta, task.support, jax.random.key(0), 1)
+    norm = {k: v + phi[0] @ theta["film"][f"norm0.{k}"] for k, v in theta["params"]["norm0"].items()}
+    assert differs(norm, theta["params"]["norm0"], 1e-3)
+    film = theta["film"].keys()
+    bias = theta["params"]["dense0"]["bias"] + phi[0] @ theta["film"]["dense0.bias"]
+    assert set(film) == {"norm0.scale", "norm0.bias", "dense0.bias"}
+    dense = theta["params"]["dense0"] | {"bias": bias}
+    moved = theta["params"] | {"norm0": norm, "dense0": dense}
+    wanted = losses(PROTONET)(moved, task)
+    close(losses(METHODS["task_encoder"].objective)(theta, task), wanted, 1e-12)
+
+
+def test_in_context_queries_stand_alone_and_support_has_no_order():
+    task, theta, algorithm = episode(0), theta_of("in_context"), METHODS["in_context"]
+
+    @jax.jit
+    def each(support, query):
+        """The loss of each query by itself, then of all together."""
+        phi, _ = adapt(algorithm.learner, theta, support, jax.random.key(0), 1)
+        one = jax.tree.map(lambda a: a[:, None], query)
+        alone = jax.vmap(lambda one: algorithm.learner.loss(theta, phi, one, jax.random.key(0))[0])(one)
+        return alone, algorithm.learner.loss(theta, phi, query, jax.random.key(0))[0]
+
+    alone, together = each(*task)
+    np.testing.assert_allclose(together, alone.mean(), rtol=1e-12)
+    order = np.random.default_rng(0).permutation(len(task.support.x))
+    shuffled = jax.tree.map(lambda a: a[order], task.support)
+    np.testing.assert_allclose(each(shuffled, task.query)[0], alone, rtol=1e-10)
+    # but it reads both the labels and the inputs of the support set
+    rolled = task.support._replace(x=task.support.x[order])
+    assert differs(each(rolled, task.query)[0], alone, 1e-3)
+
+
+def test_theta_serves_any_number_of_classes():
+    """Training episodes may have more classes than those of the test; `in_context` has label embeddings to spare."""
+    for make in (mj.in_context, mj.relation, mj.hypernetwork, mj.task_encoder):
+        many, few = make(embed, 10, features=FEATURES), make(embed, WAYS, features=FEATURES)
+        theta = [jax.eval_shape(algorithm.learner.init, model_params()) for algorithm in (many, few)]
+        assert theta[0] == theta[1]
+        assert jax.eval_shape(few.objective, theta[0], episode(0), jax.random.key(0))[0].shape == ()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: mj.protonet(embed, WAYS, metric="manhattan"),
+            "metric is 'manhattan', expected one of euclidean, cosi",
+        ),
+        (lambda: mj.in_context(embed, 65, features=4), "num_classes is 65, expected at most max_classes, 64"),
+        (lambda: mj.in_context(embed, 5, features=4, heads=3), "width is 64, expected a multiple of heads, 3"),
+    ],
+)
+def test_bad_options_are_named(unchecked, make, message):
+    with pytest.raises(InputError, match=message):
+        make()

@@ -109,5 +109,6 @@ def cell(args: argparse.Namespace, name: str, normalization: str, seed: int) -> 
     @hoisted
     def measure(theta: Any, key: jax.Array) -> jax.Array:
         return mj.evaluate(built.tested.learner, theta, test, key, args.episodes, built.num_steps, mesh=test_mesh)
+
     ...
     return {}

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from methods import METHODS, Built, build
 
 import metajax as mj
 from metajax import checkpoint, models, report
@@ -33,14 +34,13 @@ from metajax.evaluate import adaptation_ms
 from metajax.losses import cross_entropy
 from metajax.models import NORMALIZATIONS, Model
 from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
-from metajax.tasks.episodes import ACROSS, episodes, with_inputs, with_reference
+from metajax.tasks.episodes import ACROSS, episodes, mixture, with_inputs, with_reference
 from metajax.tasks.splits import Splits, divide, without_tested
 from metajax.train import averaged
 
 READERS = {"fsdd": fsdd.read, "arabic": arabic.read, "speech_commands": speech_commands.read}
 NOISE = {"arabic": arabic.noise_files, "speech_commands": speech_commands.noise_files}
 CORPORA = ("espeak", *READERS, "manifest")
-ALGORITHMS = ("maml", "fomaml", "protonet", "joint")
 MODELS = {"conv4": models.conv4, "tcresnet8": models.tcresnet8}
 
 # inner learning rates that fine-tuning and training from scratch choose from, on validation episodes
@@ -60,6 +60,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--root", type=Path, help="its folder, or the manifest file (CSV, TSV or JSON lines)")
     add("--eval-corpus", choices=CORPORA, help="corpus to test on, if another")
     add("--eval-root", type=Path, help="its folder or manifest")
+    add("--also", choices=CORPORA, help="another corpus, whose words are trained on in a share of the episodes")
+    add("--also-root", type=Path, help="its folder or manifest")
+    add("--also-share", type=float, default=0.65, help="that share of the training episodes")
     add("--max-hz", type=float, default=7600.0, help="upper edge of the mel bands; 3800 for 8 kHz audio")
     add("--on-error", choices=("raise", "skip"), default="raise", help="what to do with unusable clips")
     add("--cache", type=Path, default=default_folder(), help="folder of cached features")
@@ -67,22 +70,23 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--ways", type=int, default=5, help="words per episode")
     add("--shots", type=int, default=1, help="support clips per word")
     add("--queries", type=int, default=5, help="query clips per word")
+    add("--test-queries", type=int, help="query clips per word of a test episode, if others")
     who = "speaker: query by other speakers than support; none: speakers ignored; same: one speaker says all"
     add("--across", choices=ACROSS, default="speaker", help=who)
     add = parser.add_argument_group("learning").add_argument
-    add("--algorithm", choices=ALGORITHMS, default="protonet", help="meta-learning algorithm")
+    add("--algorithm", choices=tuple(METHODS), default="protonet", help="meta-learning algorithm")
     add("--model", choices=tuple(MODELS), default="tcresnet8", help="network")
     add("--width", type=float, default=1.0, help="multiplies the network's channels")
     add("--normalization", choices=NORMALIZATIONS, default="group", help="whose statistics normalise")
     add("--num-steps", type=int, default=5, help="inner steps")
-    add("--inner-rate", type=float, default=0.1, help="inner learning rate (SGD)")
+    add("--inner-rate", type=float, help="inner learning rate (SGD), if not the algorithm's own")
     add("--outer-steps", type=int, default=500, help="outer steps")
     add("--outer-rate", type=float, default=2e-3, help="peak outer learning rate (AdamW, cosine)")
     add("--weight-decay", type=float, default=1e-4, help="outer weight decay")
     add("--average", type=float, default=0.0, help="decay of theta's moving average, which is tested; 0 for none")
     add("--joint-steps", type=int, default=300, help="outer steps of the joint model that is fine-tuned")
     add("--tasks", type=int, default=4, help="episodes per outer step")
-    add("--train-ways", type=int, default=10, help="words per training episode of protonet, if there are as many")
+    add("--train-ways", type=int, default=10, help="words per training episode of metric methods")
     add("--augment", type=float, default=0.5, help="strength of the augmentation; 0 for none")
     add("--noise", choices=("coloured", "recorded"), default="coloured", help="drawn, or the corpus's own recordings")
     add("--seed", type=int, default=0, help="of everything random")
@@ -136,15 +140,18 @@ def names_of(task: Task, split: str, column: str) -> list[str]:
     return [task.corpus.names[column][i] for i in np.unique(values) if i >= 0]
 
 
-def load_tasks(args: argparse.Namespace) -> tuple[Task, Task]:
-    """What to train and what to test on, without a word or speaker, by name, in both."""
+def load_tasks(args: argparse.Namespace) -> tuple[Task, Task, Task | None]:
+    """What to train on, to test on and to train on also, without a tested word or speaker, by name, in training."""
     source = load_task(args.corpus, args.root, args)
-    if args.eval_corpus in (None, args.corpus) and args.eval_root in (None, args.root):
-        return source, source
-    target = load_task(args.eval_corpus or args.corpus, args.eval_root, args)
+    same = args.eval_corpus in (None, args.corpus) and args.eval_root in (None, args.root)
+    target = source if same else load_task(args.eval_corpus or args.corpus, args.eval_root, args)
+    also = load_task(args.also, args.also_root, args) if args.also else None
     tested = {column: set(names_of(target, "test", column)) for column in ("label", "speaker")}
-    splits = without_tested(source.splits, source.corpus.columns, source.corpus.names, tested)
-    return source._replace(splits=splits), target
+
+    def unseen(task: Task) -> Task:
+        return task._replace(splits=without_tested(task.splits, task.corpus.columns, task.corpus.names, tested))
+
+    return source if same else unseen(source), target, also and unseen(also)
 
 
 def sampler(
@@ -171,24 +178,13 @@ def network(num_outputs: int | None, args: argparse.Namespace) -> Model:
     return MODELS[args.model](num_outputs, normalization=args.normalization, width=width)
 
 
-def training_ways(args: argparse.Namespace, classes: int) -> int:
-    """Words per training episode: more than are tested on make a better metric, but a head has as many as it has."""
-    return max(args.ways, min(args.train_ways, classes)) if args.algorithm == "protonet" else args.ways
-
-
-def build(args: argparse.Namespace, classes: int) -> tuple[Model, mj.Algorithm, mj.Algorithm, int]:
-    """The network, the algorithm as trained and as tested, and how many steps it adapts."""
-    if args.algorithm == "protonet":
-        model = network(None, args)
-        return model, mj.protonet(model.apply, training_ways(args, classes)), mj.protonet(model.apply, args.ways), 1
-    if args.algorithm == "joint":
-        model = network(classes, args)
-        algorithm = mj.joint(cross_entropy(model.apply, "corpus"))
-        return model, algorithm, algorithm, 0
-    model = network(args.ways, args)
-    factory = {"maml": mj.maml, "fomaml": mj.fomaml}[args.algorithm]
-    algorithm = factory(cross_entropy(model.apply), optax.sgd(args.inner_rate), args.num_steps)
-    return model, algorithm, algorithm, args.num_steps
+def built(args: argparse.Namespace, sample: mj.core.Sampler, classes: int) -> Built:
+    """The algorithm on the network, as trained and as tested."""
+    x = jax.eval_shape(sample, jax.random.key(0)).support.x
+    options = {name: getattr(args, name) for name in ("ways", "train_ways", "num_steps")}
+    return build(
+        METHODS[args.algorithm], lambda n: network(n, args), x, classes=classes, rate=args.inner_rate, **options
+    )
 
 
 def initial(model: Model, sample: mj.core.Sampler, key: jax.Array) -> Any:
@@ -228,7 +224,7 @@ def train(
     mesh = task_mesh(args.tasks)
     optimizer = outer_optimizer(args, outer_steps)
     # per-task weights: one task at a time is fastest on CPU; shared weights: all tasks in one batch
-    chunk = 1 if title in ("maml", "fomaml") and jax.default_backend() == "cpu" else None
+    chunk = None if METHODS[title].batched or jax.default_backend() != "cpu" else 1
     step = mj.meta_step(algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
     state = replicate(mj.init_state(theta, optimizer), mesh)
     resume = args.resume and checkpoint.exists(folder / "last")
@@ -281,21 +277,28 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     outer_optimizer(args, args.outer_steps)  # refuses a decay that is none
     if find_spec("matplotlib") is None:
         raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
+    args.test_queries = args.test_queries or args.queries
     config = settings(args)
     checkpoint.check_folder(args.out, config, resume=args.resume)
     key = jax.random.key(args.seed)
-    source, target = load_tasks(args)
-    config |= {"data": source.data, "eval_data": target.data}
+    source, target, also = load_tasks(args)
+    config |= {"data": source.data, "eval_data": target.data, "also_data": also and also.data}
     checkpoint.check_folder(args.out, config, resume=args.resume)
     classes = len(names_of(source, "train", "label"))
-    training = sampler(source, "train", args, ways=training_ways(args, classes), training=True)
+    validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
+    test = sampler(target, "test", args, ways=args.ways, queries=args.test_queries)
+    method, (model, algorithm, tested, num_steps, train_ways) = METHODS[args.algorithm], built(args, test, classes)
     # joint training needs a varied batch: one query of each of many words
     varied = sampler(source, "train", args, ways=min(32, classes), queries=1, training=True)
-    validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
-    test = sampler(target, "test", args, ways=args.ways)
-    model, algorithm, tested, num_steps = build(args, classes)
+    sample = varied if method.kind == "joint" else sampler(source, "train", args, ways=train_ways, training=True)
+    if also is not None:
+        if method.head == "corpus":
+            raise mj.InputError(f"--also: {args.algorithm} has one head for one corpus; use it without --also.")
+        other = sampler(
+            also, "train", args, ways=train_ways, queries=1 if method.kind == "joint" else None, training=True
+        )
+        sample = mixture(sample, other, args.also_share)
     solo = args.algorithm == "joint"  # learns no task by itself: it is fine-tuned
-    sample = varied if solo else training
     # shapes alone find what settings do not fit, before anything is written
     jax.eval_shape(lambda key: initial(model, sample, key), key)
     jax.eval_shape(validation or test, key)
@@ -338,7 +341,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "baselines": baselines,
         "corpus": source.corpus.name,
         "eval_corpus": target.corpus.name,
-        **{name: config[name] for name in ("ways", "shots", "queries", "across", "normalization", "episodes", "seed")},
+        "also": also and also.corpus.name,
+        **{
+            name: config[name]
+            for name in ("ways", "shots", "test_queries", "across", "normalization", "episodes", "seed")
+        },
         "unseen_words": names_of(target, "test", "label"),
         "unseen_speakers": names_of(target, "test", "speaker"),
         "train_words": classes,
@@ -360,8 +367,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def show(args: argparse.Namespace, results: dict[str, Any], curves: dict[str, report.Curve]) -> None:
     """Print the table, draw the picture."""
     who = {"speaker": "support and query by different speakers", "same": "one speaker per episode"}
+    trained = " and ".join(filter(None, (results["corpus"], results["also"])))
     title = (
-        f"{args.ways}-way {args.shots}-shot, trained on {results['corpus']}, tested on {results['eval_corpus']}: "
+        f"{args.ways}-way {args.shots}-shot, trained on {trained}, tested on {results['eval_corpus']}: "
         f"{len(results['unseen_words'])} unseen words, {len(results['unseen_speakers'])} unseen speakers,\n"
         f"{who.get(args.across, 'speakers ignored')}, {args.normalization} normalisation,\n"
         f"{args.episodes} episodes, 95 % intervals"

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
+import jax
 import optax
 
 import metajax as mj
@@ -30,11 +31,12 @@ class Method(NamedTuple):
     kind: Literal["gradient", "metric", "joint"]  # what adaptation does, and what training sees
     head: Literal["episode", "corpus", "none"]  # what the model's own head predicts
     rate: float = 0.1  # inner learning rate, of stochastic gradient descent
+    batched: bool = True  # tasks share the network's weights, so that one batch serves all
     test_steps: int | None = None  # adaptation steps when tested, where not those of training
 
 
-def gradient(factory: Callable[..., mj.Algorithm], rate: float = 0.1, **options: Any) -> Method:
-    return Method(lambda s: factory(s.loss_fn, s.inner, s.num_steps, **options), "gradient", "episode", rate)
+def gradient(factory: Callable[..., mj.Algorithm], rate: float = 0.1, batched: bool = False) -> Method:
+    return Method(lambda s: factory(s.loss_fn, s.inner, s.num_steps), "gradient", "episode", rate, batched)
 
 
 def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) -> Method:
@@ -47,17 +49,17 @@ def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) ->
 METHODS = {
     "maml": gradient(mj.maml),
     "fomaml": gradient(mj.fomaml),
-    "anil": gradient(mj.anil, 0.5),
+    "anil": gradient(mj.anil, 0.5, True),
     "boil": gradient(mj.boil),
     "meta_sgd": gradient(mj.meta_sgd),
     "meta_curvature": gradient(mj.meta_curvature),
     "mamlpp": gradient(mj.mamlpp),
     "tnet": gradient(mj.tnet),
-    "cavia": gradient(mj.cavia, 1.0),
+    "cavia": gradient(mj.cavia, 1.0, True),
     "reptile": gradient(mj.reptile),
     "imaml": gradient(mj.imaml),
     "proto_maml": Method(
-        lambda s: mj.proto_maml(s.embed_fn, s.inner, s.num_steps, s.ways), "gradient", "none", rate=0.01
+        lambda s: mj.proto_maml(s.embed_fn, s.inner, s.num_steps, s.ways), "gradient", "none", 0.01, False
     ),
     "protonet": metric(mj.protonet),
     "protonet_cosine": metric(mj.protonet, metric="cosine", temperature=0.1),
@@ -72,7 +74,7 @@ METHODS = {
         lambda s: mj.simpleshot(s.embed_fn, s.ways, s.loss_fn, s.features), "joint", "corpus", test_steps=1
     ),
     "baselinepp": Method(
-        lambda s: mj.baselinepp(s.embed_fn, s.ways, s.inner, s.classes, s.features), "joint", "none", 1.0, 20
+        lambda s: mj.baselinepp(s.embed_fn, s.ways, s.inner, s.classes, s.features), "joint", "none", 1.0, test_steps=20
     ),
     "joint": Method(lambda s: mj.joint(s.loss_fn), "joint", "corpus", test_steps=0),
 }
@@ -82,13 +84,14 @@ class Built(NamedTuple):
     """A method on a network: what is trained, and what is tested."""
 
     model: Model  # whose fresh parameters `algorithm.learner.init` takes
-    algorithm: mj.Algorithm  # for episodes of `train_ways`
-    tested: mj.Algorithm  # for episodes of `ways`
+    algorithm: mj.Algorithm  # for training episodes of `train_ways`
+    tested: mj.Algorithm  # for test episodes of `ways`
     num_steps: int  # adaptation steps when tested
+    train_ways: int  # words per training episode
 
 
 def build(
-    method: Method, network: Callable[[int | None], Model], features: int, *,
+    method: Method, network: Callable[[int | None], Model], x: Any, *,
     ways: int, train_ways: int, classes: int, num_steps: int, rate: float | None = None,
 ) -> Built:  # fmt: skip
     """Make a method on a network.
@@ -96,8 +99,9 @@ def build(
     Args:
       method: a row of `METHODS`.
       network: `num_outputs or None -> Model`.
-      features: size of the network's embedding.
-      ways, train_ways: classes of an episode when tested and when trained.
+      x: inputs, or their shape.
+      ways: words of a test episode.
+      train_ways: words of a training episode where the method leaves the choice: more make a better metric.
       classes: words of the training corpus.
       num_steps: inner steps while training.
       rate: inner learning rate; None for the row's own.
@@ -105,7 +109,11 @@ def build(
     outputs = {"episode": ways, "corpus": classes, "none": None}[method.head]
     model, embedding = network(outputs), network(None)
     loss_fn = cross_entropy(model.apply, "corpus" if method.head == "corpus" else "episode")
+    features = jax.eval_shape(lambda x: embedding.apply(embedding.init(jax.random.key(0), x), x), x).shape[-1]
     inner = optax.sgd(method.rate if rate is None else rate)
     setting = Setting(loss_fn, embedding.apply, inner, num_steps, ways, classes, features)
+    # joint methods want many words, a head has as many as it has
+    many = {"gradient": ways, "metric": max(ways, min(train_ways, classes)), "joint": min(32, classes)}[method.kind]
+    trained = method.make(setting._replace(ways=many) if method.kind == "metric" else setting)
     steps = num_steps if method.test_steps is None else method.test_steps
-    return Built(model, method.make(setting._replace(ways=train_ways)), method.make(setting), steps)
+    return Built(model, trained, method.make(setting), steps, many)

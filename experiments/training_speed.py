@@ -11,12 +11,12 @@ import tempfile
 from pathlib import Path
 
 import jax
-import numpy as np
-from keyword_fewshot import ALGORITHMS, MODELS, build, load_task, parse, sampler, train, training_ways
+from keyword_fewshot import MODELS, built, load_task, names_of, parse, sampler, train
 
 from metajax import report
 from metajax.parallel import use_all_cores
 
+ALGORITHMS = ("maml", "fomaml", "protonet", "joint")
 OUTER_STEPS = {"tcresnet8": 31, "conv4": 6}
 
 
@@ -24,19 +24,19 @@ def main() -> int:
     use_all_cores()
     args = parse()
     task = load_task(args.corpus, args.root, args)
-    classes = len(np.unique(task.corpus.columns["label"][task.splits.train]))
+    classes = len(names_of(task, "train", "label"))
     rows = []
     for args.model in MODELS:
         for args.algorithm in ALGORITHMS:
             jax.clear_caches()
             args.outer_steps = OUTER_STEPS[args.model]
-            sample = sampler(task, "train", args, ways=training_ways(args, classes), training=True)
-            model, algorithm, _, _ = build(args, classes)
+            made = built(args, sampler(task, "train", args, ways=args.ways), classes)
+            queries = 1 if args.algorithm == "joint" else None
+            sample = sampler(task, "train", args, ways=made.train_ways, queries=queries, training=True)
             with tempfile.TemporaryDirectory() as folder:
                 key = jax.random.key(args.seed)
-                fitted = train(
-                    args, model, algorithm, sample, None, key, Path(folder), args.algorithm, args.outer_steps
-                )
+                settings = (None, key, Path(folder), args.algorithm, args.outer_steps)
+                fitted = train(args, made.model, made.algorithm, sample, *settings)
             rate = (args.outer_steps - 1) / fitted.seconds
             rows.append(f"| {args.model} | {args.algorithm} | {fitted.first_step_seconds:.1f} | {rate:.2f} |")
     print(f"\n{report.environment()['device']}\n\n| model | algorithm | first outer step (s) | outer steps/s |")

@@ -32,7 +32,7 @@ def curve(mean: np.ndarray, ci95: np.ndarray) -> Curve:
 
 
 def table(curves: dict[str, Curve], chance: float | None, steps: Sequence[int], *, percent: bool = True) -> str:
-    """The mean (an accuracy in percent, or as it is) with its 95 % interval after some adaptation steps, as Markdown."""
+    """Means (accuracies in percent, or as they are) and 95 % intervals after some adaptation steps, as Markdown."""
     width = max(map(len, [*curves, "chance"]))
     scale, digits = (100, 1) if percent else (1, 3)
     header = (

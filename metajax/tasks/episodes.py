@@ -222,6 +222,25 @@ def with_inputs(sample: Sampler, transform: Callable[[Array, KeyArray], Array]) 
     return transformed
 
 
+def mixture(sample: Sampler, other: Sampler, share: float) -> Sampler:
+    """Episodes of `other` with probability `share`, else of `sample`; their shapes must agree.
+
+    Raises:
+      InputError: `share` is not a probability, or when called, the episodes' shapes differ.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"share is {share}, expected a probability.")
+
+    def mixed(key: KeyArray) -> Episode:
+        ours, theirs = (jax.tree.map(jnp.shape, jax.eval_shape(each, key)) for each in (sample, other))
+        if ours != theirs:
+            raise InputError(f"Episodes of different shapes cannot be mixed: {ours} and {theirs}.")
+        choice_key, key = jax.random.split(key)
+        return jax.lax.cond(jax.random.uniform(choice_key) < share, other, sample, key)
+
+    return mixed
+
+
 def with_reference(sample: Sampler) -> Sampler:
     """Episodes whose query inputs are `Referenced`: normalised by the support set (`normalization="support"`)."""
 

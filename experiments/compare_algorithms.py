@@ -12,17 +12,21 @@ against training time. All cells with the default budget take some hours on 2 CP
 """
 
 import argparse
+import json
 import sys
 import time
+from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from keyword_fewshot import load_task, network, parse as parse_run, sampler
-from methods import METHODS, build
+import optax
+from keyword_fewshot import CORPORA, Task, built, initial, load_task, names_of, sampler
+from keyword_fewshot import parse as parse_run
+from methods import METHODS
 from tqdm import tqdm
 
 import metajax as mj
@@ -35,7 +39,7 @@ from metajax.train import average_of, averaged
 # shares of the training budget after which the methods are tested
 SHARES = (0.125, 0.25, 0.5, 1.0)
 BLOCK = 10  # outer steps per compiled call
-TRAIN_WAYS = 10  # words per training episode of metric methods, 32 of joint ones
+TEST_QUERIES = 15  # per word
 PRINCIPAL = (
     "maml", "fomaml", "anil", "meta_sgd", "meta_curvature", "proto_maml", "protonet", "matching", "ridge", "simpleshot",
 )  # fmt: skip
@@ -46,14 +50,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
         description="Compare all methods on one corpus and one budget.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--corpus", default="espeak", help="as in keyword_fewshot.py")
+    parser.add_argument("--corpus", choices=CORPORA, default="espeak", help="what to train and test on")
     parser.add_argument("--root", type=Path, help="its folder")
     parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="which methods")
     parser.add_argument(
         "--normalizations", nargs="+", choices=NORMALIZATIONS, default=("transductive", "group"),
         help="the first for all methods, the others for the ten principal ones",
     )  # fmt: skip
-    parser.add_argument("--shots", type=int, default=1, help="support clips per word")
+    parser.add_argument("--shots", type=int, nargs="+", default=(1,), help="support clips per word")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="of splits, fresh parameters, episodes")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of training per cell")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
@@ -61,54 +65,236 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-steps", type=int, default=5, help="inner steps")
     parser.add_argument("--outer-rate", type=float, default=2e-3, help="outer learning rate (AdamW)")
     parser.add_argument("--augment", type=float, default=0.5, help="strength of the augmentation")
+    parser.add_argument("--width", type=float, default=1.0, help="of TC-ResNet8")
     parser.add_argument("--cache", type=Path, default=default_folder(), help="folder of cached features")
     parser.add_argument("--out", type=Path, default=Path("runs/compare_algorithms"), help="folder of the results")
     return parser.parse_args(argv)
 
 
-def cell(args: argparse.Namespace, name: str, normalization: str, seed: int) -> dict[str, Any]:
-    """Train and test one method with one normalisation and seed."""
-    method = METHODS[name]
-    options = parse_run(["--corpus", args.corpus, "--normalization", normalization, "--seed", str(seed)])
-    for field in ("root", "shots", "tasks", "num_steps", "outer_rate", "augment", "cache", "episodes"):
-        setattr(options, field, getattr(args, field))
-    task = load_task(args.corpus, args.root, options)
-    classes = len(np.unique(task.corpus.columns["label"][task.splits.train]))
-    train_ways = {
-        "gradient": options.ways, "metric": min(TRAIN_WAYS, classes), "joint": min(32, classes)
-    }[method.kind]  # fmt: skip
-    if name == "in_context":  # it knows as many labels as it was trained on
-        train_ways = options.ways
-    queries = 1 if method.kind == "joint" else options.queries
-    training = sampler(task, "train", options, ways=train_ways, queries=queries, training=True)
-    test = sampler(task, "test", options, ways=options.ways, queries=15)
-    features = jax.eval_shape(
-        lambda key: network(None, options).init_and_apply(key, training(key).support.x), jax.random.key(0)
-    ).shape[-1]
-    built = build(
-        method, lambda outputs: network(outputs, options), features,
-        ways=options.ways, train_ways=train_ways, classes=classes, num_steps=args.num_steps,
-    )  # fmt: skip
+class Cell(NamedTuple):
+    """One entry of the table before seeds are averaged, and one seed of it."""
 
-    began = time.perf_counter()
-    init_key, key = jax.random.split(jax.random.key(seed))
-    shape = jax.eval_shape(training, key).support.x
-    theta = built.algorithm.learner.init(built.model.init(init_key, jnp.zeros(shape.shape)))
-    optimizer = averaged(outer_optimizer(options), 0.99)
+    method: str
+    normalization: str
+    shots: int
+    seed: int
+
+
+def cells(args: argparse.Namespace) -> Iterator[Cell]:
+    """All cells, seed by seed, so that a run that is stopped early has every method."""
+    for seed, shots, normalization, method in product(args.seeds, args.shots, args.normalizations, args.methods):
+        if normalization == args.normalizations[0] or method in PRINCIPAL:
+            yield Cell(method, normalization, shots, seed)
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What all cells of a folder have in common."""
+    names = ("corpus", "root", "budget", "episodes", "tasks", "num_steps", "outer_rate", "augment", "width")
+    return {name: str(getattr(args, name)) for name in names}
+
+
+def run(args: argparse.Namespace, cell: Cell, task: Task) -> dict[str, Any]:
+    """Train and test one method with one normalisation and seed."""
+    method = METHODS[cell.method]
+    options = parse_run(["--algorithm", cell.method, "--normalization", cell.normalization])
+    for name in ("tasks", "num_steps", "augment", "width"):
+        setattr(options, name, getattr(args, name))
+    options.shots = cell.shots
+    classes = len(names_of(task, "train", "label"))
+    test = sampler(task, "test", options, ways=options.ways, queries=TEST_QUERIES)
+    made = built(options, test, classes)
+    queries = 1 if method.kind == "joint" else None
+    sample = sampler(task, "train", options, ways=made.train_ways, queries=queries, training=True)
+
+    init_key, key = jax.random.split(jax.random.key(cell.seed))
+    # no schedule, since the number of steps is not known beforehand; the average of theta stands in for one
+    optimizer = averaged(optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(args.outer_rate)), 0.99)
     mesh = task_mesh(args.tasks)
-    chunk = 1 if method.kind == "gradient" and jax.default_backend() == "cpu" else None
-    step = mj.meta_step(built.algorithm.objective, optimizer, training, args.tasks, chunk=chunk, mesh=mesh)
+    chunk = None if method.batched or jax.default_backend() != "cpu" else 1
+    step = mj.meta_step(made.algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
+    theta = made.algorithm.learner.init(initial(made.model, sample, init_key))
     state = replicate(mj.init_state(theta, optimizer), mesh)
 
     @partial(hoisted, donate=(0,))
     def block(state: mj.MetaState, key: jax.Array) -> tuple[mj.MetaState, dict[str, jax.Array]]:
         return jax.lax.scan(step, state, jax.random.split(key, BLOCK))
 
-    test_mesh = task_mesh(args.episodes)
-
     @hoisted
-    def measure(theta: Any, key: jax.Array) -> jax.Array:
-        return mj.evaluate(built.tested.learner, theta, test, key, args.episodes, built.num_steps, mesh=test_mesh)
+    def measure(theta: Any, key: jax.Array) -> dict[str, jax.Array]:
+        learner, mesh = made.tested.learner, task_mesh(args.episodes)
+        return mj.evaluate(learner, theta, test, key, args.episodes, made.num_steps, mesh=mesh)
 
-    ...
-    return {}
+    def curve(state: mj.MetaState) -> report.Curve:
+        mesh = task_mesh(args.episodes)
+        accuracy = measure(replicate(average_of(state), mesh), jax.random.key(1000 + cell.seed))["accuracy"]
+        return report.curve(*mj.mean_ci95(accuracy))
+
+    began = time.perf_counter()
+    state, _ = jax.block_until_ready(block(state, jax.random.fold_in(key, 0)))
+    first, seconds, steps, by_time = time.perf_counter() - began, 0.0, BLOCK, []
+    for share in SHARES:
+        while seconds < share * args.budget:
+            began = time.perf_counter()
+            state, metrics = jax.block_until_ready(block(state, jax.random.fold_in(key, steps)))
+            seconds, steps = seconds + time.perf_counter() - began, steps + BLOCK
+        by_time.append({"seconds": seconds, "outer_steps": steps} | {"accuracy": curve(state)})
+    finite = bool(np.isfinite(metrics["loss"]).all())
+    return {
+        **cell._asdict(),
+        "settings": settings(args),
+        "accuracy": by_time[-1]["accuracy"],
+        "by_time": by_time,
+        "seconds": seconds,
+        "outer_steps": steps,
+        "outer_steps_per_second": (steps - BLOCK) / seconds,
+        "first_block_seconds": first,
+        "train_loss": float(np.mean(metrics["loss"])),
+        "finite": finite,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(theta)),
+        "unseen_words": names_of(task, "test", "label"),
+        "unseen_speakers": names_of(task, "test", "speaker"),
+        **report.environment(),
+    }
+
+
+def finished(args: argparse.Namespace) -> dict[Cell, dict[str, Any]]:
+    """The cells that lie in the folder; an `InputError` if they were made with other settings."""
+    found = {}
+    for path in sorted((args.out / "cells").glob("*.json")):
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            old = result["settings"]
+        except (ValueError, KeyError) as error:
+            raise mj.InputError(f"{path} is damaged ({error}); remove it and it is made anew.") from error
+        for name, value in settings(args).items():
+            if old.get(name) != value:
+                raise mj.InputError(
+                    f"{path} was made with {name} = {old.get(name)}, now it is {value}; choose another --out."
+                )
+        found[Cell(*(result[field] for field in Cell._fields))] = result
+    return found
+
+
+def summary(results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per method, normalisation and shots: the mean over seeds, best first."""
+    rows = []
+    groups = {(cell.shots, cell.normalization, cell.method) for cell in results}
+    for shots, normalization, method in groups:
+        own = [r for c, r in results.items() if (c.shots, c.normalization, c.method) == (shots, normalization, method)]
+        points = [[r["accuracy"][i] for r in own] for i in range(len(own[0]["accuracy"]))]
+        # the interval over episodes, seeds counting as so many more of them
+        curve = [
+            {
+                "step": i,
+                "mean": float(np.mean([p["mean"] for p in point])),
+                "ci95": float(np.sqrt(np.sum([p["ci95"] ** 2 for p in point])) / len(point)),
+            }
+            for i, point in enumerate(points)
+        ]
+        by_time = [
+            {
+                "seconds": float(np.mean([r["by_time"][i]["seconds"] for r in own])),
+                "mean": float(np.mean([r["by_time"][i]["accuracy"][-1]["mean"] for r in own])),
+                "ci95": float(np.sqrt(np.sum([r["by_time"][i]["accuracy"][-1]["ci95"] ** 2 for r in own])) / len(own)),
+            }
+            for i in range(len(SHARES))
+        ]
+        rows.append(
+            {
+                "method": method,
+                "normalization": normalization,
+                "shots": shots,
+                "seeds": [r["accuracy"][-1]["mean"] for r in own],
+                "accuracy": curve,
+                "by_time": by_time,
+                "outer_steps_per_second": float(np.mean([r["outer_steps_per_second"] for r in own])),
+            }
+        )
+    return sorted(rows, key=lambda row: (row["shots"], row["normalization"], -row["accuracy"][-1]["mean"]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    lines = [
+        "| shots | normalisation | method | accuracy after adaptation | each seed | steps | outer steps/s |",
+        "|---:|---|---|---:|---|---:|---:|",
+    ]
+    for row in rows:
+        last = row["accuracy"][-1]
+        seeds = ", ".join(f"{100 * mean:.1f}" for mean in row["seeds"])
+        lines.append(
+            f"| {row['shots']} | {row['normalization']} | {row['method']} | {100 * last['mean']:.1f} ± "
+            f"{100 * last['ci95']:.1f} | {seeds} | {last['step']} | {row['outer_steps_per_second']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def plot(rows: list[dict[str, Any]], title: str, folder: Path) -> None:
+    """One picture by adaptation step and one by training time, a panel for each normalisation and number of shots."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = sorted({(row["shots"], row["normalization"]) for row in rows})
+    for name, field, x, label in (
+        ("by_step", "accuracy", "step", "adaptation steps"),
+        ("by_time", "by_time", "seconds", "seconds of training"),
+    ):
+        figure, both = pyplot.subplots(
+            1, len(panels), figsize=(7 * len(panels), 6), squeeze=False, layout="constrained"
+        )
+        for axes, panel in zip(both[0], panels, strict=True):
+            own = [row for row in rows if (row["shots"], row["normalization"]) == panel]
+            for i, row in enumerate(own):
+                at, mean, ci95 = (np.array([point[key] for point in row[field]]) for key in (x, "mean", "ci95"))
+                style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10], "marker": ".", "capsize": 2}
+                shown = f"{row['method']}: {100 * mean[-1]:.1f}"
+                axes.errorbar(at, 100 * mean, 100 * ci95, label=shown, linewidth=1, **style)
+            axes.set(title=f"{panel[0]}-shot, {panel[1]} normalisation", xlabel=label, ylabel="query accuracy (%)")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, ncols=2)
+        figure.suptitle(title, fontsize=10)
+        figure.savefig(folder / f"{name}.png", dpi=130)
+        pyplot.close(figure)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    try:
+        use_all_cores(args.cache / "compiled")
+        checkpoint.make_folder(args.out / "cells")
+        done = finished(args)
+        wanted = list(cells(args))
+        missing = [cell for cell in wanted if cell not in done]
+        print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before.", flush=True)
+        tasks: dict[int, Task] = {}
+        for cell in (bar := tqdm(missing, unit="cell", dynamic_ncols=True)):
+            bar.set_description(f"{cell.method} {cell.normalization} {cell.shots}-shot seed {cell.seed}")
+            if cell.seed not in tasks:
+                options = parse_run(["--seed", str(cell.seed), "--cache", str(args.cache)])
+                options.corpus, options.root = args.corpus, args.root
+                tasks = {cell.seed: load_task(args.corpus, args.root, options)}
+            done[cell] = run(args, cell, tasks[cell.seed])
+            checkpoint.write_json(args.out / "cells" / ("-".join(map(str, cell)) + ".json"), done[cell])
+            jax.clear_caches()
+    except mj.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on with the cells that are missing", file=sys.stderr)
+        return 130
+    rows = summary({cell: done[cell] for cell in wanted})
+    one = next(iter(done.values()))
+    title = (
+        f"{args.corpus}, 5-way, {args.budget:.0f} s of training, {args.episodes} episodes by {len(args.seeds)} seeds, "
+        f"95 % intervals;\n{len(one['unseen_words'])} unseen words by {len(one['unseen_speakers'])} unseen speakers, "
+        "support and query by different speakers"
+    )
+    checkpoint.write_json(args.out / "results.json", {"title": title, "rows": rows} | report.environment())
+    plot(rows, title, args.out)
+    print(f"\n{title}\n\n{table(rows)}\n\nTable, results and pictures are in {args.out}.")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -344,7 +344,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "also": also and also.corpus.name,
         **{
             name: config[name]
-            for name in ("ways", "shots", "test_queries", "across", "normalization", "episodes", "seed")
+            for name in ("ways", "shots", "queries", "test_queries", "across", "normalization", "episodes", "seed")
         },
         "unseen_words": names_of(target, "test", "label"),
         "unseen_speakers": names_of(target, "test", "speaker"),

@@ -1,6 +1,7 @@
 """What all tests share. metajax is not imported here: the type-checking import hook starts after this file is read."""
 
 import getpass
+import sys
 import tempfile
 from itertools import pairwise
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from jaxtyping import config
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # plain scripts, which import each other
 # before the backend starts: two devices, so that sharding is tested everywhere, and compiled code kept for the next run
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"metajax-tests-{getpass.getuser()}"))

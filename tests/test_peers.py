@@ -1,8 +1,6 @@
 """Meta-gradients against PyTorch, written as its libraries write them: same network, weights and episodes, float64."""
 
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +12,6 @@ import metajax as mj
 from metajax.losses import cross_entropy
 from metajax.models import conv4, mlp, tcresnet8
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 import torch_peers as peers  # noqa: E402
 

@@ -45,11 +45,11 @@ def sinusoids(
 
 
 def blobs(
-    ways: int, shots: int, queries: int, *, classes: int = 64, signal: int = 4, nuisance: int = 12, noise: float = 4.0
+    ways: int, shots: int, queries: int, *, classes: int = 64, signal: int = 4, nuisance: int = 12, noise: float = 2.0
 ) -> Sampler:
     """Gaussian classes that differ in `signal` of the dimensions only: is what tasks share learned?
 
-    x = (m_c + 0.5 e, noise e'), with m_c, e and e' standard normal, rotated by one fixed rotation. Nearest class means
+    x = (m_c + 0.3 e, noise e'), with m_c, e and e' standard normal, rotated by one fixed rotation. Nearest class means
     of the raw inputs are near chance; of the signal's dimensions alone they are nearly always right. Episode labels are
     drawn anew each time, so a model that does not adapt stays at chance on them; corpus labels can be learned jointly.
 
@@ -74,7 +74,7 @@ def blobs(
         class_key, noise_key = jax.random.split(key)
         corpus = jax.random.permutation(class_key, classes)[:ways][episode]
         e = jax.random.normal(noise_key, (episode.size, signal + nuisance))
-        x: Array = jnp.concatenate([means[corpus] + 0.5 * e[:, :signal], noise * e[:, signal:]], 1) @ rotation
+        x: Array = jnp.concatenate([means[corpus] + 0.3 * e[:, :signal], noise * e[:, signal:]], 1) @ rotation
         both = Batch(x, Labels(episode, corpus))
         cut = ways * shots
         return Episode(jax.tree.map(lambda v: v[:cut], both), jax.tree.map(lambda v: v[cut:], both))

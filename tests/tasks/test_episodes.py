@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax import InputError, Referenced
-from metajax.tasks.episodes import ACROSS, episodes, index_tables, with_inputs, with_reference
+from metajax import Batch, Episode, InputError, Labels, Referenced
+from metajax.tasks.episodes import ACROSS, episodes, index_tables, mixture, with_inputs, with_reference
 from tests.conftest import words
 
 WAYS, SHOTS, QUERIES, DRAWS = 3, 2, 2, 600
@@ -185,3 +185,21 @@ def test_the_query_half_of_three_speakers_is_two():
     sample = jax.jit(episodes(jnp.arange(12.0)[:, None], label, speaker, ways=3, shots=1, queries=2))
     episode = sample(jax.random.key(0))
     assert len(set(speaker[episode.query.x[:, 0].astype(int)])) == 2
+
+
+def test_a_mixture_draws_from_both_by_share():
+    def constant(value):
+        batch = Batch(jnp.full((2, 3), value), Labels(jnp.arange(2), jnp.arange(2)))
+        return lambda key: Episode(batch, batch)
+
+    keys = jax.random.split(jax.random.key(0), 2000)
+    for share in (0.0, 0.3, 1.0):
+        drawn = jax.jit(jax.vmap(mixture(constant(0.0), constant(1.0), share)))(keys).query.x
+        np.testing.assert_allclose(drawn[:, 0, 0].mean(), share, atol=0.03)
+        assert (drawn == drawn[:, :1, :1]).all()
+    with pytest.raises(InputError, match="share is 1.5"):
+        mixture(constant(0.0), constant(1.0), 1.5)
+    with pytest.raises(InputError, match="different shapes"):
+        mixture(constant(0.0), lambda key: Episode(*[Batch(jnp.ones((1, 3)), Labels(*[jnp.arange(1)] * 2))] * 2), 0.5)(
+            keys[0]
+        )

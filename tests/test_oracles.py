@@ -99,8 +99,9 @@ def torch_meta_gradient(torch, theta, episode, rate, steps, first_order):
     return value.item(), dict(zip(start, (g.numpy() for g in grads), strict=True))
 
 
+@pytest.mark.peers
 def test_meta_gradients_are_those_of_pytorch(x64):
-    torch = pytest.importorskip("torch", reason="PyTorch is the oracle")
+    torch = pytest.importorskip("torch", reason="torch is the oracle")
     theta, episode = mlp_params(jax.random.key(2)), network_episode(3)
     results = []
     for factory in (maml, fomaml):

@@ -15,6 +15,8 @@ from metajax.models import conv4, mlp, tcresnet8
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 import torch_peers as peers  # noqa: E402
 
+pytestmark = pytest.mark.peers
+
 WAYS, SHOTS, QUERIES, STEPS, RATE = 3, 2, 2, 2, 0.1
 NETWORKS = {
     "mlp": (mlp(WAYS, hidden=(7, 6)), peers.mlp, (5,)),

@@ -17,14 +17,16 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from keyword_fewshot import CORPORA, Task, built, initial, load_task, names_of, sampler
+from keyword_fewshot import CORPORA, Task, built, graft, initial, load_task, names_of, network, sampler
 from keyword_fewshot import parse as parse_run
 from methods import METHODS
 from tqdm import tqdm
@@ -32,6 +34,7 @@ from tqdm import tqdm
 import metajax as mj
 from metajax import checkpoint, report
 from metajax.data.cache import default_folder
+from metajax.losses import cross_entropy
 from metajax.models import NORMALIZATIONS
 from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
 from metajax.train import average_of, averaged
@@ -39,7 +42,7 @@ from metajax.train import average_of, averaged
 # shares of the training budget after which the methods are tested
 SHARES = (0.125, 0.25, 0.5, 1.0)
 BLOCK = 10  # outer steps per compiled call
-TEST_QUERIES = 15  # per word
+BASELINE_STEPS, BASELINE_RATE = 20, 0.1  # of fine-tuning and of training from scratch
 PRINCIPAL = (
     "maml", "fomaml", "anil", "meta_sgd", "meta_curvature", "proto_maml", "protonet", "matching", "ridge", "simpleshot",
 )  # fmt: skip
@@ -52,12 +55,14 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--corpus", choices=CORPORA, default="espeak", help="what to train and test on")
     parser.add_argument("--root", type=Path, help="its folder")
-    parser.add_argument("--methods", nargs="+", choices=tuple(METHODS), default=tuple(METHODS), help="which methods")
+    names = (*METHODS, "from_scratch")
+    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="joint is fine-tuned when tested")
     parser.add_argument(
         "--normalizations", nargs="+", choices=NORMALIZATIONS, default=("transductive", "group"),
         help="the first for all methods, the others for the ten principal ones",
     )  # fmt: skip
     parser.add_argument("--shots", type=int, nargs="+", default=(1,), help="support clips per word")
+    parser.add_argument("--test-queries", type=int, default=5, help="query clips per word of a test episode")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="of splits, fresh parameters, episodes")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of training per cell")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
@@ -88,32 +93,51 @@ def cells(args: argparse.Namespace) -> Iterator[Cell]:
 
 
 def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What all cells of a folder have in common."""
-    names = ("corpus", "root", "budget", "episodes", "tasks", "num_steps", "outer_rate", "augment", "width")
+    """What all cells of a folder have in common; the rates are those of `methods.py`."""
+    names = (
+        "corpus",
+        "root",
+        "budget",
+        "episodes",
+        "test_queries",
+        "tasks",
+        "num_steps",
+        "outer_rate",
+        "augment",
+        "width",
+    )
     return {name: str(getattr(args, name)) for name in names}
 
 
 def run(args: argparse.Namespace, cell: Cell, task: Task) -> dict[str, Any]:
     """Train and test one method with one normalisation and seed."""
-    method = METHODS[cell.method]
-    options = parse_run(["--algorithm", cell.method, "--normalization", cell.normalization])
-    for name in ("tasks", "num_steps", "augment", "width"):
-        setattr(options, name, getattr(args, name))
+    name = "joint" if cell.method == "from_scratch" else cell.method
+    method = METHODS[name]
+    options = parse_run(["--algorithm", name, "--normalization", cell.normalization])
+    for field in ("tasks", "num_steps", "augment", "width"):
+        setattr(options, field, getattr(args, field))
     options.shots = cell.shots
     classes = len(names_of(task, "train", "label"))
-    test = sampler(task, "test", options, ways=options.ways, queries=TEST_QUERIES)
+    test = sampler(task, "test", options, ways=options.ways, queries=args.test_queries)
     made = built(options, test, classes)
     queries = 1 if method.kind == "joint" else None
     sample = sampler(task, "train", options, ways=made.train_ways, queries=queries, training=True)
 
-    init_key, key = jax.random.split(jax.random.key(cell.seed))
+    init_key, fresh_key, key = jax.random.split(jax.random.key(cell.seed), 3)
     # no schedule, since the number of steps is not known beforehand; the average of theta stands in for one
     optimizer = averaged(optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(args.outer_rate)), 0.99)
-    mesh = task_mesh(args.tasks)
+    mesh, test_mesh = task_mesh(args.tasks), task_mesh(args.episodes)
     chunk = None if method.batched or jax.default_backend() != "cpu" else 1
     step = mj.meta_step(made.algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
     theta = made.algorithm.learner.init(initial(made.model, sample, init_key))
     state = replicate(mj.init_state(theta, optimizer), mesh)
+
+    learner, num_steps, finish = made.tested.learner, made.num_steps, lambda theta: theta
+    if name == "joint":  # learns no task by itself
+        classifier = network(options.ways, options)
+        fresh = initial(classifier, test, fresh_key)
+        learner, num_steps = mj.descent(cross_entropy(classifier.apply), optax.sgd(BASELINE_RATE)), BASELINE_STEPS
+        finish = (lambda theta: fresh) if cell.method == "from_scratch" else (lambda theta: graft(theta, fresh))
 
     @partial(hoisted, donate=(0,))
     def block(state: mj.MetaState, key: jax.Array) -> tuple[mj.MetaState, dict[str, jax.Array]]:
@@ -121,24 +145,24 @@ def run(args: argparse.Namespace, cell: Cell, task: Task) -> dict[str, Any]:
 
     @hoisted
     def measure(theta: Any, key: jax.Array) -> dict[str, jax.Array]:
-        learner, mesh = made.tested.learner, task_mesh(args.episodes)
-        return mj.evaluate(learner, theta, test, key, args.episodes, made.num_steps, mesh=mesh)
+        return mj.evaluate(learner, theta, test, key, args.episodes, num_steps, mesh=test_mesh)
 
     def curve(state: mj.MetaState) -> report.Curve:
-        mesh = task_mesh(args.episodes)
-        accuracy = measure(replicate(average_of(state), mesh), jax.random.key(1000 + cell.seed))["accuracy"]
-        return report.curve(*mj.mean_ci95(accuracy))
+        theta = replicate(finish(average_of(state)), test_mesh)
+        return report.curve(*mj.mean_ci95(measure(theta, jax.random.key(1000 + cell.seed))["accuracy"]))
 
     began = time.perf_counter()
-    state, _ = jax.block_until_ready(block(state, jax.random.fold_in(key, 0)))
-    first, seconds, steps, by_time = time.perf_counter() - began, 0.0, BLOCK, []
+    if cell.method != "from_scratch":  # compiles, on a state that is thrown away
+        jax.block_until_ready(block(jax.tree.map(jnp.copy, state), key))
+    first, seconds, steps, losses, by_time = time.perf_counter() - began, 0.0, 0, [], []
     for share in SHARES:
-        while seconds < share * args.budget:
+        while cell.method != "from_scratch" and seconds < share * args.budget:
             began = time.perf_counter()
             state, metrics = jax.block_until_ready(block(state, jax.random.fold_in(key, steps)))
             seconds, steps = seconds + time.perf_counter() - began, steps + BLOCK
+            losses.extend(np.asarray(metrics["loss"]).tolist())
         by_time.append({"seconds": seconds, "outer_steps": steps} | {"accuracy": curve(state)})
-    finite = bool(np.isfinite(metrics["loss"]).all())
+    finite = np.isfinite(losses)
     return {
         **cell._asdict(),
         "settings": settings(args),
@@ -146,10 +170,10 @@ def run(args: argparse.Namespace, cell: Cell, task: Task) -> dict[str, Any]:
         "by_time": by_time,
         "seconds": seconds,
         "outer_steps": steps,
-        "outer_steps_per_second": (steps - BLOCK) / seconds,
+        "outer_steps_per_second": steps / seconds if seconds else None,
         "first_block_seconds": first,
-        "train_loss": float(np.mean(metrics["loss"])),
-        "finite": finite,
+        "train_loss": float(np.mean(np.array(losses)[finite][-100:])) if finite.any() else None,
+        "rejected_steps": int((~finite).sum()),
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(theta)),
         "unseen_words": names_of(task, "test", "label"),
         "unseen_speakers": names_of(task, "test", "speaker"),
@@ -163,15 +187,15 @@ def finished(args: argparse.Namespace) -> dict[Cell, dict[str, Any]]:
     for path in sorted((args.out / "cells").glob("*.json")):
         try:
             result = json.loads(path.read_text(encoding="utf-8"))
-            old = result["settings"]
-        except (ValueError, KeyError) as error:
+            old, cell = result["settings"], Cell(*(result[field] for field in Cell._fields))
+        except (ValueError, KeyError, TypeError) as error:
             raise mj.InputError(f"{path} is damaged ({error}); remove it and it is made anew.") from error
         for name, value in settings(args).items():
             if old.get(name) != value:
                 raise mj.InputError(
                     f"{path} was made with {name} = {old.get(name)}, now it is {value}; choose another --out."
                 )
-        found[Cell(*(result[field] for field in Cell._fields))] = result
+        found[cell] = result
     return found
 
 
@@ -207,7 +231,7 @@ def summary(results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": [r["accuracy"][-1]["mean"] for r in own],
                 "accuracy": curve,
                 "by_time": by_time,
-                "outer_steps_per_second": float(np.mean([r["outer_steps_per_second"] for r in own])),
+                "outer_steps_per_second": float(np.mean([r["outer_steps_per_second"] or 0 for r in own])),
             }
         )
     return sorted(rows, key=lambda row: (row["shots"], row["normalization"], -row["accuracy"][-1]["mean"]))
@@ -261,6 +285,11 @@ def plot(rows: list[dict[str, Any]], title: str, folder: Path) -> None:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     try:
+        for name, least in (("budget", 0.1), ("episodes", 2), ("tasks", 1), ("num_steps", 1), ("test_queries", 1)):
+            if not least <= getattr(args, name) < float("inf"):
+                raise mj.InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {least} or more.")
+        if find_spec("matplotlib") is None:
+            raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
         use_all_cores(args.cache / "compiled")
         checkpoint.make_folder(args.out / "cells")
         done = finished(args)
@@ -287,8 +316,8 @@ def main(argv: list[str] | None = None) -> int:
     one = next(iter(done.values()))
     title = (
         f"{args.corpus}, 5-way, {args.budget:.0f} s of training, {args.episodes} episodes by {len(args.seeds)} seeds, "
-        f"95 % intervals;\n{len(one['unseen_words'])} unseen words by {len(one['unseen_speakers'])} unseen speakers, "
-        "support and query by different speakers"
+        f"95 % intervals over episodes;\n{len(one['unseen_words'])} unseen words by {len(one['unseen_speakers'])} "
+        "unseen speakers, support and query by different speakers"
     )
     checkpoint.write_json(args.out / "results.json", {"title": title, "rows": rows} | report.environment())
     plot(rows, title, args.out)

@@ -277,7 +277,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     outer_optimizer(args, args.outer_steps)  # refuses a decay that is none
     if find_spec("matplotlib") is None:
         raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
-    args.test_queries = args.test_queries or args.queries
+    if args.also is None and args.also_root is not None:
+        raise mj.InputError(f"--also-root is {args.also_root}, but no --also says which corpus that is.")
+    args.test_queries = args.queries if args.test_queries is None else args.test_queries
     config = settings(args)
     checkpoint.check_folder(args.out, config, resume=args.resume)
     key = jax.random.key(args.seed)
@@ -292,11 +294,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     varied = sampler(source, "train", args, ways=min(32, classes), queries=1, training=True)
     sample = varied if method.kind == "joint" else sampler(source, "train", args, ways=train_ways, training=True)
     if also is not None:
-        if method.head == "corpus":
+        also = also._replace(noise=source.noise)
+        if method.kind == "joint":
             raise mj.InputError(f"--also: {args.algorithm} has one head for one corpus; use it without --also.")
-        other = sampler(
-            also, "train", args, ways=train_ways, queries=1 if method.kind == "joint" else None, training=True
-        )
+        other = sampler(also, "train", args, ways=train_ways, training=True)
         sample = mixture(sample, other, args.also_share)
     solo = args.algorithm == "joint"  # learns no task by itself: it is fine-tuned
     # shapes alone find what settings do not fit, before anything is written
@@ -350,7 +351,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         "unseen_speakers": names_of(target, "test", "speaker"),
         "train_words": classes,
         "train_speakers": len(names_of(source, "train", "speaker")),
-        "skipped_clips": list(source.corpus.skipped) + ([] if target is source else list(target.corpus.skipped)),
+        "also_words": len(names_of(also, "train", "label")) if also else 0,
+        "also_speakers": len(names_of(also, "train", "speaker")) if also else 0,
+        "skipped_clips": [
+            s for task in {id(t): t for t in (source, target, also) if t}.values() for s in task.corpus.skipped
+        ],
         "config": config,
         **report.environment(),
         "wall_seconds": seconds,

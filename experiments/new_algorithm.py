@@ -28,14 +28,14 @@ def my_algorithm(embed_fn, inner, num_steps):
     def loss_fn(phi, batch, key):
         return classify(embed_fn(phi["net"], batch.x) @ phi["w"].T + phi["b"], batch.y.episode)
 
-    learner = mj.descent(loss_fn, inner)
+    kernel = mj.descent(loss_fn, inner)
 
     def start(theta, support, key):
         member = jax.nn.one_hot(support.y.episode, WAYS)
         p = member.T @ embed_fn(theta, support.x) / member.sum(0)[:, None]
-        return learner.start({"net": theta, "w": 2 * p, "b": -jnp.square(p).sum(-1)}, support, key)
+        return kernel.start({"net": theta, "w": 2 * p, "b": -jnp.square(p).sum(-1)}, support, key)
 
-    learner = learner._replace(start=start)
+    learner = kernel._replace(start=start)
     return mj.Algorithm(learner, mj.query_loss(learner, num_steps))
 
 

@@ -44,8 +44,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     inner = optax.sgd(args.inner_rate)
     sample = sinusoids(args.shots, args.shots)
     test = sinusoids(args.shots, 100)
-    key = jax.random.key(args.seed)
-    fresh = model.init(key, sample(key).support.x)
+    init_key, fit_key, test_key = jax.random.split(jax.random.key(args.seed), 3)
+    fresh = model.init(init_key, sample(init_key).support.x)
     curves, seconds = {}, {}
 
     @hoisted
@@ -58,12 +58,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         optimizer = optax.adam(1e-3)
         step = mj.meta_step(algorithm.objective, optimizer, sample, 25)
         fitted = mj.fit(
-            step, mj.init_state(fresh, optimizer), key, args.outer_steps,
+            step, mj.init_state(fresh, optimizer), fit_key, args.outer_steps,
             num_tasks=25, block=500, validate_every=5_000, folder=args.out / name, title=name,
         )  # fmt: skip
         seconds[name] = fitted.seconds
-        curves[name] = report.curve(*mj.mean_ci95(measure(fitted.theta, jax.random.fold_in(key, 1))))
-    curves["from scratch"] = report.curve(*mj.mean_ci95(measure(fresh, jax.random.fold_in(key, 1))))
+        curves[name] = report.curve(*mj.mean_ci95(measure(fitted.theta, test_key)))
+    curves["from scratch"] = report.curve(*mj.mean_ci95(measure(fresh, test_key)))
     return {"mean_squared_error": curves, "seconds": seconds, "episodes": args.episodes, "seed": args.seed}
 
 
@@ -72,7 +72,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         use_all_cores()
         results = run(args) | {"config": vars(args) | {"out": str(args.out)}} | report.environment()
-    except mj.InputError as error:
+    except (mj.InputError, mj.DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     checkpoint.write_json(args.out / "results.json", results)

@@ -41,7 +41,9 @@ class Averaged(NamedTuple):
 
 
 def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """`optimizer`, keeping beside its state a moving average of theta that `average_of` reads; `fit` returns that.
+    """`optimizer`, keeping beside its state a moving average of theta that `average_of` reads and `fit` returns.
+
+    It must be the outermost transformation: within an `optax.chain` nobody finds the average.
 
     average <- d average + (1 - d) theta after step t = 0, 1, ..., with d = min(decay, t / (t + 10)), which forgets the
     first steps. Updates stay as they are: the average takes no part in training.

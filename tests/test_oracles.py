@@ -112,3 +112,20 @@ def test_meta_gradients_are_those_of_pytorch(x64):
         close(grads, wanted, 1e-12)
         results.append(grads)
     assert differs(*results, 1e-2)
+
+
+def test_the_inner_rate_can_itself_be_learned(x64):
+    """The check of the inner optimiser leaves a traced rate alone; its gradient is the finite difference."""
+    theta, episode = mlp_params(jax.random.key(2)), network_episode(3)
+
+    def value(rate):
+        return maml(square_loss, optax.sgd(rate), 2).objective(theta, episode, jax.random.key(0))[0]
+
+    def meta_gradient_norm(rate):
+        grads = jax.grad(lambda t: maml(square_loss, optax.sgd(rate), 2).objective(t, episode, jax.random.key(0))[0])
+        return optax.tree.norm(grads(theta))
+
+    for f in (value, meta_gradient_norm):
+        wanted = (f(0.3 + 1e-5) - f(0.3 - 1e-5)) / 2e-5
+        np.testing.assert_allclose(jax.grad(f)(0.3), wanted, rtol=1e-6)
+        np.testing.assert_allclose(jax.jit(jax.vmap(jax.grad(f)))(jnp.array([0.3]))[0], wanted, rtol=1e-6)

@@ -43,10 +43,10 @@ def imaml(
       loss_fn: `(params, batch, key) -> (scalar, metrics)`.
       inner: inner optimiser, any optax transformation.
       num_steps: K, inner steps while training; the meta-gradient is right where they come near the optimum.
-      strength: of the pull towards theta; it should exceed the Hessian's most negative eigenvalue.
+      strength: of the pull towards theta; it should exceed the size of the Hessian's most negative eigenvalue.
       cg_steps: steps of conjugate gradient, each one Hessian-vector product.
       remat: accepted as by all; no gradient runs through the inner steps.
-      **options: passed to `descent`.
+      **options: passed to `descent`; `first_order` and `mode` change nothing.
 
     Returns:
       The algorithm; the value of its objective means nothing, its metrics are those of the query at phi_K.

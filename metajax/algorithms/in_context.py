@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from metajax.algorithms.dense import dense_apply, dense_init, dtype_of, standard
 from metajax.algorithms.protonet import EmbedFn, onehot
@@ -54,13 +54,15 @@ def in_context(
       The algorithm; theta is `{"params", "reader"}`; it learns a task in one step.
 
     Raises:
-      InputError: more classes than `max_classes`, or `heads` does not divide `width`.
+      InputError: more classes than `max_classes`, no layers, or `heads` does not divide `width`.
 
     Reference: Kirsch et al., "General-Purpose In-Context Learning by Meta-Learning Transformers", 2022; Fifty et al.,
     "Context-Aware Meta-Learning", ICLR 2024.
     """
     if num_classes > max_classes:
         raise InputError(f"num_classes is {num_classes}, expected at most max_classes, {max_classes}.")
+    if layers < 1:
+        raise InputError(f"layers is {layers}, expected 1 or more.")
     if width % heads:
         raise InputError(f"width is {width}, expected a multiple of heads, {heads}.")
 
@@ -71,17 +73,20 @@ def in_context(
             return jax.random.normal(key, (rows, width), dtype) / rows**0.5
 
         embed_key, label_key, *keys = jax.random.split(jax.random.key(seed), 2 + layers)
-        same = jnp.eye(width, dtype=dtype)
+
+        def same() -> Array:  # an array of its own each time: donated buffers may not be shared
+            return jnp.eye(width, dtype=dtype)
+
         labels = draw(label_key, max_classes) * max_classes**0.5
-        reader = {"embed": draw(embed_key, features), "labels": labels, "read": same}
+        reader = {"embed": draw(embed_key, features), "labels": labels, "read": same()}
         for i, key in enumerate(keys):
             match_key, mlp_key = jax.random.split(key)
             # at the start an example collects the labels of those that it resembles
-            layer = {"query": draw(match_key, width), "key": draw(match_key, width), "value": same, "out": same}
+            layer = {"query": draw(match_key, width), "key": draw(match_key, width), "value": same(), "out": same()}
             reader[f"layer{i}"] = layer | {"mlp": dense_init(mlp_key, (width, 2 * width, width), dtype, last=0.0)}
         return {"params": params, "reader": reader}
 
-    def tokens(theta: Theta, x: Array) -> Array:
+    def tokens(theta: Theta, x: PyTree) -> Array:
         return standard(embed_fn(theta["params"], x)) @ theta["reader"]["embed"]
 
     def solve(theta: Theta, support: Batch, key: KeyArray) -> list[Array]:

@@ -51,7 +51,7 @@ def reptile(
       on: what phi is trained on during meta-training: support and query joined, so that the metrics are those of
         seen examples, or the support set alone. Adaptation at test sees the support set alone in any case.
       remat: accepted as by all; no gradient runs through the inner steps.
-      **options: passed to `descent`.
+      **options: passed to `descent`; `first_order` and `mode` change nothing.
 
     Returns:
       The algorithm; the value of its objective means nothing, its metrics are those of the query at phi_K.

@@ -2,7 +2,7 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from metajax.algorithms.dense import dtype_of
 from metajax.algorithms.protonet import EmbedFn, nearness, prototypes, unit
@@ -14,8 +14,8 @@ from metajax.losses import classify
 def simpleshot(embed_fn: EmbedFn, num_classes: int, loss_fn: LossFn, features: int) -> Algorithm:
     """Train min_theta E loss(theta, query) jointly; classify by the nearest class mean of CL2N-transformed embeddings.
 
-    CL2N(z) = (z - m) / |z - m|, with m the mean of training embeddings: its gradient is m - mean(z), so that stochastic
-    gradient descent makes it a moving average.
+    CL2N(z) = (z - m) / |z - m|, with m the mean of training embeddings. Its gradient is m - mean(z): gradient descent
+    makes it a moving average, Adam moves it by about its rate per step.
 
     Args:
       embed_fn: `(params, x) -> embeddings [n, features]`; ignores the head that `loss_fn` needs in `params`.
@@ -32,7 +32,7 @@ def simpleshot(embed_fn: EmbedFn, num_classes: int, loss_fn: LossFn, features: i
     def init(params: Params) -> Theta:
         return {"params": params, "mean": jnp.zeros(features, dtype_of(params))}
 
-    def embed(theta: Theta, x: Array) -> Array:
+    def embed(theta: Theta, x: PyTree) -> Array:
         return unit(embed_fn(theta["params"], x) - theta["mean"])
 
     def solve(theta: Theta, support: Batch, key: KeyArray) -> Array:

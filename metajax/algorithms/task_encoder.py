@@ -1,7 +1,7 @@
 """A task encoder: the support set, read once, modulates the network by FiLM."""
 
 import jax
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from metajax.algorithms.dense import dense_apply, dense_init, dtype_of, standard
 from metajax.algorithms.film import film_apply, film_init
@@ -48,7 +48,7 @@ def task_encoder(
         encoder = dense_init(encoder_key, (features, 2 * size, size), dtype_of(params), last=0.0)
         return {"params": params, "encoder": encoder, "film": film_init(params, size, names, seed)}
 
-    def embed(theta: Theta, context: Array, x: Array) -> Array:
+    def embed(theta: Theta, context: Array, x: PyTree) -> Array:
         return embed_fn(film_apply(theta["params"], theta["film"], context), x)
 
     def solve(theta: Theta, support: Batch, key: KeyArray) -> tuple[Array, Array]:

@@ -223,18 +223,20 @@ def with_inputs(sample: Sampler, transform: Callable[[Array, KeyArray], Array]) 
 
 
 def mixture(sample: Sampler, other: Sampler, share: float) -> Sampler:
-    """Episodes of `other` with probability `share`, else of `sample`; their shapes must agree.
+    """Episodes of `other` with probability `share`, else of `sample`; their shapes and dtypes must agree.
+
+    Corpus labels of the two mean different words: only episode labels can be learned from. Under `vmap` both are drawn.
 
     Raises:
-      InputError: `share` is not a probability, or when called, the episodes' shapes differ.
+      InputError: `share` is not a probability, or when called, the episodes' shapes or dtypes differ.
     """
     if not 0 <= share <= 1:
         raise InputError(f"share is {share}, expected a probability.")
 
     def mixed(key: KeyArray) -> Episode:
-        ours, theirs = (jax.tree.map(jnp.shape, jax.eval_shape(each, key)) for each in (sample, other))
+        ours, theirs = (jax.eval_shape(each, key) for each in (sample, other))
         if ours != theirs:
-            raise InputError(f"Episodes of different shapes cannot be mixed: {ours} and {theirs}.")
+            raise InputError(f"Episodes of different shapes or dtypes cannot be mixed: {ours} and {theirs}.")
         choice_key, key = jax.random.split(key)
         return jax.lax.cond(jax.random.uniform(choice_key) < share, other, sample, key)
 

@@ -265,6 +265,8 @@ def baseline(
 def settings(args: argparse.Namespace) -> dict[str, Any]:
     """All arguments that bear on the results."""
     values = {name: value for name, value in vars(args).items() if name not in ("out", "resume", "cache")}
+    if args.test_queries is None:
+        values["test_queries"] = args.queries
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
@@ -279,7 +281,6 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
     if args.also is None and args.also_root is not None:
         raise mj.InputError(f"--also-root is {args.also_root}, but no --also says which corpus that is.")
-    args.test_queries = args.queries if args.test_queries is None else args.test_queries
     config = settings(args)
     checkpoint.check_folder(args.out, config, resume=args.resume)
     key = jax.random.key(args.seed)

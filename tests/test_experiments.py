@@ -229,9 +229,9 @@ def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monke
     argv = [*map(str, manifest_of()), *SMALL, "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
     args = keyword_fewshot.parse([*argv, "--resume"])
     with pytest.warns(UserWarning, match="mood"):
-        source, target = keyword_fewshot.load_tasks(args)
-    assert source is target and "162 clips, 9 labels, 9 speakers" in source.data
-    config = keyword_fewshot.settings(args) | {"data": source.data, "eval_data": target.data}
+        source, target, also = keyword_fewshot.load_tasks(args)
+    assert source is target and also is None and "162 clips, 9 labels, 9 speakers" in source.data
+    config = keyword_fewshot.settings(args) | {"data": source.data, "eval_data": target.data, "also_data": None}
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
     manifest_of("0_0_0.wav,w1,s0,calm", keep=lambda row: not row.startswith("0_0_0"))  # one clip, another word
@@ -351,3 +351,11 @@ def test_protonet_learns_real_words_of_unseen_speakers(tmp_path, monkeypatch):
     # the no-learning floor is 57 %; 150 steps of training give about 75 %
     assert results["accuracy"][1]["mean"] > 0.65
     assert results["accuracy"][0]["mean"] == pytest.approx(0.2)
+
+
+def test_what_a_second_corpus_cannot_serve_is_refused(refuse, tones):
+    corpus = ("--corpus", "manifest", "--root", tones, *SMALL)
+    assert "--also-root is" in refuse(*corpus, "--also-root", tones)
+    # the same recordings again: tested words and speakers are left out of them, and the rest cannot fill the splits
+    message = refuse(*corpus, "--also", "manifest", "--also-root", tones, "--algorithm", "simpleshot")
+    assert "simpleshot has one head for one corpus" in message

@@ -26,9 +26,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from keyword_fewshot import CORPORA, Task, built, graft, initial, load_task, names_of, network, sampler
+from keyword_fewshot import CORPORA, Task, built, initial, load_task, names_of, network, sampler
 from keyword_fewshot import parse as parse_run
-from methods import METHODS
+from methods import METHODS, graft
 from tqdm import tqdm
 
 import metajax as mj

@@ -21,6 +21,7 @@ import metajax as mj
 from metajax import checkpoint, models, report
 from metajax.losses import cross_entropy
 from metajax.parallel import use_all_cores
+from metajax.tasks.episodes import divided
 
 # name: options of `maml`
 WAYS = {
@@ -38,8 +39,7 @@ def noise(key: jax.Array) -> mj.Episode:
     """An episode of noise: cost does not depend on the values."""
     x = jax.random.normal(key, (5 * 16, 98, 40))
     label = jax.numpy.arange(5 * 16) % 5
-    both = mj.Batch(x, mj.Labels(label, label))
-    return mj.Episode(jax.tree.map(lambda a: a[:5], both), jax.tree.map(lambda a: a[5:], both))
+    return divided(mj.Batch(x, mj.Labels(label, label)), 5)
 
 
 def cost(name: str, num_steps: int, tasks: int, repeats: int) -> dict[str, Any]:

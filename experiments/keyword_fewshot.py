@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from methods import METHODS, Built, build
+from methods import METHODS, Built, build, graft, scorer
 
 import metajax as mj
 from metajax import checkpoint, models, report
@@ -33,7 +33,7 @@ from metajax.data.features import FeatureSettings
 from metajax.evaluate import adaptation_ms
 from metajax.losses import cross_entropy
 from metajax.models import NORMALIZATIONS, Model
-from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+from metajax.parallel import replicate, task_mesh, use_all_cores
 from metajax.tasks.episodes import ACROSS, episodes, mixture, with_inputs, with_reference
 from metajax.tasks.splits import Splits, divide, without_tested
 from metajax.train import averaged
@@ -200,20 +200,6 @@ def outer_optimizer(args: argparse.Namespace, outer_steps: int) -> optax.Gradien
     return averaged(optimizer, args.average) if args.average else optimizer
 
 
-def scorer(
-    learner: Callable[[Any], mj.Learner], sample: mj.core.Sampler, num_tasks: int, num_steps: int, seed: int
-) -> Callable[..., np.ndarray]:
-    """Compiled `(theta, inner rate) -> query accuracy [num_tasks, num_steps + 1]`, tasks spread over the devices."""
-    mesh = task_mesh(num_tasks)
-
-    def accuracy(theta: Any, rate: jax.Array) -> jax.Array:
-        key = jax.random.key(seed)
-        return mj.evaluate(learner(rate), theta, sample, key, num_tasks, num_steps, mesh=mesh)["accuracy"]
-
-    run = hoisted(accuracy)
-    return lambda theta, rate=0.0: np.asarray(run(replicate(theta, mesh), jnp.float32(rate)))
-
-
 def train(
     args: argparse.Namespace, model: Model, algorithm: mj.Algorithm, sample: mj.core.Sampler,
     score: Callable[..., np.ndarray] | None, key: jax.Array, folder: Path, title: str, outer_steps: int,
@@ -235,11 +221,6 @@ def train(
     validate = score and (lambda theta: float(score(theta)[:, -1].mean()))
     options = {"num_tasks": args.tasks, "block": 25, "validate": validate, "validate_every": 100}
     return mj.fit(step, state, fit_key, outer_steps, **options, folder=folder, resume=resume, title=title)
-
-
-def graft(theta: Any, fresh: Any) -> Any:
-    """A jointly trained network with a fresh head, its bias and weights zero, for fine-tuning on new words."""
-    return theta | {"head": jax.tree.map(jnp.zeros_like, fresh["head"])}
 
 
 def baseline(

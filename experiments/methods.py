@@ -1,15 +1,18 @@
-"""All methods in one table: what each needs, and how it is made. A new method is one file and one row here."""
+"""All methods in one table: what each needs, how it is made and tested. A new method is one file and one row here."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 import metajax as mj
 from metajax.core import LossFn
 from metajax.losses import cross_entropy
 from metajax.models import Model
+from metajax.parallel import hoisted, replicate, task_mesh
 
 
 class Setting(NamedTuple):
@@ -117,3 +120,22 @@ def build(
     trained = method.make(setting._replace(ways=many) if method.kind == "metric" else setting)
     steps = num_steps if method.test_steps is None else method.test_steps
     return Built(model, trained, method.make(setting), steps, many)
+
+
+def graft(theta: Any, fresh: Any) -> Any:
+    """A jointly trained network with a fresh head, its bias and weights zero, for fine-tuning on new words."""
+    return theta | {"head": jax.tree.map(jnp.zeros_like, fresh["head"])}
+
+
+def scorer(
+    learner: Callable[[Any], mj.Learner], sample: mj.core.Sampler, num_tasks: int, num_steps: int, seed: int
+) -> Callable[..., np.ndarray]:
+    """Compiled `(theta, inner rate) -> query accuracy [num_tasks, num_steps + 1]`, tasks spread over the devices."""
+    mesh = task_mesh(num_tasks)
+
+    def accuracy(theta: Any, rate: jax.Array) -> jax.Array:
+        key = jax.random.key(seed)
+        return mj.evaluate(learner(rate), theta, sample, key, num_tasks, num_steps, mesh=mesh)["accuracy"]
+
+    run = hoisted(accuracy)
+    return lambda theta, rate=0.0: np.asarray(run(replicate(theta, mesh), jnp.float32(rate)))

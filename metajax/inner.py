@@ -29,6 +29,7 @@ def descent(
     split: Callable[[Theta], Params] = lambda theta: theta,
     join: Callable[[Theta, Params], Params] = lambda theta, params: params,
     precondition: Callable[[Theta, Params], Params] = lambda theta, updates: updates,
+    init: Callable[[Params], Theta] = lambda params: params,
     first_order: bool = False,
     mode: Mode = "reverse",
 ) -> Learner:
@@ -43,6 +44,7 @@ def descent(
       split: the part of theta that a task learns; all of it by default.
       join: the model's parameters from theta and a task's part.
       precondition: `(theta, updates) -> updates`, a learned change of the inner optimiser's updates.
+      init: theta from the model's parameters, where it holds more than those.
       first_order: drop the second derivative: the step's gradient counts as a constant (FOMAML).
       mode: how the gradient through a step is computed: reverse over reverse, or "mixed", forward over reverse, which
         keeps no activations of the steps.
@@ -71,7 +73,7 @@ def descent(
     def loss(theta: Theta, phi: Fast, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
         return loss_fn(join(theta, phi.params), batch, key)
 
-    return Learner(lambda params: params, start, step, loss)
+    return Learner(init, start, step, loss)
 
 
 def support_gradient(

@@ -60,8 +60,8 @@ def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.Gra
     def update(grads: Theta, state: Averaged, theta: Theta) -> tuple[Theta, Averaged]:
         updates, inner = optimizer.update(grads, state.inner, theta)
         d = jnp.minimum(decay, state.count / (state.count + 10))
-        blend = lambda average, new: (d * average + (1 - d) * new).astype(average.dtype)  # noqa: E731
-        average = jax.tree.map(blend, state.average, optax.apply_updates(theta, updates))
+        new = optax.apply_updates(theta, updates)
+        average = jax.tree.map(lambda a, b: (d * a + (1 - d) * b).astype(a.dtype), state.average, new)
         return updates, Averaged(average, inner, state.count + 1)
 
     return optax.GradientTransformation(init, update)

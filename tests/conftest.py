@@ -64,7 +64,7 @@ def quadratic(params, batch, key):
     return loss, {"loss": loss}
 
 
-def close(a, b, tolerance):
+def assert_close(a, b, tolerance):
     """Assert that two trees have the same structure and leaves that agree, relative to the largest element of all."""
     assert jax.tree.structure(a) == jax.tree.structure(b)
     scale = max([1e-30, *(np.abs(leaf).max(initial=0) for leaf in jax.tree.leaves(b))])

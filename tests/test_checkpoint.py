@@ -15,7 +15,7 @@ from metajax import checkpoint as ck
 TREE = {"w": jnp.arange(6.0).reshape(2, 3) / 7, "n": (jnp.int32(3), jnp.array([True, False]))}
 
 
-def same(a, b):
+def assert_same(a, b):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         assert left.dtype == right.dtype
@@ -27,20 +27,20 @@ def same(a, b):
 )
 def test_round_trip(tmp_path, tree):
     ck.save(tmp_path / "folder" / "last", tree)
-    same(ck.restore(tmp_path / "folder" / "last", jax.tree.map(jnp.zeros_like, tree)), tree)
+    assert_same(ck.restore(tmp_path / "folder" / "last", jax.tree.map(jnp.zeros_like, tree)), tree)
 
 
 def test_a_second_save_replaces_the_first(tmp_path):
     for scale in (1, 2):
         ck.save(tmp_path / "last", {"w": scale * TREE["w"]})
-    same(ck.restore(tmp_path / "last", {"w": TREE["w"]}), {"w": 2 * TREE["w"]})
+    assert_same(ck.restore(tmp_path / "last", {"w": TREE["w"]}), {"w": 2 * TREE["w"]})
     assert [path.name for path in tmp_path.iterdir()] == ["last"]
 
 
 def test_paths_may_be_relative(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     ck.save(Path("last"), TREE)
-    same(ck.restore(Path("last"), TREE), TREE)
+    assert_same(ck.restore(Path("last"), TREE), TREE)
 
 
 @pytest.mark.parametrize(
@@ -91,9 +91,9 @@ def test_a_crash_between_the_renames_loses_nothing(crash_at, factor, tmp_path, m
             ck.save(tmp_path / "last", {"w": 1.0 * TREE["w"]})
     assert ck.exists(tmp_path / "last")
     restored = ck.restore(tmp_path / "last", {"w": TREE["w"]})
-    same(restored, {"w": factor * TREE["w"]})
+    assert_same(restored, {"w": factor * TREE["w"]})
     ck.save(tmp_path / "last", TREE)
-    same(ck.restore(tmp_path / "last", TREE), TREE)
+    assert_same(ck.restore(tmp_path / "last", TREE), TREE)
 
 
 def test_a_crash_while_writing_keeps_the_older_one(tmp_path, monkeypatch):
@@ -102,7 +102,7 @@ def test_a_crash_while_writing_keeps_the_older_one(tmp_path, monkeypatch):
         patch.setattr("shutil.rmtree", crash)
         with pytest.raises(KeyboardInterrupt):
             ck.save(tmp_path / "last", {"w": 3 * TREE["w"]})
-    same(ck.restore(tmp_path / "last", TREE), TREE)
+    assert_same(ck.restore(tmp_path / "last", TREE), TREE)
 
 
 def test_lines_round_trip_and_a_cut_last_line_is_left_out(tmp_path):

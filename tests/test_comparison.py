@@ -12,7 +12,7 @@ from new_algorithm import WAYS, my_algorithm
 import metajax as mj
 from metajax.models import mlp
 from metajax.tasks.probes import blobs
-from tests.conftest import close
+from tests.conftest import assert_close
 
 
 def test_the_template_is_proto_maml():
@@ -26,7 +26,7 @@ def test_the_template_is_proto_maml():
             mj.proto_maml(model.apply, optax.sgd(0.01), 2, WAYS),
         )
     ]
-    close(*results, 1e-5)
+    assert_close(*results, 1e-5)
 
 
 def made_up(cell, mean, settings):

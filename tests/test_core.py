@@ -11,7 +11,7 @@ import pytest
 from metajax import Batch, Episode, InputError, Labels, adapt, ascribe, closed_form, descent, evaluate, mean_ci95, mix
 from metajax.core import query_loss
 from metajax.losses import classify, cross_entropy
-from tests.conftest import close, differs, mlp, mlp_params, square_loss
+from tests.conftest import assert_close, differs, mlp, mlp_params, square_loss
 
 
 def random_batch(key, n=6):
@@ -58,9 +58,9 @@ def test_adapt_is_a_loop_of_steps_and_its_probe_sees_every_phi(name):
         wanted.append(params)
 
     assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(trace))
-    close(jax.tree.map(lambda a: a[0], trace), THETA, 0)
-    close(trace, jax.tree.map(lambda *a: jnp.stack(a), *wanted), 1e-5)
-    close(phi.params, jax.tree.map(lambda a: a[-1], trace), 0)
+    assert_close(jax.tree.map(lambda a: a[0], trace), THETA, 0)
+    assert_close(trace, jax.tree.map(lambda *a: jnp.stack(a), *wanted), 1e-5)
+    assert_close(phi.params, jax.tree.map(lambda a: a[-1], trace), 0)
     assert differs(wanted[0], wanted[3], 1e-2)
 
 
@@ -68,9 +68,9 @@ def test_adapt_without_steps_or_probe():
     learner = descent(square_loss, optax.sgd(0.1))
     phi, trace = adapt(learner, THETA, EPISODE.support, KEY, 0)
     assert trace is None
-    close(phi.params, THETA, 0)
+    assert_close(phi.params, THETA, 0)
     _, trace = adapt(learner, THETA, EPISODE.support, KEY, 0, lambda phi: phi.params["b0"])
-    close(trace, THETA["b0"][None], 0)
+    assert_close(trace, THETA["b0"][None], 0)
 
 
 def test_adapt_refuses_a_negative_number_of_steps():
@@ -100,9 +100,9 @@ def test_split_and_join_leave_the_rest_of_theta_alone():
     assert set(phi.params) == {"w1", "b1"}
     grads = jax.grad(lambda p: square_loss(THETA | p, EPISODE.support, KEY)[0])(split(THETA))
     once, _ = adapt(learner, THETA, EPISODE.support, KEY, 1)
-    close(once.params, jax.tree.map(lambda p, g: p - 0.1 * g, split(THETA), grads), 1e-6)
+    assert_close(once.params, jax.tree.map(lambda p, g: p - 0.1 * g, split(THETA), grads), 1e-6)
     loss, _ = learner.loss(THETA, phi, EPISODE.query, KEY)
-    close(loss, square_loss(THETA | phi.params, EPISODE.query, KEY)[0], 1e-6)
+    assert_close(loss, square_loss(THETA | phi.params, EPISODE.query, KEY)[0], 1e-6)
 
 
 def test_first_order_changes_the_gradient_and_not_the_value():
@@ -113,7 +113,7 @@ def test_first_order_changes_the_gradient_and_not_the_value():
         return jax.jit(jax.value_and_grad(lambda theta: objective(theta, EPISODE, key)[0]))(THETA)
 
     (value, grads), (first_value, first_grads) = value_and_grad(False), value_and_grad(True)
-    close(first_value, value, 1e-6)
+    assert_close(first_value, value, 1e-6)
     assert differs(grads, first_grads, 1e-3)
 
 
@@ -123,7 +123,7 @@ def test_closed_form_starts_at_zeros_and_further_steps_change_nothing():
 
     learner = closed_form(solve, lambda theta, phi, batch, key: (phi["mean"].sum(), {}), init=lambda params: params + 1)
     theta = learner.init(jnp.zeros(3))
-    close(theta, jnp.ones(3), 0)
+    assert_close(theta, jnp.ones(3), 0)
     _, trace = adapt(learner, theta, EPISODE.support, KEY, 3, lambda phi: phi)
     assert trace["count"].dtype == jnp.int32
     assert trace["count"].tolist() == [0, 6, 6, 6]
@@ -134,10 +134,10 @@ def test_closed_form_starts_at_zeros_and_further_steps_change_nothing():
 
 def test_the_gradient_of_ascribe_is_the_direction():
     direction = mlp_params(jax.random.key(7))
-    close(jax.grad(ascribe)(THETA, direction), direction, 0)
+    assert_close(jax.grad(ascribe)(THETA, direction), direction, 0)
     # a direction computed from theta counts as a constant
     squares = jax.tree.map(jnp.square, THETA)
-    close(jax.grad(lambda theta: ascribe(theta, jax.tree.map(jnp.square, theta)))(THETA), squares, 0)
+    assert_close(jax.grad(lambda theta: ascribe(theta, jax.tree.map(jnp.square, theta)))(THETA), squares, 0)
 
 
 def test_mix_is_the_weighted_sum_in_value_and_gradient():
@@ -147,10 +147,10 @@ def test_mix_is_the_weighted_sum_in_value_and_gradient():
         jax.jit(jax.value_and_grad(lambda theta, f=f: f(theta, EPISODE, key), has_aux=True))(THETA)
         for f in (mix(one, other, 0.25), one, other)
     )
-    close(mixed[0][0], a[0][0] + 0.25 * b[0][0], 1e-6)
-    close(mixed[0][1], a[0][1], 1e-6)
+    assert_close(mixed[0][0], a[0][0] + 0.25 * b[0][0], 1e-6)
+    assert_close(mixed[0][1], a[0][1], 1e-6)
     assert differs(a[1], b[1], 1e-3)
-    close(mixed[1], jax.tree.map(lambda a, b: a + 0.25 * b, a[1], b[1]), 1e-5)
+    assert_close(mixed[1], jax.tree.map(lambda a, b: a + 0.25 * b, a[1], b[1]), 1e-5)
 
 
 def test_the_evaluation_curve_is_a_loop_of_adapt():
@@ -213,4 +213,4 @@ def test_cross_entropy_takes_the_labels_it_is_told_to():
     batch = Batch(EPISODE.support.x, Labels(jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([3, 3, 0, 0, 2, 2])))
     for name in ("episode", "corpus"):
         loss, _ = cross_entropy(mlp, name)(THETA, batch, KEY)
-        close(loss, classify(mlp(THETA, batch.x), getattr(batch.y, name))[0], 0)
+        assert_close(loss, classify(mlp(THETA, batch.x), getattr(batch.y, name))[0], 0)

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from metajax import Batch, Episode, fomaml, maml
-from tests.conftest import close, differs, mlp_params, quadratic, square_loss
+from tests.conftest import assert_close, differs, mlp_params, quadratic, square_loss
 
 RATE = 0.1
 
@@ -109,7 +109,7 @@ def test_meta_gradients_are_those_of_pytorch(x64):
         value, grads = jax.jit(jax.value_and_grad(lambda t, f=objective: f(t, episode, jax.random.key(0))[0]))(theta)
         wanted_value, wanted = torch_meta_gradient(torch, theta, episode, 0.3, 3, factory is fomaml)
         np.testing.assert_allclose(value, wanted_value, rtol=1e-12)
-        close(grads, wanted, 1e-12)
+        assert_close(grads, wanted, 1e-12)
         results.append(grads)
     assert differs(*results, 1e-2)
 

@@ -14,7 +14,7 @@ from metajax.losses import cross_entropy
 from metajax.parallel import task_mean, task_mesh
 from metajax.tasks.episodes import episodes
 from metajax.train import average_of, averaged
-from tests.conftest import close, differs, mlp_params, square_loss, words
+from tests.conftest import assert_close, differs, mlp_params, square_loss, words
 
 KEY = jax.random.key(0)
 THETA = jax.jit(mlp_params)(KEY)
@@ -39,7 +39,7 @@ def single_gradients(key, num_tasks):
 def test_a_meta_step_descends_the_mean_gradient():
     state, metrics = jax.jit(meta_step(OBJECTIVE, OUTER, sample, 4))(init_state(THETA, OUTER), KEY)
     mean = jax.tree.map(lambda *g: sum(g) / 4, *single_gradients(KEY, 4))
-    close(state.theta, jax.tree.map(lambda p, g: p - 0.1 * g, THETA, mean), 1e-6)
+    assert_close(state.theta, jax.tree.map(lambda p, g: p - 0.1 * g, THETA, mean), 1e-6)
     np.testing.assert_allclose(
         metrics["grad_norm"], np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(mean))), rtol=1e-5
     )
@@ -56,8 +56,8 @@ def test_chunks_and_devices_change_nothing(chunk, devices):
         jax.jit(meta_step(OBJECTIVE, OUTER, sample, 4, **options))(init_state(THETA, OUTER), KEY)
         for options in ({}, {"chunk": chunk, "mesh": mesh})
     )
-    close(other[0].theta, plain[0].theta, 1e-6)
-    close(other[1], plain[1], 1e-6)
+    assert_close(other[0].theta, plain[0].theta, 1e-6)
+    assert_close(other[1], plain[1], 1e-6)
 
 
 def test_task_mean_refuses_chunks_that_do_not_divide():
@@ -132,14 +132,14 @@ def identical(a, b):
 def test_fit_is_a_loop_of_steps_keyed_by_their_number():
     state, losses = loop(5)
     result = run(5)
-    close(result.state.theta, state.theta, 1e-5)
-    close(result.theta, result.state.theta, 0)
+    assert_close(result.state.theta, state.theta, 1e-5)
+    assert_close(result.theta, result.state.theta, 0)
     assert int(result.state.count) == 5
     assert result.validation is None
     assert result.seconds > 0
     assert result.first_step_seconds > 0
     assert len(set(losses)) == 5
-    close(run(5, block=4, validate_every=4).theta, result.theta, 1e-6)  # blocks change nothing
+    assert_close(run(5, block=4, validate_every=4).theta, result.theta, 1e-6)  # blocks change nothing
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
@@ -208,7 +208,7 @@ def test_fit_keeps_the_best_theta(tmp_path):
 def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
     optimizer = averaged(ADAM, 0.3)
     step, state, seen = meta_step(OBJECTIVE, optimizer, sample, 2), init_state(THETA, optimizer), []
-    close(average_of(state), THETA, 0)
+    assert_close(average_of(state), THETA, 0)
 
     def average(outer_steps, **options):
         options |= {"block": 2, "validate_every": 4, "num_tasks": 2, "progress": False}
@@ -220,8 +220,8 @@ def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
         theta = loop(number + 1)[0].theta
         expected = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * b, expected, theta)
     whole = average(8, folder=tmp_path / "whole", validate=lambda theta: seen.append(theta) or float(len(seen)))
-    close(whole.theta, expected, 1e-5)
-    close(whole.state.theta, theta, 1e-5)  # training itself does not see the average
+    assert_close(whole.theta, expected, 1e-5)
+    assert_close(whole.state.theta, theta, 1e-5)  # training itself does not see the average
     assert differs(whole.theta, theta, 1e-3)
     identical(seen[-1], whole.theta)
     average(4, folder=tmp_path / "parts")

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms.film import film_apply, film_init
-from metajax.core import Algorithm, LossFn, Params, Remat, Theta, query_loss
-from metajax.inner import descent
+from metajax.algorithms.maml import maml
+from metajax.core import Algorithm, LossFn, Params, Theta
 
 
 def cavia(
@@ -19,7 +19,6 @@ def cavia(
     size: int = 32,
     names: tuple[str, ...] = ("scale", "bias"),
     seed: int = 0,
-    remat: Remat = "none",
     **options: Any,
 ) -> Algorithm:
     """Fast context adaptation: theta = (params, film), phi a context vector; film maps it to FiLM shifts of params.
@@ -33,8 +32,7 @@ def cavia(
       size: of the context vector.
       names: last names of the parameters that the context shifts.
       seed: of film's first values.
-      remat: what the gradient through the inner steps keeps; see `adapt`.
-      **options: passed to `descent`: `first_order`, `mode`.
+      **options: passed to `maml`: `remat`, `first_order`, `mode`.
 
     Returns:
       The algorithm; its theta is `{"params", "film"}`.
@@ -48,11 +46,12 @@ def cavia(
     def init(params: Params) -> Theta:
         return {"params": params, "film": film_init(params, size, names, seed)}
 
-    learner = descent(
+    return maml(
         loss_fn,
         inner,
+        num_steps,
+        init=init,
         split=lambda theta: jnp.zeros(size, jax.tree.leaves(theta["film"])[0].dtype),
         join=lambda theta, context: film_apply(theta["params"], theta["film"], context),
         **options,
-    )._replace(init=init)
-    return Algorithm(learner, query_loss(learner, num_steps, remat=remat))
+    )

@@ -20,7 +20,7 @@ def maml(
       inner: inner optimiser, any optax transformation.
       num_steps: K, inner steps while training.
       remat: what the gradient through the inner steps keeps; see `adapt`.
-      **options: passed to `descent`: `first_order`, `mode`, `split`, `join`, `precondition`.
+      **options: passed to `descent`: `first_order`, `mode`, `split`, `join`, `precondition`, `init`.
 
     Returns:
       The algorithm.

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from metajax.core import Algorithm, LossFn, Params, Remat, Theta, query_loss
-from metajax.inner import descent
+from metajax.algorithms.maml import maml
+from metajax.core import Algorithm, LossFn, Params, Theta
 
 AXES = {"taps": "tio,st->sio", "in": "tio,ji->tjo", "out": "tio,po->tip"}
 
@@ -18,9 +18,7 @@ def as_kernel(leaf: Float[Array, "..."]) -> Float[Array, "taps inputs outputs"]:
     return leaf.reshape(-1, *(1, 1, *leaf.shape)[-2:])
 
 
-def meta_curvature(
-    loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *, remat: Remat = "none", **options: Any
-) -> Algorithm:
+def meta_curvature(loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, **options: Any) -> Algorithm:
     """MAML with learned curvature: theta = (params, curvature), square matrices that are the identity at first.
 
     phi_{k+1} = phi_k + M inner(grad loss(phi_k, support)),  M = M_taps x M_in x M_out for each kernel
@@ -30,8 +28,7 @@ def meta_curvature(
       loss_fn: `(params, batch, key) -> (scalar, metrics)`.
       inner: inner optimiser, any optax transformation.
       num_steps: K, inner steps while training.
-      remat: what the gradient through the inner steps keeps; see `adapt`.
-      **options: passed to `descent`: `first_order`, `mode`.
+      **options: passed to `maml`: `remat`, `first_order`, `mode`.
 
     Returns:
       The algorithm; its theta is `{"params", "curvature"}`.
@@ -52,11 +49,12 @@ def meta_curvature(
     def init(params: Params) -> Theta:
         return {"params": params, "curvature": jax.tree.map(identities, params)}
 
-    learner = descent(
+    return maml(
         loss_fn,
         inner,
+        num_steps,
+        init=init,
         split=lambda theta: theta["params"],
         precondition=lambda theta, updates: jax.tree.map(transform, updates, theta["curvature"]),
         **options,
-    )._replace(init=init)
-    return Algorithm(learner, query_loss(learner, num_steps, remat=remat))
+    )

@@ -7,13 +7,11 @@ import jax.numpy as jnp
 import optax
 
 from metajax.algorithms.film import dotted
-from metajax.core import Algorithm, LossFn, Params, Remat, Theta, query_loss
-from metajax.inner import descent
+from metajax.algorithms.maml import maml
+from metajax.core import Algorithm, LossFn, Params, Theta
 
 
-def tnet(
-    loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *, remat: Remat = "none", **options: Any
-) -> Algorithm:
+def tnet(loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, **options: Any) -> Algorithm:
     """Transformation networks: theta = (params, warp), a matrix `[out, out]` per kernel, the identity at first.
 
     The model sees kernel @ warp.  phi_0 = params;  phi_{k+1} = phi_k - alpha grad_phi loss(phi_k @ warp, support).
@@ -23,8 +21,7 @@ def tnet(
       loss_fn: `(params, batch, key) -> (scalar, metrics)`.
       inner: inner optimiser, any optax transformation.
       num_steps: K, inner steps while training.
-      remat: what the gradient through the inner steps keeps; see `adapt`.
-      **options: passed to `descent`: `first_order`, `mode`.
+      **options: passed to `maml`: `remat`, `first_order`, `mode`.
 
     Returns:
       The algorithm; its theta is `{"params", "warp"}`, warp by dotted names, e.g. `conv0.kernel`.
@@ -41,5 +38,4 @@ def tnet(
         warp = theta["warp"]
         return jax.tree.map_with_path(lambda path, w: w @ warp[dotted(path)] if dotted(path) in warp else w, params)
 
-    learner = descent(loss_fn, inner, split=lambda theta: theta["params"], join=join, **options)._replace(init=init)
-    return Algorithm(learner, query_loss(learner, num_steps, remat=remat))
+    return maml(loss_fn, inner, num_steps, init=init, split=lambda theta: theta["params"], join=join, **options)

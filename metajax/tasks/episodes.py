@@ -106,8 +106,7 @@ def episodes(
         chosen = jnp.concatenate([clips[:, :shots].reshape(-1), clips[:, shots:].reshape(-1)])
         episode = jnp.concatenate([jnp.repeat(jnp.arange(ways), shots), jnp.repeat(jnp.arange(ways), queries)])
         labels = Labels(episode, tables.labels[classes][episode])
-        both = Batch(features[chosen], labels)
-        return Episode(jax.tree.map(lambda a: a[:cut], both), jax.tree.map(lambda a: a[cut:], both))
+        return divided(Batch(features[chosen], labels), cut)
 
     return sample
 
@@ -220,6 +219,11 @@ def with_inputs(sample: Sampler, transform: Callable[[Array, KeyArray], Array]) 
         return Episode(support._replace(x=x[:cut]), query._replace(x=x[cut:]))
 
     return transformed
+
+
+def divided(batch: Batch, cut: int) -> Episode:
+    """The first `cut` examples as support set, the rest as query set."""
+    return Episode(jax.tree.map(lambda a: a[:cut], batch), jax.tree.map(lambda a: a[cut:], batch))
 
 
 def mixture(sample: Sampler, other: Sampler, share: float) -> Sampler:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from metajax.core import Batch, Episode, KeyArray, Labels, Sampler
+from metajax.tasks.episodes import divided
 
 
 def sinusoids(
@@ -38,8 +39,7 @@ def sinusoids(
         # one call of the generator: each costs compile time
         a, p, *_ = draws = jax.random.uniform(key, low.shape, minval=low, maxval=high)
         points = draws[2:, None]
-        both = Batch(points, a * jnp.sin(points - p))
-        return Episode(jax.tree.map(lambda v: v[:shots], both), jax.tree.map(lambda v: v[shots:], both))
+        return divided(Batch(points, a * jnp.sin(points - p)), shots)
 
     return sample
 
@@ -75,8 +75,6 @@ def blobs(
         corpus = jax.random.permutation(class_key, classes)[:ways][episode]
         e = jax.random.normal(noise_key, (episode.size, signal + nuisance))
         x: Array = jnp.concatenate([means[corpus] + 0.3 * e[:, :signal], noise * e[:, signal:]], 1) @ rotation
-        both = Batch(x, Labels(episode, corpus))
-        cut = ways * shots
-        return Episode(jax.tree.map(lambda v: v[:cut], both), jax.tree.map(lambda v: v[cut:], both))
+        return divided(Batch(x, Labels(episode, corpus)), ways * shots)
 
     return sample

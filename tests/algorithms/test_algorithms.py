@@ -8,7 +8,7 @@ import optax
 from metajax import Batch, Episode, Labels, adapt, fomaml, joint, maml, protonet
 from metajax.algorithms.protonet import prototypes
 from metajax.losses import cross_entropy
-from tests.conftest import close, differs, mlp, mlp_params
+from tests.conftest import assert_close, differs, mlp, mlp_params
 
 WAYS = 3
 KEY = jax.random.key(0)
@@ -45,7 +45,7 @@ def test_vmap_over_tasks_is_a_loop_over_tasks():
         batched = jax.jit(jax.vmap(one, (None, 0, 0)))(THETA, STACKED, keys)
         grads = [one(THETA, task, key) for task, key in zip(EPISODES, keys, strict=True)]
         assert differs(grads[0], grads[1], 1e-4), name
-        close(batched, jax.tree.map(lambda *a: jnp.stack(a), *grads), 1e-5)
+        assert_close(batched, jax.tree.map(lambda *a: jnp.stack(a), *grads), 1e-5)
 
 
 def test_maml_without_steps_is_joint_training():
@@ -53,8 +53,8 @@ def test_maml_without_steps_is_joint_training():
     value, grads = jax.jit(plain)(THETA, EPISODES[0], KEY), gradient(plain)(THETA, EPISODES[0], KEY)
     for factory in (maml, fomaml):
         objective = factory(cross_entropy(mlp), optax.sgd(0.5), 0).objective
-        close(jax.jit(objective)(THETA, EPISODES[0], KEY), value, 1e-6)
-        close(gradient(objective)(THETA, EPISODES[0], KEY), grads, 1e-6)
+        assert_close(jax.jit(objective)(THETA, EPISODES[0], KEY), value, 1e-6)
+        assert_close(gradient(objective)(THETA, EPISODES[0], KEY), grads, 1e-6)
 
 
 def test_fomaml_gradient_is_the_query_gradient_at_phi():
@@ -62,7 +62,7 @@ def test_fomaml_gradient_is_the_query_gradient_at_phi():
     phi, _ = adapt(learner, THETA, EPISODES[0].support, KEY, 2)
     wanted = jax.grad(lambda params: cross_entropy(mlp)(params, EPISODES[0].query, KEY)[0])(phi.params)
     grads = gradient(METHODS["fomaml"].objective)(THETA, EPISODES[0], KEY)
-    close(grads, wanted, 1e-5)
+    assert_close(grads, wanted, 1e-5)
     assert differs(grads, gradient(METHODS["maml"].objective)(THETA, EPISODES[0], KEY), 1e-3)
 
 
@@ -84,7 +84,7 @@ def test_options_of_maml_reach_descent():
         grads = jax.grad(loss)(head, EPISODES[0].support)
         return loss(jax.tree.map(lambda p, g: p - 0.5 * g, head, grads), EPISODES[0].query)
 
-    close(gradient(algorithm.objective)(THETA, EPISODES[0], KEY), jax.jit(jax.grad(by_hand))(THETA), 1e-5)
+    assert_close(gradient(algorithm.objective)(THETA, EPISODES[0], KEY), jax.jit(jax.grad(by_hand))(THETA), 1e-5)
 
 
 def test_joint_learns_nothing_from_the_support_set():
@@ -132,7 +132,7 @@ def test_protonet_does_not_care_for_the_order_of_examples_or_classes():
     wanted = objective(THETA, EPISODES[0], KEY)
     order = jax.random.permutation(jax.random.key(3), len(support.x))
     shuffled = jax.tree.map(lambda a: a[order], support)
-    close(objective(THETA, Episode(shuffled, query), KEY), wanted, 1e-5)
+    assert_close(objective(THETA, Episode(shuffled, query), KEY), wanted, 1e-5)
     rename = jnp.array([2, 0, 1])
     renamed = [b._replace(y=b.y._replace(episode=rename[b.y.episode])) for b in (support, query)]
-    close(objective(THETA, Episode(*renamed), KEY), wanted, 1e-5)
+    assert_close(objective(THETA, Episode(*renamed), KEY), wanted, 1e-5)

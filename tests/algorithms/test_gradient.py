@@ -29,7 +29,7 @@ from metajax import (
     tnet,
 )
 from metajax.algorithms.film import film_apply, film_init
-from tests.conftest import close, differs, quadratic
+from tests.conftest import assert_close, differs, quadratic
 
 KEY = jax.random.key(0)
 RATE = 0.3
@@ -186,7 +186,7 @@ def test_the_method_is_its_plain_loop(x64, factory):
     theta, episode = shaken(theta), task()
     value, _ = jit(algorithm.objective)(theta, episode, KEY)
     wanted = jit(lambda theta: loss_fn(LOOPS[factory](theta, episode.support), episode.query, KEY)[0])(theta)
-    close(value, wanted, 1e-12)
+    assert_close(value, wanted, 1e-12)
     plain = jit(made(maml)[0].objective)(parameters(), episode, KEY)[0]
     assert differs(value, plain, 1e-4)
 
@@ -233,7 +233,7 @@ def test_neutral_extra_parameters_give_maml(x64):
         (plusplus, start | {"rates": rates}),
     ):
         value, grads = value_and_grad(algorithm, theta)
-        close((value, grads["params"]), wanted, 1e-12)
+        assert_close((value, grads["params"]), wanted, 1e-12)
 
 
 def test_mamlpp_is_the_weighted_sum_of_maml_after_every_step(x64):
@@ -241,12 +241,12 @@ def test_mamlpp_is_the_weighted_sum_of_maml_after_every_step(x64):
     value, grads = value_and_grad(*made(mamlpp, weights=weights, shared=()))
     terms = [value_and_grad(*made(maml, num_steps=steps)) for steps in range(STEPS + 1)]
     wanted = jax.tree.map(lambda *a: sum(w * b for w, b in zip(weights, a, strict=True)), *terms)
-    close((value, grads["params"]), wanted, 1e-12)
+    assert_close((value, grads["params"]), wanted, 1e-12)
     # without a weight for step 0 the weights are those of steps 1..K, and the metrics those of the last
     algorithm, theta = made(mamlpp, shared=())
     value, metrics = jit(algorithm.objective)(theta, task(), KEY)
-    close(value, sum(term[0] for term in terms[1:]) / STEPS, 1e-12)
-    close(metrics["loss"], terms[-1][0], 1e-12)
+    assert_close(value, sum(term[0] for term in terms[1:]) / STEPS, 1e-12)
+    assert_close(metrics["loss"], terms[-1][0], 1e-12)
 
 
 def test_mamlpp_anneals_by_phases(x64):
@@ -258,10 +258,10 @@ def test_mamlpp_anneals_by_phases(x64):
     algorithm, theta = made(mamlpp)
     value, grads = value_and_grad(algorithm, theta)
     first_value, first_grads = value_and_grad(algorithm._replace(objective=phases[0][1]), theta)
-    close(first_value, value, 1e-12)
+    assert_close(first_value, value, 1e-12)
     assert differs(first_grads, grads, 1e-3)
     last, _ = made(mamlpp, weights=(0.0, 0.0, 1.0))
-    close(*(jit(f)(theta, task(), KEY) for f in (phases[-1][1], last.objective)), 0)
+    assert_close(*(jit(f)(theta, task(), KEY) for f in (phases[-1][1], last.objective)), 0)
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_mixed_mode_is_reverse_mode(x64, factory, inner):
     for mode in ("reverse", "mixed"):
         algorithm, theta = made(factory, inner=inner, mode=mode)
         results.append(value_and_grad(algorithm, shaken(theta)))
-    close(*results, 1e-10)
+    assert_close(*results, 1e-10)
 
 
 def test_rematerialisation_changes_nothing(x64):
@@ -293,8 +293,8 @@ def test_rematerialisation_changes_nothing(x64):
         value_and_grad(algorithm, algorithm.learner.init(parameters()))
         for algorithm in (mamlpp(noisy, optax.sgd(RATE), 5, remat=remat) for remat in ("none", "step", "sqrt"))
     )
-    close(step, none, 1e-12)
-    close(sqrt, none, 1e-12)
+    assert_close(step, none, 1e-12)
+    assert_close(sqrt, none, 1e-12)
 
 
 def test_anil_with_a_linear_head_is_the_closed_form(x64):
@@ -352,9 +352,9 @@ def test_reptile_gradient_is_theta_minus_phi(x64):
     for on, batch in (("both", both), ("support", support)):
         algorithm, _ = made(reptile, on=on)
         phi = jit(reptile_phi)(theta, batch)
-        close(value_and_grad(algorithm, theta)[1], jax.tree.map(jnp.subtract, theta, phi), 1e-12)
+        assert_close(value_and_grad(algorithm, theta)[1], jax.tree.map(jnp.subtract, theta, phi), 1e-12)
         metrics = jit(algorithm.objective)(theta, task(), KEY)[1]
-        close(metrics["loss"], loss_fn(phi, query, KEY)[0], 1e-12)
+        assert_close(metrics["loss"], loss_fn(phi, query, KEY)[0], 1e-12)
 
 
 def test_reptile_on_both_normalises_by_the_support_set(x64):
@@ -374,7 +374,7 @@ def test_reptile_on_both_normalises_by_the_support_set(x64):
     mean = support.x.mean(0)
     both = Batch(jnp.concatenate([support.x, query.x]) - mean, jnp.concatenate([support.y, query.y]))
     phi = jit(reptile_phi)(parameters(), both)
-    close(grads, jax.tree.map(jnp.subtract, parameters(), phi), 1e-12)
+    assert_close(grads, jax.tree.map(jnp.subtract, parameters(), phi), 1e-12)
 
 
 @pytest.mark.parametrize("steps", [2, 400])
@@ -428,7 +428,7 @@ def test_a_loss_with_a_custom_vjp_needs_reverse_mode(x64):
         value_and_grad(maml(custom, optax.sgd(RATE), STEPS, mode="mixed"), parameters())
     for factory in (maml, imaml):
         results = [value_and_grad(factory(loss, optax.sgd(RATE), 1), parameters()) for loss in (custom, plain)]
-        close(*results, 1e-10)
+        assert_close(*results, 1e-10)
 
 
 def test_adam_without_eps_root_is_refused_only_where_it_is_differentiated(x64):
@@ -475,7 +475,7 @@ def test_film_moves_the_named_leaves_by_about_a_gradient_step(x64):
     params = parameters()
     film = film_init(params, 4000, ("scale",), 0)
     assert {name: m.shape for name, m in film.items()} == {"norm0.scale": (4000, 5)}
-    close(film_apply(params, film, jnp.zeros(4000)), params, 0)
+    assert_close(film_apply(params, film, jnp.zeros(4000)), params, 0)
     gradient = jnp.arange(1.0, 6.0)
     moved = film_apply(params, film, -film["norm0.scale"] @ gradient)
     np.testing.assert_allclose(params["norm0"]["scale"] - moved["norm0"]["scale"], gradient, atol=0.4)

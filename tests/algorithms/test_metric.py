@@ -15,7 +15,7 @@ from metajax.algorithms.logistic import logistic_weights
 from metajax.algorithms.protonet import prototypes
 from metajax.algorithms.ridge import ridge_weights
 from metajax.losses import cross_entropy
-from tests.conftest import close, differs
+from tests.conftest import assert_close, differs
 
 pytestmark = pytest.mark.usefixtures("x64")
 WAYS, SHOTS, QUERIES, CLASSES, FEATURES = 3, 2, 3, 5, 4
@@ -147,14 +147,14 @@ def test_vmap_over_tasks_is_a_loop_and_theta_is_what_it_says(name):
     assert differs(grads[0], grads[1], 1e-4)
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *tasks)
     batched = jax.jit(jax.vmap(one, (None, 0)))(theta, stacked)
-    close(batched, jax.tree.map(lambda *a: jnp.stack(a), *grads), 1e-9)
+    assert_close(batched, jax.tree.map(lambda *a: jnp.stack(a), *grads), 1e-9)
     if name in EXTRAS:
         assert sorted(theta) == sorted(["params", *EXTRAS[name]])
         # every extra parameter is learned
         extras = {key: value for key, value in grads[0].items() if key != "params"}
         assert all(jnp.abs(jnp.concatenate([g.ravel() for g in jax.tree.leaves(v)])).max() > 0 for v in extras.values())
     else:
-        close(METHODS[name].learner.init(model_params()), model_params(), 0)
+        assert_close(METHODS[name].learner.init(model_params()), model_params(), 0)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
@@ -256,7 +256,7 @@ def test_logistic_weights_stay_sane_in_single_precision_where_classes_are_far_ap
 def test_proto_maml_without_steps_is_protonet_and_every_part_adapts():
     task, theta = episode(1), model_params()
     protonet = PROTONET
-    close(
+    assert_close(
         gradient(mj.proto_maml(embed, optax.sgd(0.1), 0, WAYS).objective)(theta, task),
         gradient(protonet)(theta, task),
         1e-12,
@@ -280,7 +280,7 @@ def test_simpleshot_follows_the_mean_and_classifies_by_cl2n():
     z, label, q, wanted = arrays(task)
     slope = gradient(algorithm.objective)
     joint = mj.joint(cross_entropy(wide, "corpus")).objective
-    close(slope(theta, task)["params"], gradient(joint)(theta["params"], task), 1e-12)
+    assert_close(slope(theta, task)["params"], gradient(joint)(theta["params"], task), 1e-12)
     mean = theta["mean"]
     for _ in range(60):
         mean = mean - 0.3 * slope(theta | {"mean": mean}, task)["mean"]
@@ -306,7 +306,7 @@ def test_baselinepp_learns_a_fresh_head_on_frozen_embeddings():
 
     run = jax.jit(run)
     (z, _), (heads, curve) = run(jax.random.key(0))
-    close(z, embed(theta["params"], task.support.x), 1e-12)
+    assert_close(z, embed(theta["params"], task.support.x), 1e-12)
     assert heads[0].shape == (WAYS, FEATURES)
     assert curve[-1] < 0.7 * curve[0]
     assert differs(run(jax.random.key(1))[1][0][0], heads[0], 1e-2)
@@ -315,7 +315,7 @@ def test_baselinepp_learns_a_fresh_head_on_frozen_embeddings():
         scores = (z @ head.T) / jnp.linalg.norm(z, axis=1)[:, None] / jnp.linalg.norm(head, axis=1) / 0.5
         return -jax.nn.log_softmax(scores)[jnp.arange(len(z)), task.support.y.episode].mean()
 
-    close(heads[1], heads[0] - 0.5 * jax.jit(jax.grad(loss))(heads[0]), 1e-6)
+    assert_close(heads[1], heads[0] - 0.5 * jax.jit(jax.grad(loss))(heads[0]), 1e-6)
     # joint training predicts corpus labels
     scores = np.asarray(
         unit(np.asarray(embed(theta["params"], task.query.x))) @ unit(np.asarray(theta["head"])).T / 0.5
@@ -330,10 +330,10 @@ def test_without_its_network_it_is_protonet(name, part):
     protonet = PROTONET
     wanted = losses(protonet)(theta["params"], task)
     silent = theta | {part: jax.tree.map(jnp.zeros_like, theta[part])}
-    close(losses(objective)(silent, task), wanted, 1e-12)
+    assert_close(losses(objective)(silent, task), wanted, 1e-12)
     assert differs(losses(objective)(theta, task)[0], wanted[0], 1e-3)
     fresh = METHODS[name].learner.init(theta["params"])
-    close(losses(objective)(fresh, task), wanted, 1e-12)
+    assert_close(losses(objective)(fresh, task), wanted, 1e-12)
 
 
 def test_task_encoder_shifts_what_its_context_says():
@@ -347,7 +347,7 @@ def test_task_encoder_shifts_what_its_context_says():
     dense = theta["params"]["dense0"] | {"bias": bias}
     moved = theta["params"] | {"norm0": norm, "dense0": dense}
     wanted = losses(PROTONET)(moved, task)
-    close(losses(METHODS["task_encoder"].objective)(theta, task), wanted, 1e-12)
+    assert_close(losses(METHODS["task_encoder"].objective)(theta, task), wanted, 1e-12)
 
 
 def test_in_context_queries_stand_alone_and_support_has_no_order():

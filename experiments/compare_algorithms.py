@@ -2,11 +2,14 @@
 
     python experiments/compare_algorithms.py
 
-Trains every method of `methods.py` on one corpus for the same number of seconds (compilation and testing not counted),
-with several seeds, and tests all of them on the same episodes of unseen words by unseen speakers. Each cell (method,
-normalisation, shots, seed) is a file of its own under `--out`: stopped at any time, the same command goes on with the
-cells that are missing. Ends with a table, `results.json` and two pictures: accuracy against adaptation step, and
-against training time. All cells with the default budget take some hours on 2 CPU cores.
+Trains every method of `methods.py` on one corpus for an equal number of seconds (compilation and testing not counted),
+with several seeds, and tests all of them on the same episodes of unseen words by unseen speakers. How many outer steps
+those seconds are is measured first, once for each method, on a machine that should have nothing else to do, and kept in
+`--out/rates.json`; from then on a cell takes a number of steps, whatever else runs, and gives the same numbers again.
+Each cell (method, normalisation, shots, seed) is a file of its own under `--out`: stopped at any time, the same command
+goes on with the cells that are missing, and one with other `--shots` or `--methods` adds its own. Ends with a table,
+`results.json` and two pictures: accuracy against adaptation step, and against training time. All cells with the default
+budget take some hours on 2 CPU cores.
 
     python experiments/compare_algorithms.py --methods maml protonet --seeds 0 --budget 30   # a few minutes
 """
@@ -15,8 +18,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
@@ -28,7 +31,7 @@ import numpy as np
 import optax
 from keyword_fewshot import CORPORA, Task, built, initial, load_task, names_of, network, sampler
 from keyword_fewshot import parse as parse_run
-from methods import METHODS, graft
+from methods import METHODS, Built, graft
 from tqdm import tqdm
 
 import metajax as mj
@@ -42,6 +45,9 @@ from metajax.train import average_of, averaged
 # shares of the training budget after which the methods are tested
 SHARES = (0.125, 0.25, 0.5, 1.0)
 BLOCK = 10  # outer steps per compiled call
+MEASURED = 6.0  # seconds over which a method's outer steps per second are measured
+PIECE = 200  # test episodes per compiled call
+EARLY_EPISODES = 600  # test episodes before the end of the budget
 BASELINE_STEPS, BASELINE_RATE = 20, 0.1  # of fine-tuning and of training from scratch
 PRINCIPAL = (
     "maml", "fomaml", "anil", "meta_sgd", "meta_curvature", "proto_maml", "protonet", "matching", "ridge", "simpleshot",
@@ -65,6 +71,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--test-queries", type=int, default=5, help="query clips per word of a test episode")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="of splits, fresh parameters, episodes")
     parser.add_argument("--budget", type=float, default=120.0, help="seconds of training per cell")
+    parser.add_argument("--rates-only", action="store_true", help="measure the rates of all cells and stop")
     parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
     parser.add_argument("--tasks", type=int, default=4, help="episodes per outer step")
     parser.add_argument("--num-steps", type=int, default=5, help="inner steps")
@@ -109,76 +116,149 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
     return {name: str(getattr(args, name)) for name in names}
 
 
-def run(args: argparse.Namespace, cell: Cell, task: Task) -> dict[str, Any]:
-    """Train and test one method with one normalisation and seed."""
+class Prepared(NamedTuple):
+    """A cell before its training."""
+
+    made: Built
+    state: mj.MetaState
+    key: jax.Array
+    phases: list[tuple[float, Callable[..., Any]]]  # the share of the budget at which each ends, and its outer steps
+    test: mj.core.Sampler
+    fresh_key: jax.Array
+    options: argparse.Namespace
+
+
+def prepare(args: argparse.Namespace, cell: Cell, task: Task) -> Prepared:
+    """The method on its network and corpus; nothing is compiled yet."""
     name = "joint" if cell.method == "from_scratch" else cell.method
     method = METHODS[name]
     options = parse_run(["--algorithm", name, "--normalization", cell.normalization])
     for field in ("tasks", "num_steps", "augment", "width"):
         setattr(options, field, getattr(args, field))
     options.shots = cell.shots
-    classes = len(names_of(task, "train", "label"))
     test = sampler(task, "test", options, ways=options.ways, queries=args.test_queries)
-    made = built(options, test, classes)
+    made = built(options, test, len(names_of(task, "train", "label")))
     queries = 1 if method.kind == "joint" else None
     sample = sampler(task, "train", options, ways=made.train_ways, queries=queries, training=True)
 
     init_key, fresh_key, key = jax.random.split(jax.random.key(cell.seed), 3)
-    # no schedule, since the number of steps is not known beforehand; the average of theta stands in for one
+    # no schedule, so that the curve by training time is that of shorter budgets; the average of theta stands in for one
     optimizer = averaged(optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(args.outer_rate)), 0.99)
-    mesh, test_mesh = task_mesh(args.tasks), task_mesh(args.episodes)
+    mesh = task_mesh(args.tasks)
     chunk = None if method.batched or jax.default_backend() != "cpu" else 1
-    step = mj.meta_step(made.algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
-    theta = made.algorithm.learner.init(initial(made.model, sample, init_key))
-    state = replicate(mj.init_state(theta, optimizer), mesh)
+    state = mj.init_state(made.algorithm.learner.init(initial(made.model, sample, init_key)), optimizer)
 
+    def block(objective: mj.core.Objective) -> Callable[..., Any]:
+        step = mj.meta_step(objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
+        return hoisted(lambda state, key: jax.lax.scan(step, state, jax.random.split(key, BLOCK)), donate=(0,))
+
+    phases = [(end, block(objective)) for end, objective in made.phases]
+    return Prepared(made, replicate(state, mesh), key, phases, test, fresh_key, options)
+
+
+def rates(args: argparse.Namespace, cell: Cell, task: Task) -> list[float]:
+    """Outer steps per second of each phase of a method, compilation left out."""
+    found = []
+    ready = prepare(args, cell, task)
+    for _, block in ready.phases:
+        state, _ = jax.block_until_ready(block(jax.tree.map(jnp.copy, ready.state), ready.key))
+        times: list[float] = []
+        while sum(times) < MEASURED or len(times) < 3:
+            began = time.perf_counter()
+            state, _ = jax.block_until_ready(block(state, jax.random.fold_in(ready.key, len(times))))
+            times.append(time.perf_counter() - began)
+        found.append(BLOCK / float(np.median(times)))
+    return found
+
+
+def run(args: argparse.Namespace, cell: Cell, task: Task, speeds: Sequence[float]) -> dict[str, Any]:
+    """Train and test one method with one normalisation and seed, at `speeds` outer steps per second of budget."""
+    made, state, key, phases, test, fresh_key, options = prepare(args, cell, task)
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.theta))
     learner, num_steps, finish = made.tested.learner, made.num_steps, lambda theta: theta
-    if name == "joint":  # learns no task by itself
+    if options.algorithm == "joint":  # learns no task by itself
         classifier = network(options.ways, options)
         fresh = initial(classifier, test, fresh_key)
         learner, num_steps = mj.descent(cross_entropy(classifier.apply), optax.sgd(BASELINE_RATE)), BASELINE_STEPS
         finish = (lambda theta: fresh) if cell.method == "from_scratch" else (lambda theta: graft(theta, fresh))
-
-    @partial(hoisted, donate=(0,))
-    def block(state: mj.MetaState, key: jax.Array) -> tuple[mj.MetaState, dict[str, jax.Array]]:
-        return jax.lax.scan(step, state, jax.random.split(key, BLOCK))
+    piece = min(PIECE, args.episodes)
+    mesh = task_mesh(piece)
 
     @hoisted
-    def measure(theta: Any, key: jax.Array) -> dict[str, jax.Array]:
-        return mj.evaluate(learner, theta, test, key, args.episodes, num_steps, mesh=test_mesh)
+    def measure(theta: Any, key: jax.Array) -> jax.Array:
+        return mj.evaluate(learner, theta, test, key, piece, num_steps, mesh=mesh)["accuracy"]
 
-    def curve(state: mj.MetaState) -> report.Curve:
-        theta = replicate(finish(average_of(state)), test_mesh)
-        return report.curve(*mj.mean_ci95(measure(theta, jax.random.key(1000 + cell.seed))["accuracy"]))
+    def curve(state: mj.MetaState, episodes: int) -> report.Curve:
+        theta, key = replicate(finish(average_of(state)), mesh), jax.random.key(1000 + cell.seed)
+        pieces = [np.asarray(measure(theta, jax.random.fold_in(key, i))) for i in range(-(-episodes // piece))]
+        return report.curve(*mj.mean_ci95(np.concatenate(pieces)[:episodes]))
 
-    began = time.perf_counter()
-    if cell.method != "from_scratch":  # compiles, on a state that is thrown away
-        jax.block_until_ready(block(jax.tree.map(jnp.copy, state), key))
-    first, seconds, steps, losses, by_time = time.perf_counter() - began, 0.0, 0, [], []
-    for share in SHARES:
-        while cell.method != "from_scratch" and seconds < share * args.budget:
-            began = time.perf_counter()
-            state, metrics = jax.block_until_ready(block(state, jax.random.fold_in(key, steps)))
-            seconds, steps = seconds + time.perf_counter() - began, steps + BLOCK
+    began, trained = 0.0, cell.method != "from_scratch"
+    steps, losses, by_time, wall = 0, [], [], 0.0
+    for end in sorted({*SHARES, *(until for until, _ in phases)}):
+        block, speed = next((b, speed) for (until, b), speed in zip(phases, speeds, strict=True) if end <= until)
+        blocks = max(1, round((end - began) * args.budget * speed / BLOCK)) if trained else 0
+        began, clock = end, time.perf_counter()
+        for _ in range(blocks):
+            state, metrics = block(state, jax.random.fold_in(key, steps))
             losses.extend(np.asarray(metrics["loss"]).tolist())
-        by_time.append({"seconds": seconds, "outer_steps": steps} | {"accuracy": curve(state)})
-    finite = np.isfinite(losses)
+            steps += BLOCK
+        wall += time.perf_counter() - clock
+        if end in SHARES and (trained or end == 1):
+            episodes = args.episodes if end == 1 else min(EARLY_EPISODES, args.episodes)
+            point = {"seconds": end * args.budget * trained, "outer_steps": steps, "episodes": episodes}
+            by_time.append(point | {"accuracy": curve(state, episodes)})
+    if not trained:
+        by_time *= len(SHARES)
+    finite = np.isfinite(np.array(losses))
     return {
         **cell._asdict(),
         "settings": settings(args),
         "accuracy": by_time[-1]["accuracy"],
         "by_time": by_time,
-        "seconds": seconds,
         "outer_steps": steps,
-        "outer_steps_per_second": steps / seconds if seconds else None,
-        "first_block_seconds": first,
+        "outer_steps_per_second": steps / args.budget,
+        "wall_seconds": wall,  # of training, compilation included, whatever else ran
         "train_loss": float(np.mean(np.array(losses)[finite][-100:])) if finite.any() else None,
         "rejected_steps": int((~finite).sum()),
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(theta)),
+        "parameters": size,
         "unseen_words": names_of(task, "test", "label"),
         "unseen_speakers": names_of(task, "test", "speaker"),
         **report.environment(),
     }
+
+
+def kind(cell: Cell) -> str:
+    """What cells of equal cost have in common."""
+    method = "joint" if cell.method == "from_scratch" else cell.method
+    return f"{method}-{cell.normalization}-{cell.shots}"
+
+
+def measured(args: argparse.Namespace, missing: Sequence[Cell], task: Callable[[int], Task]) -> dict[str, list[float]]:
+    """The rates of all missing cells, from `rates.json` or measured now and kept there."""
+    path = args.out / "rates.json"
+    kept = {"settings": settings(args), "rates": {}} | report.environment()
+    if path.exists():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        same(kept["settings"], args, path)
+    found: dict[str, list[float]] = kept["rates"]
+    for cell in (bar := tqdm([cell for cell in missing if kind(cell) not in found], unit="rate", dynamic_ncols=True)):
+        if kind(cell) in found:  # of another seed
+            continue
+        bar.set_description(f"rate of {kind(cell)}")
+        found[kind(cell)] = rates(args, cell, task(cell.seed))
+        checkpoint.write_json(path, kept)
+        jax.clear_caches()
+    return found
+
+
+def same(old: dict[str, Any], args: argparse.Namespace, path: Path) -> None:
+    """An `InputError` if a file was made with other settings."""
+    for name, value in settings(args).items():
+        if old.get(name) != value:
+            raise mj.InputError(
+                f"{path} was made with {name} = {old.get(name)}, now it is {value}; choose another --out."
+            )
 
 
 def finished(args: argparse.Namespace) -> dict[Cell, dict[str, Any]]:
@@ -190,11 +270,7 @@ def finished(args: argparse.Namespace) -> dict[Cell, dict[str, Any]]:
             old, cell = result["settings"], Cell(*(result[field] for field in Cell._fields))
         except (ValueError, KeyError, TypeError) as error:
             raise mj.InputError(f"{path} is damaged ({error}); remove it and it is made anew.") from error
-        for name, value in settings(args).items():
-            if old.get(name) != value:
-                raise mj.InputError(
-                    f"{path} was made with {name} = {old.get(name)}, now it is {value}; choose another --out."
-                )
+        same(old, args, path)
         found[cell] = result
     return found
 
@@ -296,14 +372,17 @@ def main(argv: list[str] | None = None) -> int:
         wanted = list(cells(args))
         missing = [cell for cell in wanted if cell not in done]
         print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before.", flush=True)
-        tasks: dict[int, Task] = {}
-        for cell in (bar := tqdm(missing, unit="cell", dynamic_ncols=True)):
+
+        @lru_cache(1)
+        def task(seed: int) -> Task:
+            options = parse_run(["--seed", str(seed), "--cache", str(args.cache)])
+            options.corpus, options.root = args.corpus, args.root
+            return load_task(args.corpus, args.root, options)
+
+        speeds = measured(args, missing, task)
+        for cell in (bar := tqdm([] if args.rates_only else missing, unit="cell", dynamic_ncols=True)):
             bar.set_description(f"{cell.method} {cell.normalization} {cell.shots}-shot seed {cell.seed}")
-            if cell.seed not in tasks:
-                options = parse_run(["--seed", str(cell.seed), "--cache", str(args.cache)])
-                options.corpus, options.root = args.corpus, args.root
-                tasks = {cell.seed: load_task(args.corpus, args.root, options)}
-            done[cell] = run(args, cell, tasks[cell.seed])
+            done[cell] = run(args, cell, task(cell.seed), speeds[kind(cell)])
             checkpoint.write_json(args.out / "cells" / ("-".join(map(str, cell)) + ".json"), done[cell])
             jax.clear_caches()
     except mj.InputError as error:
@@ -312,10 +391,12 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command goes on with the cells that are missing", file=sys.stderr)
         return 130
-    rows = summary({cell: done[cell] for cell in wanted})
+    if not done:
+        return 0
+    rows = summary(done)  # those of earlier calls too
     one = next(iter(done.values()))
     title = (
-        f"{args.corpus}, 5-way, {args.budget:.0f} s of training, {args.episodes} episodes by {len(args.seeds)} seeds, "
+        f"{args.corpus}, 5-way, {args.budget:.0f} s of training, {args.episodes} episodes of each seed, "
         f"95 % intervals over episodes;\n{len(one['unseen_words'])} unseen words by {len(one['unseen_speakers'])} "
         "unseen speakers, support and query by different speakers"
     )

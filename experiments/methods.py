@@ -9,7 +9,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax.core import LossFn
+from metajax.core import LossFn, Objective
 from metajax.losses import cross_entropy
 from metajax.models import Model
 from metajax.parallel import hoisted, replicate, task_mesh
@@ -36,6 +36,8 @@ class Method(NamedTuple):
     rate: float = 0.1  # inner learning rate, of stochastic gradient descent
     batched: bool = True  # tasks share the network's weights, so that one batch serves all
     test_steps: int | None = None  # adaptation steps when tested, where not those of training
+    # objectives that follow each other, each with the share of the training at which it ends, where there are several
+    phases: Callable[[Setting], list[tuple[float, Objective]]] | None = None
 
 
 def gradient(factory: Callable[..., mj.Algorithm], rate: float = 0.1, batched: bool = False) -> Method:
@@ -49,6 +51,13 @@ def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) ->
     )  # fmt: skip
 
 
+def annealed(s: Setting) -> list[tuple[float, Objective]]:
+    """MAML++: first order and the losses of all steps at first, second order and the last step's in the end."""
+    phases = ((0.25, True, 0.0), (0.25, False, 0.5), (0.5, False, 1.0))
+    made = mj.mamlpp_phases(s.loss_fn, s.inner, s.num_steps, phases=phases)
+    return [(end, objective) for end, (_, objective) in zip((0.25, 0.5, 1.0), made, strict=True)]
+
+
 METHODS = {
     "maml": gradient(mj.maml),
     "fomaml": gradient(mj.fomaml),
@@ -56,7 +65,7 @@ METHODS = {
     "boil": gradient(mj.boil),
     "meta_sgd": gradient(mj.meta_sgd),
     "meta_curvature": gradient(mj.meta_curvature),
-    "mamlpp": gradient(mj.mamlpp),
+    "mamlpp": gradient(mj.mamlpp)._replace(phases=annealed),
     "tnet": gradient(mj.tnet),
     "cavia": gradient(mj.cavia, 1.0, True),
     "reptile": gradient(mj.reptile),
@@ -91,6 +100,7 @@ class Built(NamedTuple):
     tested: mj.Algorithm  # for test episodes of `ways`
     num_steps: int  # adaptation steps when tested
     train_ways: int  # words per training episode
+    phases: list[tuple[float, Objective]]  # what theta descends until which share of the training
 
 
 def build(
@@ -119,7 +129,8 @@ def build(
     many = {"gradient": ways, "metric": max(ways, min(train_ways, classes)), "joint": min(32, classes)}[method.kind]
     trained = method.make(setting._replace(ways=many) if method.kind == "metric" else setting)
     steps = num_steps if method.test_steps is None else method.test_steps
-    return Built(model, trained, method.make(setting), steps, many)
+    phases = method.phases(setting) if method.phases else [(1.0, trained.objective)]
+    return Built(model, trained, method.make(setting), steps, many, phases)
 
 
 def graft(theta: Any, fresh: Any) -> Any:

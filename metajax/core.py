@@ -82,7 +82,7 @@ def adapt(
     num_steps: int,
     probe: Callable[[Phi], Any] | None = None,
     *,
-    remat: Remat = "none",
+    remat: Remat = "step",
 ) -> tuple[Phi, Any]:
     """Learn one task: phi_0 = start(theta, support), phi_{k+1} = step(theta, phi_k, support).
 
@@ -147,7 +147,7 @@ def adapt(
     return phi, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
 
 
-def query_loss(learner: Learner, num_steps: int, *, remat: Remat = "none") -> Objective:
+def query_loss(learner: Learner, num_steps: int, *, remat: Remat = "step") -> Objective:
     """The default objective: L(theta) = loss(theta, phi_K(theta, support), query).
 
     Args:

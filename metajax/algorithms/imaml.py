@@ -31,7 +31,7 @@ def imaml(
     *,
     strength: float = 1.0,
     cg_steps: int = 5,
-    remat: Remat = "none",
+    remat: Remat = "step",
     **options: Any,
 ) -> Algorithm:
     """MAML with implicit gradients.

@@ -9,7 +9,7 @@ from metajax.inner import descent
 
 
 def maml(
-    loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *, remat: Remat = "none", **options: Any
+    loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *, remat: Remat = "step", **options: Any
 ) -> Algorithm:
     """Model-agnostic meta-learning.
 

@@ -41,7 +41,7 @@ def mamlpp(
     *,
     weights: Sequence[float] | None = None,
     shared: tuple[str, ...] = ("norm",),
-    remat: Remat = "none",
+    remat: Remat = "step",
     **options: Any,
 ) -> Algorithm:
     """How to train your MAML: theta = (params, rates, norms).

@@ -17,7 +17,7 @@ def proto_maml(
     num_steps: int,
     num_classes: int,
     *,
-    remat: Remat = "none",
+    remat: Remat = "step",
     **options: Any,
 ) -> Algorithm:
     """MAML from (theta, W, b) with W_c = 2 p_c, b_c = -|p_c|^2, p_c the mean embedding of class c; all of it adapts.

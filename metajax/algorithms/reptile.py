@@ -39,7 +39,7 @@ def reptile(
     num_steps: int,
     *,
     on: Literal["both", "support"] = "both",
-    remat: Remat = "none",
+    remat: Remat = "step",
     **options: Any,
 ) -> Algorithm:
     """The meta-gradient is theta - phi_K, where phi_0 = theta and phi_{k+1} = phi_k - alpha grad loss(phi_k, batch).

@@ -26,7 +26,7 @@ FILE_MODULES = {
     "zipfile",
     "tarfile",
 }
-OPTIONAL = ("espeakng_loader", "matplotlib", "torch", "librosa", "sklearn", "beartype", "pytest")
+OPTIONAL = ("espeakng_loader", "matplotlib", "torch", "librosa", "sklearn", "PIL", "beartype", "pytest")
 
 
 def imports(path, top_level_only=False):

@@ -1,0 +1,331 @@
+"""Models of several tasks and their losses: against numpy, what masks and absent tasks change, and bad input."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax import Batch, Episode, InputError, joint
+from metajax.losses import multitask_loss, multitask_losses, total
+from metajax.models import embedding_heads, image_encoder, mlp, multitask, tcresnet8
+from tests.conftest import assert_close, differs
+
+KEY = jax.random.key(0)
+HEADS = {"speech": 4, "image": 3}
+TABLE = embedding_heads(HEADS, num_tokens=7, width=5)
+TOKENS = {"speech": jnp.array([[0, 6, 6, 2], [3, 1, -1, -1]]), "image": jnp.array([[5, 5], [4, -1], [0, 1]])}
+LABELS = {"speech": jnp.array([3, 1]), "image": jnp.array([0, 2, 1])}
+# two tasks share an encoder, the third has its own; image comes before speech in the alphabet, but not here
+SHARED = multitask(
+    {"audio": mlp(hidden=(6,)), "image": mlp(hidden=(5,))},
+    {"words": 4, "image": 3, "speakers": 2},
+    modality={"words": "audio", "speakers": "audio"},
+    width=8,
+    depth=1,
+)
+
+
+def batch_of(x, y):
+    return {task: Batch(x[task], y[task]) for task in x}
+
+
+@pytest.fixture(scope="module")
+def table():
+    return TABLE.init(KEY, TOKENS)
+
+
+@pytest.fixture(scope="module")
+def several():
+    """Parameters of SHARED and a batch of all its tasks."""
+    x = jax.random.normal(KEY, (3, 5, 6))
+    x = {"words": x[0], "image": x[1, :3], "speakers": x[2, :4]}
+    y = {"words": jnp.array([0, 1, 2, 3, 0]), "image": jnp.array([2, 0, 1]), "speakers": jnp.array([1, 0, 0, 1])}
+    return jax.jit(SHARED.init)(KEY, x), batch_of(x, y)
+
+
+@jax.jit
+def measure(params, batch):
+    """Losses, presence and metrics of SHARED, and the gradient of each loss, stacked."""
+    losses_fn = multitask_losses(SHARED, normalize=True)
+    return losses_fn(params, batch), jax.jacrev(lambda params: losses_fn(params, batch)[0])(params)
+
+
+def cross_entropy(logits, labels):
+    logits = np.asarray(logits, np.float64)
+    return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)])
+
+
+def test_the_reference_model_against_its_definition(table):
+    """One embedding per token, their mean over what is not padding, a linear head per task, the sum of the losses."""
+    wanted = []
+    for task, classes in HEADS.items():
+        kernel, bias = (np.asarray(table["heads"][task][name]) for name in ("kernel", "bias"))
+        assert kernel.shape == (5, classes) and bias.shape == (classes,)
+        embedding = np.asarray(table["shared"]["embedding"])
+        pooled = np.stack([embedding[[t for t in row if t >= 0]].mean(0) for row in TOKENS[task].tolist()])
+        np.testing.assert_allclose(TABLE.embed(table, task, TOKENS[task]), pooled, rtol=1e-5, atol=1e-6)
+        logits = TABLE.apply(table, {task: TOKENS[task]})
+        assert list(logits) == [task]
+        np.testing.assert_allclose(logits[task], pooled @ kernel + bias, rtol=1e-5, atol=1e-6)
+        wanted.append(cross_entropy(pooled @ kernel + bias, LABELS[task]))
+    batch = batch_of(TOKENS, LABELS)
+    losses, present, metrics = multitask_losses(TABLE)(table, batch)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    assert present.tolist() == [True, True]
+    np.testing.assert_allclose(metrics["loss"], sum(wanted), rtol=1e-5)
+    np.testing.assert_allclose([metrics["speech_loss"], metrics["image_loss"]], wanted, rtol=1e-5)
+    hits = [(TABLE.apply(table, TOKENS)[task].argmax(1) == LABELS[task]).mean() for task in HEADS]
+    np.testing.assert_allclose([metrics["speech_accuracy"], metrics["image_accuracy"]], hits)
+    scaled, _, more = multitask_losses(TABLE, normalize=True)(table, batch)
+    np.testing.assert_allclose(scaled, [wanted[0] / math.log(4), wanted[1] / math.log(3)], rtol=1e-5)
+    np.testing.assert_allclose(more["loss"], scaled.sum(), rtol=1e-6)
+    np.testing.assert_allclose(more["speech_loss"], wanted[0], rtol=1e-5)
+    np.testing.assert_allclose(total(losses, [0.5, 3.0]), 0.5 * wanted[0] + 3 * wanted[1], rtol=1e-5)
+    np.testing.assert_allclose(total(losses), sum(wanted), rtol=1e-5)
+
+
+def test_the_reference_model_has_the_sizes_of_the_reference():
+    shapes = jax.eval_shape(embedding_heads().init, KEY, TOKENS)
+    assert jax.tree.map(lambda s: s.shape, shapes) == {
+        "shared": {"embedding": (1000, 128)},
+        "heads": {"speech": {"kernel": (128, 30), "bias": (30,)}, "image": {"kernel": (128, 10), "bias": (10,)}},
+    }
+
+
+def test_the_gradient_of_the_table_is_that_of_looking_tokens_up(table, x64):
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), table)
+
+    def looked_up(table, x):
+        rows = [table[np.array([t for t in row if t >= 0])].mean(0) for row in x.tolist()]
+        return jnp.square(jnp.stack(rows)).sum()
+
+    def product(table, x):
+        return jnp.square(TABLE.embed({"shared": {"embedding": table}}, "speech", x)).sum()
+
+    for x in TOKENS.values():
+        a, b = (jax.grad(f)(params["shared"]["embedding"], x) for f in (product, looked_up))
+        np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
+
+
+def test_padding_and_order_change_nothing_and_only_padding_is_nothing(table):
+    x = TOKENS["speech"]
+    z = TABLE.embed(table, "speech", x)
+    longer = jnp.pad(x, ((0, 0), (1, 2)), constant_values=-1)
+    np.testing.assert_allclose(TABLE.embed(table, "speech", longer), z, rtol=1e-6)
+    np.testing.assert_allclose(TABLE.embed(table, "speech", longer.at[:, 0].set(-9)), z, rtol=1e-6)
+    np.testing.assert_allclose(TABLE.embed(table, "image", x[:, ::-1]), z, rtol=1e-5)
+    assert not TABLE.embed(table, "speech", jnp.full((1, 3), -1)).any()
+    assert not TABLE.embed(table, "speech", jnp.zeros((1, 0), jnp.int32)).any()
+
+
+def test_masked_examples_change_nothing(several):
+    """Value and gradient are those of a batch without them."""
+    params, batch = several
+    kept = {task: np.arange(len(y)) % 2 == 0 for task, (_, y) in batch.items()}
+    mask = {task: Batch(x, jnp.where(kept[task], y, -1)) for task, (x, y) in batch.items()}
+    without = {task: Batch(x[kept[task]], y[kept[task]]) for task, (x, y) in batch.items()}
+    (masked, present, _), grads = found = measure(params, mask)
+    assert present.all() and masked.all()
+    assert_close(found, measure(params, without), 1e-6)
+    assert differs(grads, measure(params, batch)[1], 1e-3)
+    # what a masked example holds is of no account either
+    other = {task: Batch(jnp.where(kept[task][:, None], x, 7 * x + 1), y) for task, (x, y) in mask.items()}
+    assert_close(measure(params, other), found, 1e-6)
+
+
+@pytest.mark.parametrize("how", ["absent", "masked"])
+def test_an_absent_task_has_no_loss_and_no_gradient(several, how):
+    params, batch = several
+    rest = {task: examples for task, examples in batch.items() if task != "words"}
+    if how == "masked":
+        rest["words"] = Batch(batch["words"].x, jnp.full(5, -1))
+    (losses, present, metrics), grads = measure(params, rest)
+    (_, all_present, all_metrics), all_grads = measure(params, batch)
+    assert present.tolist() == [False, True, True] and losses[0] == 0
+    assert all_present.all() and all_metrics.keys() == metrics.keys()
+    assert np.isnan(metrics["words_loss"]) and np.isnan(metrics["words_accuracy"])
+    np.testing.assert_allclose(metrics["loss"], losses[1] + losses[2], rtol=1e-6)
+    np.testing.assert_allclose(metrics["image_loss"], all_metrics["image_loss"], rtol=1e-6)
+    assert all(
+        not leaf[0].any() and all_leaf[0].any()
+        for leaf, all_leaf in zip(*map(jax.tree.leaves, (grads["shared"], all_grads["shared"])), strict=True)
+    )
+    assert all(not leaf.any() for leaf in jax.tree.leaves(grads["heads"]["words"]))
+    assert_close(jax.tree.map(lambda a: a[1:], grads), jax.tree.map(lambda a: a[1:], all_grads), 1e-6)
+
+
+def test_tasks_may_share_an_encoder_and_all_share_the_trunk(several):
+    params, batch = several
+    assert set(params) == {"encoders", "shared", "heads"}
+    assert set(params["encoders"]) == {"audio", "image"} and set(params["heads"]) == {"words", "image", "speakers"}
+    x = batch["words"].x
+    np.testing.assert_array_equal(SHARED.embed(params, "words", x), SHARED.embed(params, "speakers", x))
+    logits = SHARED.apply(params, {task: examples.x for task, examples in batch.items()})
+    for task, (x, _) in batch.items():
+        z, head = SHARED.embed(params, task, x), params["heads"][task]
+        assert z.shape == (len(x), 8)
+        np.testing.assert_allclose(logits[task], z @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
+    # which task's loss reaches what, in the order of the heads
+    grads = measure(params, batch)[1]
+    reached = {
+        name: [any(leaf[task].any() for leaf in jax.tree.leaves(part)) for task in range(3)]
+        for name, part in (
+            {f"to {task}": head for task, head in grads["heads"].items()}
+            | grads["encoders"]
+            | {"shared": grads["shared"]}
+        ).items()
+    }
+    assert reached == {
+        "to words": [True, False, False],
+        "to image": [False, True, False],
+        "to speakers": [False, False, True],
+        "audio": [True, False, True],
+        "image": [False, True, False],
+        "shared": [True, True, True],
+    }
+
+
+def test_the_trunk_against_its_definition(several):
+    params, batch = several
+    p, part = (jax.tree.map(np.asarray, tree) for tree in (params["shared"], params["encoders"]["audio"]))
+
+    def norm(z, q):
+        return (z - z.mean(1, keepdims=True)) / np.sqrt(z.var(1, keepdims=True) + 1e-5) * q["scale"] + q["bias"]
+
+    x = batch["words"].x
+    body, projection = part["body"]["dense0"], part["projection"]
+    z = np.maximum(np.asarray(x) @ body["kernel"] + body["bias"], 0) @ projection["kernel"] + projection["bias"]
+    y = np.maximum(norm(z, p["norm0"]) @ p["dense0a"]["kernel"] + p["dense0a"]["bias"], 0)
+    z = norm(z + y @ p["dense0b"]["kernel"] + p["dense0b"]["bias"], p["norm"])
+    np.testing.assert_allclose(SHARED.embed(params, "words", x), z, rtol=1e-4, atol=1e-5)
+
+
+def test_a_speech_and_an_image_encoder_of_different_kinds():
+    """What an experiment builds; a depth of 0 leaves projections and a norm."""
+    encoders = {"speech": tcresnet8(normalization="group"), "image": image_encoder()}
+    model = multitask(encoders, {"speech": 30, "image": 10}, depth=0)
+    x = {"image": jnp.zeros((3, 28, 28)), "speech": jnp.zeros((2, 20, 8))}
+    params = jax.eval_shape(model.init, KEY, x)
+    assert params["encoders"]["speech"]["projection"]["kernel"].shape == (48, 64)
+    assert params["encoders"]["image"]["projection"]["kernel"].shape == (4 * 4 * 64, 64)
+    assert set(params["shared"]) == {"norm"}
+    logits = jax.eval_shape(model.apply, params, x)
+    assert {task: y.shape for task, y in logits.items()} == {"image": (3, 10), "speech": (2, 30)}
+
+
+def test_the_image_encoder_sees_each_example_alone():
+    model, x = image_encoder(5, width=2), jax.random.uniform(KEY, (3, 8, 8))
+    params = jax.jit(model.init)(KEY, x)
+    apply = jax.jit(model.apply)
+    y = apply(params, x)
+    assert y.shape == (3, 5)
+    np.testing.assert_allclose(apply(params, x.at[1:].set(0))[0], y[0], atol=1e-6)
+    for row, column in ((0, 0), (3, 4), (7, 7)):
+        assert np.abs(apply(params, x.at[0, row, column].add(1))[0] - y[0]).max() > 1e-4
+
+
+def test_the_loss_function_is_the_weighted_sum_and_serves_joint_training(several):
+    params, batch = several
+    x, y = ({task: examples[i] for task, examples in batch.items()} for i in range(2))
+    loss, metrics = multitask_loss(SHARED, [1.0, 0.5, 2.0], normalize=True)(params, Batch(x, y), KEY)
+    losses, _, wanted = multitask_losses(SHARED, normalize=True)(params, batch)
+    np.testing.assert_allclose(loss, losses @ np.array([1, 0.5, 2]), rtol=1e-6)
+    assert_close(metrics, wanted, 0)
+    learner, objective = joint(multitask_loss(SHARED))
+    episode = Episode(Batch(x, y), Batch(x, y))
+    np.testing.assert_allclose(
+        objective(learner.init(params), episode, KEY)[0], sum(losses * np.log([4, 3, 2])), rtol=1e-5
+    )
+    with pytest.raises(InputError, match="inputs of words, image, speakers but labels of image"):
+        multitask_loss(SHARED)(params, Batch(x, {"image": y["image"]}), KEY)
+
+
+def test_precision_is_that_of_the_parameters(table, x64):
+    for dtype in (jnp.float32, jnp.float64):
+        params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), table)
+        only = {"image": Batch(TOKENS["image"], LABELS["image"])}
+        losses, _, metrics = multitask_losses(TABLE, normalize=True)(params, only)
+        assert {a.dtype for a in (losses, total(losses, [1.0, 2.0]), *metrics.values())} == {jnp.dtype(dtype)}
+
+
+def test_models_refuse_tasks_without_heads_and_heads_without_tasks(table, several, unchecked):
+    with pytest.raises(InputError, match=r"task 'video', but the model has heads for speech, image only"):
+        TABLE.apply(table, TOKENS | {"video": TOKENS["image"]})
+    with pytest.raises(InputError, match="task 'video', but the model has heads for words, image, speakers only"):
+        multitask_losses(SHARED)(several[0], several[1] | {"video": several[1]["image"]})
+    with pytest.raises(InputError, match=r"task 'video', but the model has heads for speech, image only"):
+        TABLE.init(KEY, TOKENS | {"video": TOKENS["image"]})
+    with pytest.raises(InputError, match="head 'image' has no task: init needs inputs of every task, found speech"):
+        TABLE.init(KEY, {"speech": TOKENS["speech"]})
+    with pytest.raises(InputError, match="head 'words' has no task: init needs inputs of every task, found none"):
+        SHARED.init(KEY, {})
+    encoder = mlp(hidden=(3,))
+    with pytest.raises(InputError, match="head 'image' has no task to read: expected encoder 'image', found speech"):
+        multitask({"speech": encoder}, HEADS)
+    with pytest.raises(
+        InputError, match="head 'image' has no task to read: expected encoder 'eye', found speech, image"
+    ):
+        multitask({"speech": encoder, "image": encoder}, HEADS, modality={"image": "eye"})
+    with pytest.raises(InputError, match="encoder 'video' has no task: the tasks are speech, image"):
+        multitask(dict.fromkeys(("speech", "video", "image"), encoder), HEADS)
+    with pytest.raises(InputError, match="modality names task 'video' without a head, expected some of speech, image"):
+        multitask({"speech": encoder, "image": encoder}, HEADS, modality={"video": "image"})
+    for make in (embedding_heads, lambda heads: multitask({"image": encoder}, heads)):
+        with pytest.raises(InputError, match="heads is empty"):
+            make({})
+        with pytest.raises(InputError, match="head of task 'image' has 1 classes, expected 2 or more"):
+            make({"image": 1})
+
+
+def test_tokens_beyond_the_table_are_refused(table):
+    with pytest.raises(InputError, match="inputs of task 'image' hold token 7, expected at most 6"):
+        TABLE.apply(table, {"image": jnp.array([[1, 7]])})
+    traced = jax.jit(TABLE.apply)(table, {"image": jnp.array([[1, 7], [1, 6]])})["image"]
+    assert np.isnan(traced[0]).all() and np.isfinite(traced[1]).all()
+    fixed = jnp.array([[1, 7]])
+    with pytest.raises(InputError, match="hold token 7"):
+        jax.jit(lambda params: TABLE.apply(params, {"image": fixed}))(table)
+
+
+@pytest.mark.parametrize("wrong", [-2, 3])
+def test_labels_out_of_range_are_refused(table, wrong):
+    batch = batch_of(TOKENS, LABELS | {"image": jnp.array([0, wrong, -1])})
+    losses_fn = multitask_losses(TABLE)
+    with pytest.raises(InputError, match=rf"labels of task 'image' hold {wrong}, expected 0\.\.2, or -1"):
+        losses_fn(table, batch)
+    with pytest.raises(InputError, match=f"hold {wrong}"):  # concrete although compiled
+        jax.jit(lambda params: losses_fn(params, batch))(table)
+    losses, _, metrics = jax.jit(losses_fn)(table, batch)
+    assert np.isfinite(losses[0]) and np.isnan(losses[1]) and np.isnan(metrics["loss"])
+
+
+def test_all_tasks_masked_is_refused(table):
+    batch = batch_of(TOKENS, {task: jnp.full_like(y, -1) for task, y in LABELS.items()})
+    losses_fn = multitask_losses(TABLE)
+    with pytest.raises(InputError, match="All tasks are masked: no example of speech, image has a label"):
+        losses_fn(table, batch)
+    with pytest.raises(InputError, match="All tasks are masked: no example of an empty batch has a label"):
+        jax.jit(losses_fn)(table, {})
+    losses, present, metrics = jax.jit(losses_fn)(table, batch)
+    assert not losses.any() and not present.any() and np.isnan(metrics["loss"])
+
+
+@pytest.mark.parametrize("wrong", [-0.5, math.nan, math.inf])
+def test_weights_must_be_finite_and_not_negative(wrong):
+    losses = jnp.ones(2)
+    for weights in ([1.0, wrong], jnp.array([1.0, wrong])):
+        with pytest.raises(InputError, match=f"weights hold {wrong}, expected finite numbers, 0 or more"):
+            total(losses, weights)
+        with pytest.raises(InputError, match=f"weights hold {wrong}"):
+            jax.jit(lambda losses, weights=weights: total(losses, weights))(losses)
+
+
+def test_there_is_one_weight_for_each_loss(table, unchecked):
+    for weights in ([1.0], jnp.ones(3)):
+        with pytest.raises(InputError, match=f"There are 2 losses but {len(weights)} weights, expected one for each"):
+            total(jnp.ones(2), weights)
+    with pytest.raises(InputError, match="There are 2 losses but 3 weights"):
+        multitask_loss(TABLE, [1, 1, 1])(table, Batch(TOKENS, LABELS), KEY)
+    assert jax.jit(total)(jnp.ones(2), jnp.array([1.0, 2.0])) == 3

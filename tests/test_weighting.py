@@ -1,0 +1,496 @@
+"""Weightings of a joint loss against independent solutions, and the step that uses them."""
+
+from functools import cache
+from itertools import combinations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from scipy.optimize import minimize
+
+import metajax.weighting
+from metajax import Batch, InputError, checkpoint, fit
+from metajax.losses import multitask_losses
+from metajax.models.multitask import embedding_heads
+from metajax.weighting import (
+    combine,
+    equal,
+    fixed,
+    gradnorm,
+    gram_matrix,
+    init_weighted,
+    task_gradients,
+    uncertainty,
+    weighted_step,
+)
+from tests.conftest import assert_close, differs
+
+KEY = jax.random.key(0)
+# one function for one setting, so that it is compiled once
+pcgrad, mgda, cagrad, nash = (cache(getattr(metajax.weighting, name)) for name in ("pcgrad", "mgda", "cagrad", "nash"))
+ALL = {
+    "equal": equal(),
+    "fixed": fixed([0.5, 2.0, 1.0]),
+    "uncertainty": uncertainty(optax.sgd(0.1)),
+    "gradnorm": gradnorm(),
+    "pcgrad": pcgrad(),
+    "mgda": mgda(),
+    "cagrad": cagrad(),
+    "nash": nash(),
+}
+
+
+def random_gradients(tasks, seed, size=6):
+    """Gradients of which some conflict, some are ten times larger, and no positive combination is 0."""
+    draw = np.random.default_rng(seed)
+    return (draw.normal(size=(tasks, size)) + 0.3) * 10.0 ** draw.uniform(-0.5, 0.5, size=(tasks, 1))
+
+
+def weigh(weighting, g, losses=None, present=None, state=None, key=KEY):
+    """The weights for gradients `g`, and the new state."""
+    g = jnp.asarray(g)
+    losses = jnp.ones(len(g), g.dtype) if losses is None else jnp.asarray(losses, g.dtype)
+    present = jnp.ones(len(g), bool) if present is None else jnp.asarray(present)
+    state = weighting.init(len(g)) if state is None else state
+    return jax.jit(weighting.weigh)(state, losses, present, gram_matrix(g) if weighting.by_gradient else None, key)
+
+
+def direction(weighting, g, **options):
+    return np.asarray(weigh(weighting, g, **options)[0]) @ np.asarray(g)
+
+
+# PCGrad
+
+
+def projected(g, orders):
+    """Gradient surgery on the vectors themselves."""
+    total = np.zeros(g.shape[1])
+    for i, order in enumerate(orders):
+        mine = g[i].copy()
+        for j in order:
+            if j != i and mine @ g[j] < 0:
+                mine -= mine @ g[j] / (g[j] @ g[j]) * g[j]
+        total += mine
+    return total
+
+
+def test_pcgrad_of_two_tasks_is_the_sum_of_their_mutual_projections(x64):
+    a, b = np.array([1.0, 0.0, 2.0]), np.array([-3.0, 1.0, 0.5])
+    assert a @ b < 0
+    expected = (a - a @ b / (b @ b) * b) + (b - a @ b / (a @ a) * a)
+    np.testing.assert_allclose(direction(pcgrad(), [a, b]), expected, atol=1e-14)
+    np.testing.assert_allclose(direction(pcgrad(), [a, -b]), a - b, atol=1e-14)  # no conflict, no surgery
+
+
+def test_pcgrad_of_more_tasks_in_order_and_in_a_drawn_order(x64):
+    orders = {(i, j, k) for i, j, k in np.stack(np.meshgrid(*[range(3)] * 3), -1).reshape(-1, 3) if len({i, j, k}) == 3}
+    for seed in range(5):
+        g = np.random.default_rng(seed).normal(size=(3, 4))
+        plain = direction(pcgrad(shuffle=False), g)
+        np.testing.assert_allclose(plain, projected(g, [range(3)] * 3), atol=1e-13)
+        possible = [projected(g, (a, b, c)) for a in orders for b in orders for c in orders]
+        drawn = [direction(pcgrad(), g, key=jax.random.key(k)) for k in range(5)]
+        assert all(min(np.abs(d - p).max() for p in possible) < 1e-13 for d in drawn)
+    g = np.array([[1.0, 0, 0], [-1, 1, 0.2], [-1, -0.8, 0.1]])  # order matters here
+    assert np.ptp([direction(pcgrad(), g, key=jax.random.key(k)) for k in range(10)], axis=0).max() > 1e-3
+
+
+# MGDA
+
+
+def test_mgda_of_two_tasks_is_the_nearest_point_of_their_segment(x64):
+    for seed in range(20):
+        a, b = random_gradients(2, seed, size=2)
+        share = np.clip(b @ (b - a) / ((a - b) @ (a - b)), 0, 1)
+        np.testing.assert_allclose(weigh(mgda(), [a, b])[0], [share, 1 - share], atol=1e-7)
+        np.testing.assert_allclose(direction(mgda(), [a, b]), share * a + (1 - share) * b, atol=1e-7)
+
+
+def minimum(value, tasks):
+    """A convex function's minimum over the simplex, the best over the supports of its solution."""
+    best = np.inf
+    for size in range(1, tasks + 1):
+        for support in map(list, combinations(range(tasks), size)):
+
+            def restricted(x, support=support):
+                return value(np.bincount(support, x, tasks))
+
+            start = np.full(size, 1 / size)
+            result = minimize(
+                restricted,
+                start,
+                method="SLSQP",
+                bounds=[(0, 1)] * size,
+                constraints={"type": "eq", "fun": lambda x: x.sum() - 1},
+                options={"ftol": 1e-15, "maxiter": 500},
+            )
+            if abs(result.x.sum() - 1) < 1e-12:
+                best = min(best, restricted(result.x))
+    return best
+
+
+@pytest.mark.parametrize("tasks", [3, 4])
+def test_mgda_of_more_tasks_has_the_minimum_norm(x64, tasks):
+    for seed in range(4):
+        g = random_gradients(tasks, seed)
+        w, d = np.asarray(weigh(mgda(), g)[0]), direction(mgda(), g)
+        assert w.min() >= 0
+        np.testing.assert_allclose(w.sum(), 1, rtol=1e-13)
+        scale = (g * g).sum(1).max()
+        assert d @ d <= minimum(lambda w, g=g: (w @ g) @ (w @ g), tasks) + 1e-9 * scale
+        assert (g @ d).min() >= d @ d - 1e-12 * scale  # optimality: the nearest point of the hull
+
+
+# CAGrad
+
+
+@pytest.mark.parametrize(("tasks", "c"), [(2, 0.5), (3, 0.9), (4, 0.2), (3, 0.0)])
+def test_cagrad_lifts_the_worst_task_within_its_ball(x64, tasks, c):
+    for seed in range(4):
+        g = random_gradients(tasks, seed)
+        mean, d = g.mean(0), direction(cagrad(c), g)
+        radius, scale = c * np.linalg.norm(mean), (g * g).sum(1).max()
+        assert np.linalg.norm(d - mean) <= radius * (1 + 1e-12) + 1e-15
+
+        def dual(w, g=g, mean=mean, radius=radius):
+            return w @ g @ mean + radius * np.linalg.norm(w @ g)
+
+        assert (g @ d).min() >= minimum(dual, tasks) - 1e-9 * scale
+        # no direction of the ball does better, by a search that knows nothing of duality
+        start = np.append(mean, (g @ mean).min())
+        found = minimize(
+            lambda x, s=scale: -x[-1] / s,
+            start,
+            method="SLSQP",
+            constraints=[
+                {"type": "ineq", "fun": lambda x, g=g, s=scale: (g @ x[:-1] - x[-1]) / s},
+                {"type": "ineq", "fun": lambda x, m=mean, r=radius: r**2 - (x[:-1] - m) @ (x[:-1] - m)},
+            ],
+            options={"ftol": 1e-14, "maxiter": 500},
+        ).x
+        if np.linalg.norm(found[:-1] - mean) <= radius + 1e-9:
+            assert (g @ d).min() >= (g @ found[:-1]).min() - 1e-6 * scale
+
+
+# Nash-MTL
+
+
+def test_nash_of_two_tasks_is_the_bisector(x64):
+    for seed in range(10):
+        a, b = random_gradients(2, seed)
+        a_unit, b_unit = a / np.linalg.norm(a), b / np.linalg.norm(b)
+        expected = (a_unit + b_unit) / np.sqrt(1 + a_unit @ b_unit)
+        np.testing.assert_allclose(direction(nash(), [a, b]), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("tasks", [1, 2, 3, 4])
+def test_nash_weights_solve_their_equation_whatever_the_scale_of_a_loss(x64, tasks):
+    for seed in range(10):
+        g = random_gradients(tasks, seed)
+        w = np.asarray(weigh(nash(), g)[0])
+        assert w.min() > 0
+        np.testing.assert_allclose(g @ g.T @ w * w, 1, atol=1e-8)
+        scales = np.array([1000.0, 1.0, 1.0, 1e-3])[:tasks]
+        np.testing.assert_allclose(direction(nash(), scales[:, None] * g), w @ g, atol=1e-8)
+
+
+# Kendall, GradNorm
+
+
+def test_uncertainty_ends_at_the_log_of_the_losses(x64):
+    losses, weighting = jnp.array([0.1, 1.0, 30.0]), uncertainty(optax.sgd(0.3))
+
+    def one(_, state):
+        return weighting.weigh(state, losses, jnp.ones(3, bool), None, KEY)[1]
+
+    (s, _), start = jax.lax.fori_loop(0, 400, one, weighting.init(3)), weighting.init(3)
+    np.testing.assert_allclose(s, np.log(losses), atol=1e-10)
+    weights, _ = weighting.weigh((s, start[1]), losses, jnp.ones(3, bool), None, KEY)
+    np.testing.assert_allclose(weights * losses, 1, atol=1e-10)
+    # the direction of s is the gradient of the objective
+    state = (jnp.array([0.3, -0.2, 1.0]), start[1])
+    new = weighting.weigh(state, losses, jnp.ones(3, bool), None, KEY)[1][0]
+    slope = jax.grad(lambda s: (jnp.exp(-s) * losses + s).sum())(state[0])
+    np.testing.assert_allclose(new, state[0] - 0.3 * slope, rtol=1e-12)
+
+
+def settled(weighting, norms, losses, steps=3000):
+    """The weights after many steps on gradients of the given sizes, and losses after the first ones of 1."""
+    gram, present = jnp.diag(jnp.asarray(norms) ** 2), jnp.ones(len(norms), bool)
+    _, state = weighting.weigh(weighting.init(len(norms)), jnp.ones(len(norms)), present, gram, KEY)
+
+    def one(_, state):
+        return weighting.weigh(state, jnp.asarray(losses), present, gram, KEY)[1]
+
+    state = jax.lax.fori_loop(0, steps, one, state)
+    return np.asarray(weighting.weigh(state, jnp.asarray(losses), present, gram, KEY)[0])
+
+
+def test_gradnorm_balances(x64):
+    rate = optax.exponential_decay(0.02, 100, 0.7)
+    norms = np.array([1.0, 10.0, 0.5])
+    w = settled(gradnorm(0.0, optax.sgd(rate)), norms, [1.0, 0.5, 0.25])
+    np.testing.assert_allclose(w, 3 / norms / (1 / norms).sum(), rtol=1e-3)
+    np.testing.assert_allclose(w.sum(), 3, rtol=1e-12)
+    # a task that lags is pulled: w |g| in proportion to L / L(0); for other alpha the goals contradict each other
+    losses = np.array([1.0, 0.5, 0.25])
+    w = settled(gradnorm(1.0, optax.sgd(rate)), norms, losses)
+    np.testing.assert_allclose(w * norms / (w * norms).sum(), losses / losses.sum(), rtol=1e-3)
+
+
+def test_gradnorm_balances_two_quadratics(x64):
+    """L_i = a_i |theta - c|^2 / 2: sizes w_i a_i |theta - c| are equal where w_i is in proportion to 1 / a_i."""
+    scales = jnp.array([1.0, 50.0])
+
+    def losses(params, batch):
+        values = scales * jnp.square(params["shared"] - 1.0).sum() / 2
+        return values, jnp.ones(2, bool), {"loss": values.sum()}
+
+    weighting = gradnorm(0.0, optax.adam(optax.exponential_decay(0.05, 50, 0.7)))
+    optimizer = optax.sgd(1e-5)
+    step = jax.jit(weighted_step(losses, weighting, optimizer, lambda key: {}))
+    state = init_weighted({"shared": jnp.zeros(3)}, optimizer, weighting, 2)
+    for _ in range(600):
+        state, metrics = step(state, KEY)
+    w = np.array([metrics["weight_0"], metrics["weight_1"]])
+    np.testing.assert_allclose(w, [100 / 51, 2 / 51], rtol=1e-2)
+    np.testing.assert_allclose(w.sum(), 2, rtol=1e-12)
+
+
+# where there is little to weigh
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", ALL)
+def test_degenerate_gradients_give_finite_weights(name, precision):
+    with jax.enable_x64(precision == "float64"):
+        a, b, zero = np.array([[1.0, 2.0, 0.0], [0.5, -1.0, 3.0], [0.0, 0.0, 0.0]])
+        # a zero gradient, equal ones, opposite ones, all zero, opposite and another, very different sizes
+        for g in (
+            [a, zero, b],
+            [a, a, a],
+            [a, -a, zero],
+            [zero] * 3,
+            [a, -a, b],
+            [a, b, -a - b],
+            [1e6 * a, 1e-6 * b, b],
+        ):
+            g = np.asarray(g, precision)
+            w, state = weigh(ALL[name], g)
+            assert w.dtype == g.dtype
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((w, state)))
+            w = weigh(ALL[name], g, losses=np.zeros(3), state=state)[0]
+            assert np.isfinite(w).all()
+
+
+def test_what_degenerate_gradients_mean(x64):
+    a, zero = np.array([[1.0, 2.0, 0.0], [0.0, 0.0, 0.0]])
+    np.testing.assert_allclose(direction(mgda(), [a, zero]), zero, atol=1e-7)
+    np.testing.assert_allclose(direction(mgda(), [a, a]), a, atol=1e-12)
+    np.testing.assert_allclose(direction(mgda(), [a, -a]), zero, atol=1e-12)
+    np.testing.assert_allclose(direction(nash(), [a, zero]), a / np.linalg.norm(a), atol=1e-12)
+    np.testing.assert_allclose(direction(nash(), [a, a]), 2 * a / np.linalg.norm(a) / np.sqrt(2), atol=1e-12)
+    np.testing.assert_allclose(direction(nash(), [a, -a]), zero, atol=1e-7)
+    np.testing.assert_allclose(direction(nash(), [a, -a, zero]), zero, atol=1e-6)
+    np.testing.assert_allclose(direction(pcgrad(), [a, -a]), zero, atol=1e-12)
+    np.testing.assert_allclose(direction(cagrad(), [a, -a]), zero, atol=1e-12)
+    # CAGrad: a task without gradient has nothing to lose, but counts in the mean
+    d = direction(cagrad(0.5), [a, zero])
+    np.testing.assert_allclose(d, a / 2 * 1.5, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_absent_task_takes_no_part(name, x64):
+    """The present tasks get the weights that they would have without it."""
+    g, losses = random_gradients(3, 1), np.array([0.5, 1.0, 2.0])
+    weighting = ALL[name]
+    two = fixed([0.5, 1.0]) if name == "fixed" else weighting
+    if name == "pcgrad":
+        weighting = two = pcgrad(shuffle=False)
+    present = np.array([True, False, True])
+    w = np.asarray(weigh(weighting, g, losses, present)[0])
+    assert w[1] == 0
+    # GradNorm shares out the number of all tasks, so that a task keeps its share while it is away
+    expected = np.asarray(weigh(two, g[present], losses[present])[0])
+    np.testing.assert_allclose(w[present], expected, atol=1e-7)
+    g[1] = 1e3  # whatever its gradient
+    np.testing.assert_allclose(weigh(weighting, g, losses, present)[0], w, atol=1e-7)
+    np.testing.assert_array_equal(weigh(weighting, g, losses, np.zeros(3, bool))[0], np.zeros(3))
+
+
+def test_an_absent_task_keeps_its_state(x64):
+    g, present = random_gradients(2, 0), np.array([True, False])
+    (s, _) = weigh(uncertainty(optax.sgd(0.1)), g, [3.0, 5.0], present)[1]
+    assert s[0] != 0
+    assert s[1] == 0
+    (_, first, _) = weigh(gradnorm(), g, [3.0, 5.0], present)[1]
+    np.testing.assert_array_equal(first, [3.0, 0.0])
+
+
+@pytest.mark.parametrize("name", ["equal", "pcgrad", "mgda", "gradnorm", "uncertainty", "cagrad"])
+def test_one_task_is_itself(name, x64):
+    g = random_gradients(1, 0)
+    expected = {"cagrad": 1.5}.get(name, 1.0)
+    np.testing.assert_allclose(weigh(ALL[name], g)[0], [expected], atol=1e-9)
+
+
+def test_bad_weights_are_refused():
+    with pytest.raises(InputError, match=r"weights\[1\] is -1.0, expected a finite number"):
+        fixed([1.0, -1.0])
+    with pytest.raises(InputError, match=r"weights\[0\] is nan"):
+        fixed([float("nan")])
+    with pytest.raises(InputError, match="3 weights for 2 tasks"):
+        fixed([1.0, 1.0, 1.0]).init(2)
+    for weighting in (fixed([1.0, 1.0, 1.0]), uncertainty(), gradnorm()):
+        with pytest.raises(InputError, match="3 weights for 2 tasks"):
+            weigh(weighting, random_gradients(2, 0), state=weighting.init(3))
+    with pytest.raises(InputError, match="c is -0.5"):
+        cagrad(-0.5)
+
+
+# the step
+
+
+def hand_made(params, batch):
+    """Two tasks with a shared matrix and a head each; the second is away where its batch is."""
+    values = []
+    for task in ("a", "b"):
+        if task in batch:
+            predicted = jnp.tanh(batch[task].x @ params["shared"]["w"]) @ params["heads"][task]
+            values.append(jnp.square(predicted - batch[task].y).mean())
+        else:
+            values.append(jnp.zeros(()))
+    losses = jnp.stack(values)
+    return losses, jnp.array([task in batch for task in ("a", "b")]), {"loss": losses.sum()}
+
+
+def hand_made_params():
+    keys = jax.random.split(KEY, 3)
+    heads = {"a": jax.random.normal(keys[0], (4,)), "b": jax.random.normal(keys[1], (4,))}
+    return {"shared": {"w": jax.random.normal(keys[2], (3, 4))}, "heads": heads}
+
+
+def sample(key):
+    x_key, y_key = jax.random.split(key)
+    x, y = jax.random.normal(x_key, (2, 5, 3)), jax.random.normal(y_key, (2, 5))
+    return {"a": Batch(x[0], y[0]), "b": Batch(x[1], 10 * y[1])}
+
+
+def test_task_gradients_are_those_of_each_loss(x64):
+    params, batch = hand_made_params(), sample(KEY)
+    of = lambda shared: hand_made(params | {"shared": shared}, batch)[0]  # noqa: E731
+    values, gradients = task_gradients(of, params["shared"])
+    np.testing.assert_allclose(values, of(params["shared"]))
+    single = [jax.grad(lambda shared, i=i: of(shared)[i])(params["shared"]) for i in range(2)]
+    assert_close(gradients, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single), 1e-14)
+    flat = np.stack([np.asarray(g["w"]).ravel() for g in single])
+    np.testing.assert_allclose(gram_matrix(gradients), flat @ flat.T, rtol=1e-12)
+    np.testing.assert_allclose(combine(jnp.array([2.0, -1.0]), gradients)["w"].ravel(), [2, -1] @ flat, rtol=1e-12)
+
+
+def test_equal_weights_take_the_steps_of_the_plain_sum():
+    optimizer, params = optax.adam(1e-2), hand_made_params()
+    step = jax.jit(weighted_step(hand_made, equal(), optimizer, sample))
+    state = init_weighted(params, optimizer, equal(), 2)
+
+    @jax.jit
+    def plain(params, opt_state, key):
+        batch = sample(jax.random.split(key)[0])
+        grads = jax.grad(lambda params: hand_made(params, batch)[0].sum())(params)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state
+
+    opt_state = optimizer.init(params)
+    for number in range(5):
+        key = jax.random.fold_in(KEY, number)
+        state, metrics = step(state, key)
+        params, opt_state = plain(params, opt_state, key)
+        for a, b in zip(jax.tree.leaves(state.theta), jax.tree.leaves(params), strict=True):
+            np.testing.assert_array_equal(a, b)
+    assert (float(metrics["weight_0"]), float(metrics["weight_1"]), int(state.count)) == (1, 1, 5)
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "pcgrad", "nash"])
+def test_a_step_combines_shared_gradients_and_leaves_heads_to_their_losses(name, x64):
+    weighting, optimizer, params = ALL[name], optax.sgd(1.0), hand_made_params()
+    state, metrics = jax.jit(weighted_step(hand_made, weighting, optimizer, sample))(
+        init_weighted(params, optimizer, weighting, 2), KEY
+    )
+    sample_key, key = jax.random.split(KEY)
+    batch = sample(sample_key)
+    each = [jax.grad(lambda params, i=i: hand_made(params, batch)[0][i])(params) for i in range(2)]
+    g = np.stack([np.asarray(one["shared"]["w"]).ravel() for one in each])
+    w = np.asarray(weigh(weighting, g, hand_made(params, batch)[0], key=key)[0])
+    np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"]], w, rtol=1e-6)
+    np.testing.assert_allclose((params["shared"]["w"] - state.theta["shared"]["w"]).ravel(), w @ g, atol=1e-6)
+    for i, task in enumerate(("a", "b")):
+        expected = each[i]["heads"][task] * (w[i] if name == "gradnorm" else 1)
+        np.testing.assert_allclose(params["heads"][task] - state.theta["heads"][task], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["equal", "nash", "cagrad", "gradnorm"])
+def test_a_batch_without_a_task_moves_what_the_others_share(name):
+    optimizer, params = optax.sgd(0.1), hand_made_params()
+    only = lambda key: {"a": sample(key)["a"]}  # noqa: E731
+    state = init_weighted(params, optimizer, ALL[name], 2)
+    state, metrics = jax.jit(weighted_step(hand_made, ALL[name], optimizer, only))(state, KEY)
+    assert metrics["weight_1"] == 0
+    assert np.isfinite(metrics["loss"])
+    assert differs(state.theta["shared"], params["shared"], 1e-4)
+    np.testing.assert_array_equal(state.theta["heads"]["b"], params["heads"]["b"])
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "nash"])
+def test_named_tasks_take_the_same_steps_by_their_own_batches(name, x64):
+    """On the reference model; fewer operations, as nothing is carried through the model for the other tasks."""
+    model = embedding_heads({"speech": 5, "image": 3, "other": 2}, num_tokens=11, width=4)
+    x = {task: jax.random.randint(KEY, (6, 7), 0, 11) + i for i, task in enumerate(model.heads)}
+    params = model.init(KEY, {task: tokens % 11 for task, tokens in x.items()})
+
+    def draw(key):
+        return {task: Batch(x[task] % 11, jnp.arange(6) % model.heads[task]) for task in ("speech", "image")}
+
+    results, optimizer, weighting = [], optax.sgd(0.1), ALL[name]
+    state = init_weighted(params, optimizer, weighting, 3)
+    for tasks in (None, tuple(model.heads)):
+        step = jax.jit(weighted_step(multitask_losses(model, normalize=True), weighting, optimizer, draw, tasks=tasks))
+        results.append(step(state, KEY))
+    assert_close(results[1][0], results[0][0], 1e-12)
+    assert differs(results[0][0].theta, params, 1e-4)
+    names = {"speech_weight": "weight_0", "image_weight": "weight_1", "other_weight": "weight_2"}
+    for mine, other in names.items():
+        np.testing.assert_allclose(results[1][1][mine], results[0][1][other], rtol=1e-12)
+    with pytest.raises(InputError, match="tasks are speech, image, for 3 losses of speech, image"):
+        weighted_step(multitask_losses(model), weighting, optimizer, draw, tasks=("speech", "image"))(state, KEY)
+
+
+@pytest.mark.parametrize("name", ["gradnorm", "nash"])
+def test_a_step_that_is_not_finite_changes_nothing(name):
+    broken = lambda key: jax.tree.map(lambda a: a * jnp.nan, sample(key))  # noqa: E731
+    optimizer = optax.adam(1e-2)
+    state = init_weighted(hand_made_params(), optimizer, ALL[name], 2)
+    new, metrics = jax.jit(weighted_step(hand_made, ALL[name], optimizer, broken))(state, KEY)
+    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert np.isnan(metrics["loss"])
+
+
+def test_fit_runs_the_step_and_resumes_exactly(tmp_path):
+    optimizer, weighting = optax.adam(1e-2), gradnorm()
+    step = weighted_step(hand_made, weighting, optimizer, sample)
+
+    def run(outer_steps, folder, **options):
+        state = init_weighted(hand_made_params(), optimizer, weighting, 2)
+        options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False}
+        return fit(step, state, KEY, outer_steps, folder=folder, **options)
+
+    whole = run(8, tmp_path / "whole")
+    run(4, tmp_path / "parts")
+    parts = run(8, tmp_path / "parts", resume=True)
+    for a, b in zip(jax.tree.leaves(parts.state), jax.tree.leaves(whole.state), strict=True):
+        np.testing.assert_array_equal(a, b)
+    lines = checkpoint.read_lines(tmp_path / "parts" / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [2, 4, 6, 8]
+    assert all({"loss", "grad_norm", "weight_0", "weight_1"} <= line.keys() for line in lines)

@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import metajax as mj
+from metajax.ctc import Transcripts, ctc
 from metajax.losses import cross_entropy
-from metajax.models import conv4, mlp, tcresnet8
+from metajax.models import bilstm, conv4, crnn, mlp, tcresnet8
 
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 import torch_peers as peers  # noqa: E402
@@ -22,22 +23,30 @@ NETWORKS = {
     "mlp": (mlp(WAYS, hidden=(7, 6)), peers.mlp, (5,)),
     "tcresnet8": (tcresnet8(WAYS, width=0.25), peers.tcresnet8, (21, 6)),
     "conv4": (conv4(WAYS, width=3), peers.conv4, (17, 18)),
+    "crnn": (crnn(WAYS, width=3), peers.crnn, (33, 18)),
+    "bilstm": (bilstm(WAYS + 1, width=6), peers.bilstm, (21, 6)),  # with CTC
 }
 
 
-def episode(key, shape):
-    """Classes with means of their own, so that gradients differ from task to task."""
+def episode(key, shape, transcribed=False):
+    """Classes with means of their own, so that gradients differ from task to task; a class is said once or twice."""
     n = WAYS * (SHOTS + QUERIES)
     label = jnp.arange(n) % WAYS
     mean_key, x_key = jax.random.split(key)
     x = jax.random.normal(mean_key, (WAYS, *shape))[label] + jax.random.normal(x_key, (n, *shape))
-    both = mj.Batch(x, mj.Labels(label, label))
+    transcripts = Transcripts(jnp.stack([label + 1] * 2, 1).at[0, 0].set(WAYS), 1 + label % 2)
+    both = mj.Batch(x, transcripts if transcribed else mj.Labels(label, label))
     cut = WAYS * SHOTS
     return mj.Episode(jax.tree.map(lambda a: a[:cut], both), jax.tree.map(lambda a: a[cut:], both))
 
 
 def tensors(batch):
-    return torch.tensor(np.asarray(batch.x)), torch.tensor(np.asarray(batch.y.episode), dtype=torch.int64)
+    x, *y = (torch.tensor(np.asarray(a)) for a in (batch.x, *batch.y))
+    return x, tuple(a.long() for a in y) if isinstance(batch.y, Transcripts) else y[0].long()
+
+
+def stacked(leaves):
+    return tuple(map(stacked, zip(*leaves, strict=True))) if isinstance(leaves[0], tuple) else torch.stack(leaves)
 
 
 def compare(grads, wanted):
@@ -47,13 +56,13 @@ def compare(grads, wanted):
 
 
 @pytest.mark.parametrize("method", ("maml", "fomaml", "anil", "meta_sgd"))
-@pytest.mark.parametrize("name", ("mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tcresnet8", "conv4"))))
+@pytest.mark.parametrize("name", ("mlp", *(pytest.param(n, marks=pytest.mark.slow) for n in NETWORKS if n != "mlp")))
 def test_meta_gradient_is_that_of_pytorch(x64, name, method):
     model, peer, shape = NETWORKS[name]
-    episodes = [episode(key, shape) for key in jax.random.split(jax.random.key(1), 2)]
+    episodes = [episode(key, shape, name == "bilstm") for key in jax.random.split(jax.random.key(1), 2)]
     params = model.init(jax.random.key(0), episodes[0].support.x)
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-    algorithm = getattr(mj, method)(cross_entropy(model.apply), optax.sgd(RATE), STEPS)
+    algorithm = getattr(mj, method)((ctc if name == "bilstm" else cross_entropy)(model.apply), optax.sgd(RATE), STEPS)
     theta = algorithm.learner.init(params)
     if method == "meta_sgd":  # rates that differ from weight to weight
         keys = iter(jax.random.split(jax.random.key(2), 100))
@@ -69,7 +78,7 @@ def test_meta_gradient_is_that_of_pytorch(x64, name, method):
     names = [path for path in start if method != "anil" or path.startswith("head/")]
 
     def loss(params, x, y, fused=True):
-        return torch.nn.functional.cross_entropy(peer(params, x, fused), y)
+        return (peers.ctc if name == "bilstm" else torch.nn.functional.cross_entropy)(peer(params, x, fused), y)
 
     pairs = [(tensors(one.support), tensors(one.query)) for one in episodes]
     options = {"names": names, "scales": scales}
@@ -77,13 +86,25 @@ def test_meta_gradient_is_that_of_pytorch(x64, name, method):
         peers.meta_gradient_loop(loss, start, pairs, RATE, STEPS, first_order=method == "fomaml", **options)
     ]
     if method != "fomaml":
-        sides = zip(*pairs, strict=True)
-        stacked = tuple(tuple(map(torch.stack, zip(*side, strict=True))) for side in sides)
-        peer_results.append(
-            peers.meta_gradient_func(partial(loss, fused=False), start, stacked, RATE, STEPS, **options)
-        )
+        unfused = partial(loss, fused=False)
+        peer_results.append(peers.meta_gradient_func(unfused, start, stacked(pairs), RATE, STEPS, **options))
     for wanted, by_params, by_scales in peer_results:
         np.testing.assert_allclose(value, wanted.item(), rtol=1e-9)
         compare(grads["params"] if scales else grads, peers.from_torch(by_params))
         if scales:
             compare(grads["scale"], peers.from_torch(by_scales))
+
+
+def test_ctc_peer_is_the_loss_of_pytorch():
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 9, 5, generator=generator, dtype=torch.float64, requires_grad=True)
+    tokens = torch.tensor([[1, 1, 2], [3, 4, 0], [2, 0, 0], [0, 0, 0]])
+    lengths = torch.tensor([3, 2, 1, 0])
+    frames = torch.full((4,), 9)
+    wanted = torch.nn.functional.ctc_loss(
+        logits.log_softmax(-1).transpose(0, 1), tokens, frames, lengths, reduction="sum"
+    )
+    values = peers.ctc(logits, (tokens, lengths)), wanted / 6
+    torch.testing.assert_close(*values)
+    torch.testing.assert_close(*(torch.autograd.grad(value, logits)[0] for value in values))
+    assert torch.autograd.gradgradcheck(lambda a: peers.ctc(a, (tokens, lengths)), logits)

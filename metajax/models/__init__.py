@@ -1,9 +1,27 @@
 """Models: two pure functions each."""
 
+from metajax.models.bilstm import bilstm
 from metajax.models.conv4 import conv4
+from metajax.models.crnn import crnn
+from metajax.models.image import image_encoder
 from metajax.models.mlp import mlp
 from metajax.models.model import Model, from_linen
+from metajax.models.multitask import Multitask, embedding_heads, multitask
 from metajax.models.norm import NORMALIZATIONS, Normalization
 from metajax.models.tcresnet import tcresnet8
 
-__all__ = ["NORMALIZATIONS", "Model", "Normalization", "conv4", "from_linen", "mlp", "tcresnet8"]
+__all__ = [
+    "NORMALIZATIONS",
+    "Model",
+    "Multitask",
+    "Normalization",
+    "bilstm",
+    "conv4",
+    "crnn",
+    "embedding_heads",
+    "from_linen",
+    "image_encoder",
+    "mlp",
+    "multitask",
+    "tcresnet8",
+]

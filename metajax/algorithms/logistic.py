@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metajax.algorithms.protonet import EmbedFn
-from metajax.algorithms.ridge import linear_head
+from metajax.algorithms.ridge import linear_head, linear_solve
 from metajax.core import Algorithm, Scalar
 
 NEWTON_STEPS = 16
@@ -28,7 +28,7 @@ def logistic_weights(
 
     def invert(linear: Callable[[Array], Array], b: Array) -> Array:
         matrix = jax.jacfwd(linear)(jnp.zeros_like(b)).reshape(b.size, b.size)
-        a = jnp.linalg.solve(matrix, b.reshape(-1)).reshape(b.shape)
+        a = linear_solve(matrix, b.reshape(-1)).reshape(b.shape)
         return a - a.mean(1, keepdims=True)  # 0 but for rounding, which a small strength would blow up
 
     def newton(slope: Callable[[Array], Array], a: Array) -> Array:

@@ -17,7 +17,21 @@ def ridge_weights(
     z: Float[Array, "n features"], y: Float[Array, "n classes"], strength: Scalar
 ) -> Float[Array, "features classes"]:
     """argmin_W |z W - y|^2 + strength |W|^2 = z' (z z' + strength I)^-1 y: a system as large as the support set."""
-    return z.T @ jax.scipy.linalg.solve(z @ z.T + strength * jnp.eye(len(z), dtype=z.dtype), y, assume_a="pos")
+    return z.T @ linear_solve(z @ z.T + strength * jnp.eye(len(z), dtype=z.dtype), y)
+
+
+def linear_solve(matrix: Float[Array, "n n"], b: Float[Array, "n *columns"]) -> Float[Array, "n *columns"]:
+    """matrix^-1 b; on CPU one system at a time, however many tasks are batched.
+
+    There jaxlib 0.10 factorises a batch of larger matrices on the thread pool that the devices run on, and waits for
+    ever if every thread of it does the same: two devices on two cores, each with two tasks, are enough.
+    """
+    one = jnp.linalg.solve
+    if jax.default_backend() == "cpu":
+        one = jax.custom_batching.sequential_vmap(one)
+    return jax.lax.custom_linear_solve(
+        lambda x: matrix @ x, b, lambda _, b: one(matrix, b), lambda _, b: one(matrix.T, b)
+    )
 
 
 def ridge(embed_fn: EmbedFn, num_classes: int, *, strength: float = 1.0, scale: float = 10.0) -> Algorithm:

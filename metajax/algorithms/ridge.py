@@ -20,7 +20,7 @@ def ridge_weights(
     return z.T @ linear_solve(z @ z.T + strength * jnp.eye(len(z), dtype=z.dtype), y)
 
 
-def linear_solve(matrix: Float[Array, "n n"], b: Float[Array, "n *columns"]) -> Float[Array, "n *columns"]:
+def linear_solve(matrix: Float[Array, "n n"], b: Float[Array, "n ..."]) -> Float[Array, "n ..."]:
     """matrix^-1 b; on CPU one system at a time, however many tasks are batched.
 
     There jaxlib 0.10 factorises a batch of larger matrices on the thread pool that the devices run on, and waits for

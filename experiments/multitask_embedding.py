@@ -16,8 +16,8 @@ image 500..999, the reference) the tasks touch no common row, and Adam works ent
 single trainings, and can transfer nothing. With the same ids 0..499 rows are shared, but row k means one thing in
 speech and another in an image: what is shared is capacity, not knowledge. `--place` writes positions into the tokens.
 
-Expect, on held-out speakers and images, 3 seeds: 96 % and 97 % on the embedded corpus, 67 % and 97 % on FSDD (two of its
-six speakers held out), joint and alone the same but for a point or less; about a minute on 2 CPU cores.
+Expect, on held-out speakers and images, 3 seeds: 96 % and 97 % on the embedded corpus, 67 % and 97 % on FSDD (two of
+its six speakers held out), joint and alone the same but for a point or less; about a minute on 2 CPU cores.
 """
 
 import argparse

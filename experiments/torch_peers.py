@@ -33,7 +33,7 @@ def from_torch(params: Params) -> dict[str, dict[str, np.ndarray]]:
     nested: dict[str, dict[str, np.ndarray]] = {}
     for path, tensor in params.items():
         layer, name = path.split("/")
-        array = tensor.detach().numpy()
+        array = tensor.detach().cpu().numpy()
         turned = name == "kernel" and array.ndim > 2
         nested.setdefault(layer, {})[name] = np.moveaxis(array, (0, 1), (-1, -2)) if turned else array
     return nested
@@ -165,7 +165,7 @@ def ctc(logits: Tensor, y: tuple[Tensor, Tensor]) -> Tensor:
     skips = F.pad((spaced[:, 2:] != 0) & (spaced[:, 2:] != spaced[:, :-2]), (2, 0))
     barred = torch.where(skips, 0.0, LOG_ZERO).to(logs.dtype)
     emitted = logs.gather(2, spaced[:, None].expand(-1, logs.shape[1], -1)).unbind(1)
-    alpha = torch.where(torch.arange(spaced.shape[1]) < 2, emitted[0], LOG_ZERO)
+    alpha = torch.where(torch.arange(spaced.shape[1], device=logits.device) < 2, emitted[0], LOG_ZERO)
     for now in emitted[1:]:
         before = F.pad(alpha, (2, 0), value=LOG_ZERO)
         alpha = now + torch.stack([alpha, before[:, 1:-1], before[:, :-2] + barred]).logsumexp(0)
@@ -218,7 +218,7 @@ def meta_gradient_loop(
       The loss, and the gradients by `params` and by `scales`.
     """
     leaves = [*params.values(), *(scales or {}).values()]
-    total, value = [torch.zeros_like(leaf) for leaf in leaves], torch.zeros(())
+    total, value = [torch.zeros_like(leaf) for leaf in leaves], leaves[0].new_zeros(())
     for support, query in episodes:
         adapted = learn(loss, params, support, rate, steps, names=names, scales=scales, create_graph=not first_order)
         one = loss(adapted, *query) / len(episodes)

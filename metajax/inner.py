@@ -5,6 +5,7 @@ from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, PyTree
 
@@ -127,16 +128,17 @@ def support_gradient(
 def checked(inner: optax.GradientTransformation, grads: Params) -> Params:
     """grads; an `InputError` if they are differentiated and the update has no slope where an entry is 0."""
 
-    def finite() -> Array:
-        ones = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), shapes)
-        # every other gradient is zero, as those of dead units are
-        zeros = jax.tree.map(lambda a: (jnp.arange(a.size).reshape(a.shape) % 2).astype(a.dtype), ones)
+    def finite(zeros: Params, ones: Params) -> Array:
         slope = jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (zeros,), (ones,))[1]
         return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope)]).all()
 
     def differentiated(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Params, Params]:
+        # as arguments: what a jitted function without any makes is here evaluated operation by operation
+        ones = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), shapes)
+        # every other gradient is zero, as those of dead units are
+        zeros = jax.tree.map(lambda a: (np.arange(a.size).reshape(a.shape) % 2).astype(a.dtype), ones)
         with jax.ensure_compile_time_eval():
-            known = jax.jit(finite)()
+            known = jax.jit(finite)(zeros, ones)
             # an inner rate that is itself traced leaves nothing to look at
             if not isinstance(known, jax.core.Tracer) and not known:
                 raise InputError(

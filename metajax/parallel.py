@@ -30,6 +30,7 @@ def use_all_cores(cache: Path | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", cores)
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small programs take seconds too
     if sys.platform == "linux":
         libc = ctypes.CDLL(None)
         if hasattr(libc, "mallopt"):  # glibc; others keep their defaults

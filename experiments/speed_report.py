@@ -1,0 +1,90 @@
+"""Tables and pictures of `adaptation_speed.py`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# least ratios on 2 CPU cores: outer steps, one adaptation of 5 steps
+TARGETS = {"sinusoid": (60, 15), "tcresnet8": (5, 4), "conv4": (2.5, 2), "crnn": (4, 3), "ctc": (4, 3)}
+
+USERS = 64  # who arrive at once
+
+
+def table(rows: Sequence[dict[str, Any]]) -> str:
+    """The results in Markdown; ratios with their targets on 2 CPU cores."""
+    head = ["workload", "peer", "metajax (ms)", "peer (ms)", "ratio", "target", "tasks/s", "GFLOP/s", "of matmul peak"]
+    lines = [f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row in rows:
+        ratio, peer_ms = (f"{row[key]:.2f}" if "ratio" in row else "" for key in ("ratio", "peer_ms"))
+        share = f"{row['metajax_gflops']:.1f} | {100 * row['share_of_peak']:.0f} %"
+        lines.append(
+            f"| {row['name']} | {row.get('peer', 'none')} | {row['metajax_ms']:.2f} | {peer_ms} | {ratio} | "
+            f"{TARGETS[row['name']][0]} | {row['metajax_tasks_per_second']:.0f} | {share} |"
+        )
+    head = ["workload", "one adaptation", "metajax (ms)", "5-95 %", "peer (ms)", "ratio", "target"]
+    lines += ["", f"| {' | '.join(head)} |", "|---|---|" + "---:|" * (len(head) - 2)]
+    for row in rows:
+        for steps, one in (*row["adaptation"].items(), ("users", row["users"])):
+            users = steps == "users"
+            low, high = (one["metajax"][p] for p in ("p5", "p95")) if not users else (0.0, 0.0)
+            ratio, peer_ms = (f"{one[key]:.2f}" if "ratio" in one else "" for key in ("ratio", "peer_ms"))
+            what = f"{USERS} users at once" if users else f"{steps} step{'s' if steps != '1' else ''}"
+            target = "5" if users else TARGETS[row["name"]][1] if steps == "5" else ""
+            interval = f"{one['metajax_per_second']:.0f}/s" if users else f"{low:.2f}-{high:.2f}"
+            lines.append(
+                f"| {row['name']} | {what} | {one['metajax_ms']:.3f} | {interval} | {peer_ms} | {ratio} | {target} |"
+            )
+    lines += ["", "| workload | process | imports (s) | then to first outer step (s) | peak memory (MiB) |"]
+    lines += ["|---|---|---:|---:|---:|"]
+    for row in rows:
+        for kind, one in row["first"].items():
+            label = f"metajax, {kind}" if kind in ("cold", "warm") else kind
+            seconds = f"{one['import_s']:.1f} | {one['first_step_s']:.1f}"
+            lines.append(f"| {row['name']} | {label} | {seconds} | {one['memory_mib']:.0f} |")
+    return "\n".join(lines)
+
+
+def pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
+    """Ratios as bars, their targets as lines."""
+    figure, both = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
+    ones = [list(rows), [row["adaptation"]["5"] for row in rows]]
+    for i, (axes, each, what) in enumerate(zip(both, ones, ("outer steps/s", "one adaptation, 5 steps"), strict=True)):
+        for place, (row, one) in enumerate(zip(rows, each, strict=True)):
+            bar = axes.bar(place, one["ratio"], width=0.6, color="C0")
+            axes.bar_label(bar, fmt="%.1f", fontsize=9)
+            axes.hlines(TARGETS[row["name"]][i], place - 0.4, place + 0.4, color="C3", label="" if place else "target")
+        axes.set_xticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set(yscale="log", ylabel="times as fast as the faster PyTorch peer", title=what)
+        axes.axhline(1, color="0.5", linewidth=0.8)
+        axes.legend(loc="upper right", fontsize=8)
+    figure.suptitle(title, fontsize=9)
+    figure.savefig(path, dpi=150)
+
+
+def plot_scaling(points: Sequence[dict[str, Any]], path: Path) -> None:
+    """Time and memory, one line for each workload, one column for each axis."""
+    axes_names = list(dict.fromkeys(point["axis"] for point in points))
+    figure, grid = pyplot().subplots(2, len(axes_names), figsize=(3 * len(axes_names), 6), layout="constrained")
+    for column, axis in enumerate(axes_names):
+        for axes, field, label in zip(
+            grid.reshape(2, -1)[:, column],
+            ("outer_ms", "memory_mib"),
+            ("outer step (ms)", "temporaries (MiB)"),
+            strict=True,
+        ):
+            for name in dict.fromkeys(point["workload"] for point in points):
+                own = [point for point in points if point["axis"] == axis and point["workload"] == name]
+                axes.loglog([p["value"] for p in own], [p[field] for p in own], marker="o", markersize=4, label=name)
+            axes.set(xlabel={"steps": "inner steps", "time": "frames"}.get(axis, axis), ylabel="" if column else label)
+            axes.grid(alpha=0.3)
+    grid.reshape(2, -1)[0, 0].legend(fontsize=8)
+    figure.savefig(path, dpi=150)

@@ -271,7 +271,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     classes = len(names_of(source, "train", "label"))
     validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
     test = sampler(target, "test", args, ways=args.ways, queries=args.test_queries)
-    method, (model, algorithm, tested, num_steps, train_ways) = METHODS[args.algorithm], built(args, test, classes)
+    method, (model, algorithm, tested, num_steps, train_ways, _) = METHODS[args.algorithm], built(args, test, classes)
     # joint training needs a varied batch: one query of each of many words
     varied = sampler(source, "train", args, ways=min(32, classes), queries=1, training=True)
     sample = varied if method.kind == "joint" else sampler(source, "train", args, ways=train_ways, training=True)

@@ -138,7 +138,7 @@ def read_speech(args: argparse.Namespace) -> Speech:
 
 def _person(corpus: Corpus, speaker: str) -> str:
     """Who speaks; of the synthetic voices all pitches, rates and versions are one person."""
-    return espeak._family(speaker.rsplit("-", 3)[0]) if corpus.name == "espeak" else speaker
+    return espeak.family(speaker.rsplit("-", 3)[0]) if corpus.name == "espeak" else speaker
 
 
 def frames(features: jax.Array, lengths: np.ndarray, stack: int, every: int) -> Vectors:

@@ -107,7 +107,7 @@ def test_splits_share_no_word_language_speaker_or_voice(default):
         train, validation, test = sets(default, column)
         assert train and validation and test
         assert not (train & validation or train & test or validation & test), column
-    voices = [{espeak._family(speaker.split("-p")[0]) for speaker in part} for part in sets(default, "speaker")]
+    voices = [{espeak.family(speaker.split("-p")[0]) for speaker in part} for part in sets(default, "speaker")]
     assert not (voices[0] & voices[1] or voices[0] & voices[2] or voices[1] & voices[2])
     place = {language: number for number, part in enumerate(sets(default, "language")) for language in part}
     for kin in (("bs", "hr", "sr"), ("hi", "ur"), ("id", "ms"), ("nb", "sv"), ("cs", "sk"), ("eo", "io")):
@@ -175,7 +175,7 @@ def test_crash_costs_one_clip(small):
 
 
 def test_versions_of_one_voice_are_a_family():
-    families = [espeak._family(voice) for voice in ("adam", "edward2", "steph", "steph3", "Gene2", "gene", "m1", "m2")]
+    families = [espeak.family(voice) for voice in ("adam", "edward2", "steph", "steph3", "Gene2", "gene", "m1", "m2")]
     assert families == ["edward", "edward", "steph", "steph", "gene", "gene", "m1", "m2"]
 
 

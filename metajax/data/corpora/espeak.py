@@ -116,7 +116,7 @@ def read(
     _check_known("voice", voices or (), variants)
     voices = sorted({name for name in variants if not UNUSED_VOICES.fullmatch(name)} if voices is None else set(voices))
 
-    job = {"languages": languages, "numbers": numbers, "kin": NUMBERS, "pseudowords": pseudowords, "seed": seed}
+    job = {"languages": languages, "numbers": list(numbers), "kin": NUMBERS, "pseudowords": pseudowords, "seed": seed}
     listing = json.loads(_run(data, job)[0])
     found: dict[str, dict[str, Any]] = listing["languages"]
     _check_known("language", [*(languages or ()), *exclude], found)
@@ -140,7 +140,7 @@ def read(
 
     kin = _groups(chosen, kindred)
     language_split = _split(kin, [code for code, _ in words], _LABEL_SHARES, seed)
-    voice_split = _split({voice: _family(voice) for voice in voices}, voices, _VOICE_SHARES, seed)
+    voice_split = _split({voice: family(voice) for voice in voices}, voices, _VOICE_SHARES, seed)
     people = {voice: _people(voice, speakers_per_voice, seed) for voice in voices}
     rows: list[tuple[str, ...]] = []
     clips: list[Clip] = []
@@ -187,7 +187,7 @@ def _base(language: str) -> str:
     return language.split("-")[0]
 
 
-def _family(voice: str) -> str:
+def family(voice: str) -> str:
     """Return the name shared by the versions of one voice; m1 to m8 and f1 to f5 are persons of their own."""
     stem = voice.rstrip("0123456789").lower()
     return voice if len(stem) == 1 else _TWINS.get(stem, stem)

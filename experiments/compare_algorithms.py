@@ -15,16 +15,15 @@ budget take some hours on 2 CPU cores.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cells
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -92,7 +91,7 @@ class Cell(NamedTuple):
     seed: int
 
 
-def cells(args: argparse.Namespace) -> Iterator[Cell]:
+def wanted(args: argparse.Namespace) -> Iterator[Cell]:
     """All cells, seed by seed, so that a run that is stopped early has every method."""
     for seed, shots, normalization, method in product(args.seeds, args.shots, args.normalizations, args.methods):
         if normalization == args.normalizations[0] or method in PRINCIPAL:
@@ -212,8 +211,6 @@ def run(args: argparse.Namespace, cell: Cell, task: Task, speeds: Sequence[float
         by_time *= len(SHARES)
     finite = np.isfinite(np.array(losses))
     return {
-        **cell._asdict(),
-        "settings": settings(args),
         "accuracy": by_time[-1]["accuracy"],
         "by_time": by_time,
         "outer_steps": steps,
@@ -224,7 +221,6 @@ def run(args: argparse.Namespace, cell: Cell, task: Task, speeds: Sequence[float
         "parameters": size,
         "unseen_words": names_of(task, "test", "label"),
         "unseen_speakers": names_of(task, "test", "speaker"),
-        **report.environment(),
     }
 
 
@@ -237,11 +233,8 @@ def kind(cell: Cell) -> str:
 def measured(args: argparse.Namespace, missing: Sequence[Cell], task: Callable[[int], Task]) -> dict[str, list[float]]:
     """The rates of all missing cells, from `rates.json` or measured now and kept there."""
     path = args.out / "rates.json"
-    kept = {"settings": settings(args), "rates": {}} | report.environment()
-    if path.exists():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        same(kept["settings"], args, path)
-    found: dict[str, list[float]] = kept["rates"]
+    kept = cells.measured(path, settings(args))
+    found: dict[str, list[float]] = kept["measured"]
     for cell in (bar := tqdm([cell for cell in missing if kind(cell) not in found], unit="rate", dynamic_ncols=True)):
         if kind(cell) in found:  # of another seed
             continue
@@ -249,29 +242,6 @@ def measured(args: argparse.Namespace, missing: Sequence[Cell], task: Callable[[
         found[kind(cell)] = rates(args, cell, task(cell.seed))
         checkpoint.write_json(path, kept)
         jax.clear_caches()
-    return found
-
-
-def same(old: dict[str, Any], args: argparse.Namespace, path: Path) -> None:
-    """An `InputError` if a file was made with other settings."""
-    for name, value in settings(args).items():
-        if old.get(name) != value:
-            raise mj.InputError(
-                f"{path} was made with {name} = {old.get(name)}, now it is {value}; choose another --out."
-            )
-
-
-def finished(args: argparse.Namespace) -> dict[Cell, dict[str, Any]]:
-    """The cells that lie in the folder; an `InputError` if they were made with other settings."""
-    found = {}
-    for path in sorted((args.out / "cells").glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            old, cell = result["settings"], Cell(*(result[field] for field in Cell._fields))
-        except (ValueError, KeyError, TypeError) as error:
-            raise mj.InputError(f"{path} is damaged ({error}); remove it and it is made anew.") from error
-        same(old, args, path)
-        found[cell] = result
     return found
 
 
@@ -358,52 +328,42 @@ def plot(rows: list[dict[str, Any]], title: str, folder: Path) -> None:
         pyplot.close(figure)
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        for name, least in (("budget", 0.1), ("episodes", 2), ("tasks", 1), ("num_steps", 1), ("test_queries", 1)):
-            if not least <= getattr(args, name) < float("inf"):
-                raise mj.InputError(f"--{name.replace('_', '-')} is {getattr(args, name)}, expected {least} or more.")
-        if find_spec("matplotlib") is None:
-            raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
-        use_all_cores(args.cache / "compiled")
-        checkpoint.make_folder(args.out / "cells")
-        done = finished(args)
-        wanted = list(cells(args))
-        missing = [cell for cell in wanted if cell not in done]
-        print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before.", flush=True)
+def run_all(args: argparse.Namespace) -> None:
+    """Every rate and every cell that is missing, then the table and the pictures."""
+    cells.check(args, ("plot",), budget=0.1, episodes=2, tasks=1, num_steps=1, test_queries=1)
+    use_all_cores(args.cache / "compiled")
+    checkpoint.make_folder(args.out / "cells")
 
-        @lru_cache(1)
-        def task(seed: int) -> Task:
-            options = parse_run(["--seed", str(seed), "--cache", str(args.cache)])
-            options.corpus, options.root = args.corpus, args.root
-            return load_task(args.corpus, args.root, options)
+    @lru_cache(1)
+    def task(seed: int) -> Task:
+        options = parse_run(["--seed", str(seed), "--cache", str(args.cache)])
+        options.corpus, options.root = args.corpus, args.root
+        return load_task(args.corpus, args.root, options)
 
-        speeds = measured(args, missing, task)
-        for cell in (bar := tqdm([] if args.rates_only else missing, unit="cell", dynamic_ncols=True)):
-            bar.set_description(f"{cell.method} {cell.normalization} {cell.shots}-shot seed {cell.seed}")
-            done[cell] = run(args, cell, task(cell.seed), speeds[kind(cell)])
-            checkpoint.write_json(args.out / "cells" / ("-".join(map(str, cell)) + ".json"), done[cell])
-            jax.clear_caches()
-    except mj.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the cells that are missing", file=sys.stderr)
-        return 130
-    if not done:
-        return 0
-    rows = summary(done)  # those of earlier calls too
-    one = next(iter(done.values()))
+    done = cells.finished(args.out, settings(args), Cell)
+    speeds = measured(args, [cell for cell in wanted(args) if cell not in done], task)
+    if args.rates_only:
+        return
+
+    def one(cell: Cell) -> dict[str, Any]:
+        jax.clear_caches()
+        return run(args, cell, task(cell.seed), speeds[kind(cell)])
+
+    done |= cells.complete(args.out, settings(args), list(wanted(args)), one)
+    rows, first = summary(done), next(iter(done.values()))
     title = (
         f"{args.corpus}, 5-way, {args.budget:.0f} s of training, {args.episodes} episodes of each seed, "
-        f"95 % intervals over episodes;\n{len(one['unseen_words'])} unseen words by {len(one['unseen_speakers'])} "
-        "unseen speakers, support and query by different speakers"
+        f"95 % intervals over episodes;\n{len(first['unseen_words'])} unseen words by "
+        f"{len(first['unseen_speakers'])} unseen speakers, support and query by different speakers"
     )
     checkpoint.write_json(args.out / "results.json", {"title": title, "rows": rows} | report.environment())
     plot(rows, title, args.out)
     print(f"\n{title}\n\n{table(rows)}\n\nTable, results and pictures are in {args.out}.")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    return cells.guarded(lambda: run_all(args))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from cells import check, complete, guarded, measured
 from keyword_fewshot import CORPORA, Task, load_task, names_of, sampler
 from keyword_fewshot import parse as parse_run
 from methods import scorer
-from multitask_common import check, clean, complete, divide, guarded, hold_out, markdown, measured, picture
+from multitask_common import clean, divide, hold_out, markdown, picture
 
 import metajax as mj
 from metajax import checkpoint, report
@@ -358,7 +359,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 def run_all(args: argparse.Namespace) -> None:
     """Every cell that is missing, then the tables and the pictures."""
     least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "num_steps": 1, "adapt_steps": 1, "episodes": 2}
-    check(args, budget=0.1, outer_rate=0, inner_rate=0, width=0.1, augment=0, **least)
+    check(args, ("plot", "images"), budget=0.1, outer_rate=0, inner_rate=0, width=0.1, augment=0, **least)
     for weight in args.weights:
         if not 0 <= weight < float("inf"):
             raise mj.InputError(f"--weights holds {weight}, expected finite numbers, 0 or more.")
@@ -367,7 +368,7 @@ def run_all(args: argparse.Namespace) -> None:
     wanted = [Cell(arm, seed) for seed in args.seeds for arm in arms(args.weights)]
     made = lru_cache(1)(lambda seed: bench(args, seed))
     rates = speeds(args, made)
-    done = complete(args, settings(args), wanted, lambda cell: run(args, cell, made(cell.seed), rates))
+    done = complete(args.out, settings(args), wanted, lambda cell: run(args, cell, made(cell.seed), rates))
     rows, one = summary(done), done[wanted[0]]
     title = (
         f"{args.corpus}, {args.ways}-way {args.shots}-shot, {args.budget:g} s of training,\n{len(one['unseen_words'])} "

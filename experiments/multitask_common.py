@@ -1,13 +1,9 @@
 """What the multi-task experiments share: how data are held out, and the files of a run that stops and goes on."""
 
 import argparse
-import json
-import re
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,10 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from scipy.stats import t as student
-from tqdm import tqdm
 
 import metajax as mj
-from metajax import checkpoint, report
 from metajax.data.augment import augment, normalize, scaled
 from metajax.data.corpora import espeak
 from metajax.data.corpus import Corpus
@@ -26,43 +20,6 @@ from metajax.tasks.episodes import index_tables
 from metajax.tasks.splits import random_parts
 
 MOST_HELD = 2000  # clips that a head for words is tested on
-
-
-def refuse(old: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """An `InputError` if a file was made with other settings."""
-    for name, value in now.items():
-        if old.get(name) != value:
-            raise mj.InputError(
-                f"{path} was made with {name} = {old.get(name)}, now it is {value}; choose another --out."
-            )
-
-
-def measured(path: Path, now: dict[str, Any]) -> dict[str, Any]:
-    """What was measured before, and where; an `InputError` if with other settings."""
-    if not path.exists():
-        return {"settings": now, "measured": {}} | report.environment()
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        refuse(kept["settings"], now, path)
-        return kept | {"measured": dict(kept["measured"])}
-    except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, mj.InputError):
-            raise
-        raise mj.InputError(f"{path} is damaged ({error}); remove it and it is made anew.") from error
-
-
-def finished(folder: Path, now: dict[str, Any], cell: Callable[..., Any]) -> dict[Any, dict[str, Any]]:
-    """The cells that lie in the folder; an `InputError` if they were made with other settings."""
-    found = {}
-    for path in sorted((folder / "cells").glob("*.json")):
-        try:
-            result = json.loads(path.read_text(encoding="utf-8"))
-            old, key = result["settings"], cell(*(result[field] for field in cell._fields))  # type: ignore[attr-defined]
-        except (ValueError, KeyError, TypeError) as error:
-            raise mj.InputError(f"{path} is damaged ({error}); remove it and it is made anew.") from error
-        refuse(old, now, path)
-        found[key] = result
-    return found
 
 
 def people(corpus: Corpus) -> np.ndarray:
@@ -89,16 +46,6 @@ def divide(group: np.ndarray, label: np.ndarray, seed: int) -> dict[str, np.ndar
     if unseen := len(np.setdiff1d(label, label[split["train"]])):
         raise mj.InputError(f"{unseen} classes have no training example, expected some of each.")
     return split
-
-
-def check(args: argparse.Namespace, **least: float) -> None:
-    """An `InputError` for a number below its least value, or a package that is absent."""
-    for name, low in least.items():
-        if not low <= (value := getattr(args, name)) < float("inf"):
-            raise mj.InputError(f"--{name.replace('_', '-')} is {value}, expected a finite number, {low} or more.")
-    for package, name in (("matplotlib", "matplotlib"), ("sklearn", "scikit-learn")):
-        if find_spec(package) is None:
-            raise mj.InputError(f"{name} is not installed; install it with: pip install {name}")
 
 
 class Data(NamedTuple):
@@ -186,21 +133,6 @@ def hold_out(
     return train, held, words
 
 
-def complete(
-    args: argparse.Namespace, settings: dict[str, Any], wanted: Sequence[Any], run: Callable[[Any], dict[str, Any]]
-) -> dict[Any, dict[str, Any]]:
-    """The results of all cells, those of earlier calls too; each is a file of `--out/cells` as soon as it is there."""
-    done = finished(args.out, settings, type(wanted[0]))
-    missing = [cell for cell in wanted if cell not in done]
-    print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before.", flush=True)
-    for cell in (bar := tqdm(missing, unit="cell", dynamic_ncols=True)):
-        name, seed = cell
-        bar.set_description(f"{name}, seed {seed}")
-        done[cell] = {**cell._asdict(), "settings": settings, **run(cell), **report.environment()}
-        checkpoint.write_json(args.out / "cells" / f"{re.sub(r'[^a-zA-Z0-9.]+', '_', name)}-{seed}.json", done[cell])
-    return done
-
-
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; the first column is to the left."""
     lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
@@ -220,16 +152,3 @@ def picture(path: Path, title: str, panels: int = 1) -> Iterator[Any]:
     figure.suptitle(title, fontsize=9)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
-
-
-def guarded(work: Callable[[], None]) -> int:
-    """Do the work; the exit code, with one sentence where it ended early."""
-    try:
-        work()
-    except mj.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the cells that are missing", file=sys.stderr)
-        return 130
-    return 0

@@ -24,6 +24,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cells
 import jax
 import jax.numpy as jnp
 import multitask_common as common
@@ -170,7 +171,7 @@ def start(args: argparse.Namespace, made: Bench, method: str, data: dict[str, co
 def timings(args: argparse.Namespace, bench_of: Callable[[], Bench]) -> dict[str, dict[str, float]]:
     """Milliseconds per step of each weighting, the drawing of batches left out, and its ratio to the plain sum's."""
     path = args.out / "timings.json"
-    kept = common.measured(path, settings(args))
+    kept = cells.measured(path, settings(args))
     if kept["measured"]:
         return kept["measured"]
     made = bench_of()
@@ -303,7 +304,7 @@ def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
 
 def run_all(args: argparse.Namespace) -> None:
     """Every cell that is missing, then the table and the picture."""
-    common.check(args, steps=BLOCK, batch=1, rate=0, width=0.1, augment=0)
+    cells.check(args, ("plot", "images"), steps=BLOCK, batch=1, rate=0, width=0.1, augment=0)
     if args.steps % BLOCK:
         raise mj.InputError(f"--steps is {args.steps}, expected a multiple of {BLOCK}.")
     use_all_cores(args.cache / "compiled")
@@ -311,7 +312,7 @@ def run_all(args: argparse.Namespace) -> None:
     wanted = [Cell(method, seed) for seed in args.seeds for method in (*WEIGHTINGS, *ALONE, *PROBES)]
     made = cache(lambda: bench(args))
     steps = timings(args, made)
-    done = common.complete(args, settings(args), wanted, lambda cell: run(args, cell, made()))
+    done = cells.complete(args.out, settings(args), wanted, lambda cell: run(args, cell, made()))
     rows, one = summary(done, steps), done[wanted[0]]
     drawn = "Omniglot" if args.omniglot else "digits"
     title = (
@@ -328,7 +329,7 @@ def run_all(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    return common.guarded(lambda: run_all(args))
+    return cells.guarded(lambda: run_all(args))
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from cells import finished
 from new_algorithm import WAYS, my_algorithm
 
 import metajax as mj
@@ -41,7 +42,7 @@ def made_up(cell, mean, settings):
 def test_cells_are_kept_averaged_and_guarded(tmp_path, capsys):
     argv = ["--methods", "maml", "relation", "--seeds", "0", "1", "--out", str(tmp_path), "--cache", str(tmp_path)]
     args = compare.parse(argv)
-    cells = list(compare.cells(args))
+    cells = list(compare.wanted(args))
     # maml is principal and has both normalisations, relation the first alone
     assert len(cells) == 6 and len(set(cells)) == 6
     (tmp_path / "cells").mkdir()
@@ -49,7 +50,7 @@ def test_cells_are_kept_averaged_and_guarded(tmp_path, capsys):
         mean = 0.5 + 0.1 * cell.seed + (0.2 if cell.method == "relation" else 0)
         result = made_up(cell, mean, compare.settings(args))
         (tmp_path / "cells" / f"{'-'.join(map(str, cell))}.json").write_text(json.dumps(result))
-    rows = compare.summary(compare.finished(args))
+    rows = compare.summary(finished(args.out, compare.settings(args), compare.Cell))
     assert [(row["normalization"], row["method"]) for row in rows] == [
         ("group", "maml"), ("transductive", "relation"), ("transductive", "maml"),
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Experiments that stop and go on: every cell of a table is a file of its own, with the settings that it was made by."""
+"""Experiments that stop and go on: every cell of a table is a file of its own, with the settings it was made by."""
 
 import argparse
 import json

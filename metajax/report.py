@@ -85,7 +85,9 @@ def plot_curves(
     axes.set_title(title, fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize=9)
+    # many curves leave no room within the axes
+    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 5 else {"loc": "best"}
+    axes.legend(fontsize=9, **place)
     temporary = path.with_name(f".{path.name}.tmp")
     figure.savefig(temporary, dpi=150, format="png")
     temporary.replace(path)

@@ -442,7 +442,7 @@ def test_a_batch_without_a_task_moves_what_the_others_share(name):
     np.testing.assert_array_equal(state.theta["heads"]["b"], params["heads"]["b"])
 
 
-@pytest.mark.parametrize("name", ["gradnorm", "nash"])
+@pytest.mark.parametrize("name", [pytest.param("gradnorm", marks=pytest.mark.slow), "nash"])
 def test_named_tasks_take_the_same_steps_by_their_own_batches(name, x64):
     """On the reference model; fewer operations, as nothing is carried through the model for the other tasks."""
     model = embedding_heads({"speech": 5, "image": 3, "other": 2}, num_tokens=11, width=4)
@@ -466,7 +466,7 @@ def test_named_tasks_take_the_same_steps_by_their_own_batches(name, x64):
         weighted_step(multitask_losses(model), weighting, optimizer, draw, tasks=("speech", "image"))(state, KEY)
 
 
-@pytest.mark.parametrize("name", ["gradnorm", "nash"])
+@pytest.mark.parametrize("name", [pytest.param("gradnorm", marks=pytest.mark.slow), "nash"])
 def test_a_step_that_is_not_finite_changes_nothing(name):
     broken = lambda key: jax.tree.map(lambda a: a * jnp.nan, sample(key))  # noqa: E731
     optimizer = optax.adam(1e-2)

@@ -69,7 +69,7 @@ def test_omniglot_from_its_own_archives_is_whole():
     for part, (images, characters, alphabets) in OMNIGLOT_COUNTS.items():
         path = ROOT / "omniglot" / ("" if part == "all" else f"images_{part}.zip")
         if not path.exists():
-            pytest.skip(f"shared data absent: {path}")
+            pytest.skip(f"the full Omniglot set is nowhere at hand: {path}")
         held = omniglot(path)
         counts = len(held.label), len(held.names), len({name.split("/")[0] for name in held.names})
         assert counts == (images, characters, alphabets)

@@ -64,6 +64,8 @@ def complete(
         done[cell] = {**cell._asdict(), "settings": settings, **run(cell), **report.environment()}
         name = "-".join(re.sub(r"[^a-zA-Z0-9.]+", "_", str(value)) for value in cell)
         checkpoint.write_json(folder / "cells" / f"{name}.json", done[cell])
+        if rejected := done[cell].get("rejected_steps"):
+            bar.write(f"note: {name}: {rejected} training steps were not finite and changed nothing", file=sys.stderr)
     return done
 
 

@@ -360,6 +360,8 @@ def run_all(args: argparse.Namespace) -> None:
     """Every cell that is missing, then the tables and the pictures."""
     least = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "num_steps": 1, "adapt_steps": 1, "episodes": 2}
     check(args, ("plot", "images"), budget=0.1, outer_rate=0, inner_rate=0, width=0.1, augment=0, **least)
+    if len(arms(args.weights)) < len(arms(())) + len(args.weights):
+        raise mj.InputError(f"--weights holds a weight twice: {', '.join(f'{w:g}' for w in args.weights)}.")
     for weight in args.weights:
         if not 0 <= weight < float("inf"):
             raise mj.InputError(f"--weights holds {weight}, expected finite numbers, 0 or more.")

@@ -1,4 +1,4 @@
-"""What the multi-task experiments share: how data are held out, and the files of a run that stops and goes on."""
+"""What the multi-task experiments share: how data are held out, probes, intervals, tables and pictures."""
 
 import argparse
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +24,8 @@ MOST_HELD = 2000  # clips that a head for words is tested on
 
 def people(corpus: Corpus) -> np.ndarray:
     """The person of each clip: its speaker, of the embedded corpus the voice, which speaks at several pitches."""
+    if unknown := int((corpus.columns["speaker"] < 0).sum()):
+        raise mj.InputError(f"{unknown} clips of {corpus.name} have no speaker, expected one for each.")
     names = corpus.names["speaker"]
     if corpus.name == "espeak":
         names = tuple(espeak.family(name.partition("-p")[0]) for name in names)

@@ -198,11 +198,16 @@ def mix(objective: Objective, other: Objective, weight: float | Scalar) -> Objec
     Args:
       objective: the first objective, whose metrics are reported.
       other: the second objective, on the same theta and the same episode.
-      weight: weight of the second.
+      weight: weight of the second; it may be traced, as that of a schedule is.
 
     Returns:
       The mixed objective.
+
+    Raises:
+      InputError: `weight` is negative or not finite (where it is concrete).
     """
+    if not isinstance(weight, jax.core.Tracer) and not 0 <= float(weight) < math.inf:
+        raise InputError(f"weight is {float(weight)}, expected a finite number, 0 or more.")
 
     def mixed(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
         value, metrics = objective(theta, episode, key)

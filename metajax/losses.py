@@ -199,7 +199,7 @@ def multitask_loss(
     def loss_fn(params: Params, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
         if set(batch.x) != set(batch.y):
             raise InputError(f"The batch has inputs of {', '.join(batch.x)} but labels of {', '.join(batch.y)}.")
-        losses, _, metrics = losses_fn(params, {task: Batch(x, batch.y[task]) for task, x in batch.x.items()})
-        return total(losses, weights), metrics
+        losses, present, metrics = losses_fn(params, {task: Batch(x, batch.y[task]) for task, x in batch.x.items()})
+        return jnp.where(present.any(), total(losses, weights), jnp.nan), metrics
 
     return loss_fn

@@ -24,7 +24,8 @@ def bargain(g: Gram, max_steps: int = 200) -> Float[Array, " tasks"]:
         return w * (1 + step / jnp.where(decrement < 0.25, 1, 1 + decrement)), decrement, count + 1
 
     start = jnp.ones(g.shape[0], g.dtype), jnp.asarray(jnp.inf, g.dtype), jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(lambda carry: (carry[1] > eps) & (carry[2] < max_steps), newton, start)[0]
+    # the step that was taken squares the error that the decrement tells of
+    return jax.lax.while_loop(lambda carry: (carry[1] > eps**0.5) & (carry[2] < max_steps), newton, start)[0]
 
 
 def interior_point(value: Callable[[Array], Array], a: Float[Array, " n"], max_steps: int = 60) -> Float[Array, " n"]:

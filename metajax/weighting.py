@@ -70,7 +70,8 @@ def uncertainty(optimizer: optax.GradientTransformation | None = None) -> Weight
     """Homoscedastic uncertainty: w_i = exp(-s_i), where s descends sum_i exp(-s_i) L_i + s_i.
 
     s_i is the log of the task's noise variance; it starts at 0, and for a loss that stays it ends at log L_i, so that
-    every w_i L_i is 1. (Twice the paper's Gaussian form; its form for classes, exp(-s_i) L_i + s_i / 2, only shifts s.)
+    every w_i L_i is 1. (Twice the paper's Gaussian form; in its form for classes, exp(-s_i) L_i + s_i / 2, it ends at
+    log 2 L_i.)
 
     Args:
       optimizer: of s; Adam at 1e-3 by default.
@@ -202,7 +203,7 @@ def cagrad(c: float = 0.5) -> Weighting:
     g_0, but is not the worst. (The paper's code divides d by 1 + c^2 or multiplies it by the number of tasks.)
 
     Args:
-      c: radius of the ball over |g_0|; below 1 the mean loss converges to a minimum.
+      c: radius of the ball over |g_0|; below 1 the mean loss converges to a stationary point.
 
     Raises:
       InputError: `c` is negative or not finite.
@@ -300,32 +301,27 @@ def weighted_step(
     optimizer: optax.GradientTransformation,
     sample: Callable[[KeyArray], dict[str, Batch]],
     *,
-    tasks: Sequence[str] | None = None,
     split: Callable[[Params], Params] = lambda params: params["shared"],
     join: Callable[[Params, Params], Params] = lambda params, shared: params | {"shared": shared},
 ) -> Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]:
     """One step of joint training: shared <- shared + outer(-sum_i w_i g_i), for `fit`.
 
     The other parameters descend sum_i w_i L_i where the weighting weighs losses, and the plain sum where it combines
-    gradients (PCGrad, MGDA, CAGrad, Nash-MTL). A step whose loss or gradient is not finite changes nothing, the
-    weighting's state included, and reports its loss as NaN.
+    gradients (PCGrad, MGDA, CAGrad, Nash-MTL). Under plain SGD mind the length of d, which is that of a mean of
+    gradients for MGDA and CAGrad and the root of the number of tasks for Nash-MTL; Adam does not see it. A step whose
+    loss or gradient is not finite changes nothing, the weighting's state included, and reports its loss as NaN.
 
     Args:
       losses: `(params, batch) -> (losses, present, metrics)`, e.g. from `multitask_losses`; metrics hold `loss`.
       weighting: how the tasks are weighed.
       optimizer: any optax transformation, of all parameters.
       sample: draws the batches of the tasks; runs on the device inside the step.
-      tasks: names of the losses, in their order, where each depends on its own task's batch alone. Their gradients
-        then take no more than that of the sum; otherwise each passes through the shared part for all tasks.
       split: the part of the parameters that the tasks share, whose gradients are weighed.
       join: `(params, shared) -> params` with that part replaced.
 
     Returns:
       `(state, key) -> (state, metrics)`, pure and jittable, on states from `init_weighted`; metrics are those of
-      `losses` with `grad_norm` and the weights, `{task}_weight` for named tasks, else `weight_0`, `weight_1`, ...
-
-    Raises:
-      InputError: when called, `tasks` are not as many as the losses, or lack one of the batch.
+      `losses` with `grad_norm` and the weights, `weight_0`, `weight_1`, ... in the order of the losses.
     """
 
     def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
@@ -337,34 +333,22 @@ def weighted_step(
             values, present, metrics = losses(join(params, shared), batch)
             return values, (present, metrics)
 
-        def own(params: Params, shared: Params, i: int) -> Array:
-            # a batch of one task: its gradient has no zeros of the others to carry through the model
-            return losses(join(params, shared), {names[i]: batch[names[i]]})[0][i]
-
         theta = state.theta, split(state.theta)
         values, pullback, (present, metrics) = jax.vjp(of, *theta, has_aux=True)
-        names = tuple(tasks or (str(i) for i in range(len(values))))
-        if len(names) != len(values) or (tasks and not set(batch) <= set(names)):
-            raise InputError(f"tasks are {', '.join(names)}, for {len(values)} losses of {', '.join(batch)}.")
         if not weighting.by_gradient:
             weights, kept = weighting.weigh(kept, values, present, None, key)
             grads = join(*pullback(weights))
         else:
-            if tasks:
-                zeros = jax.tree.map(jnp.zeros_like, theta)
-                single = [jax.grad(own, (0, 1))(*theta, i) if n in batch else zeros for i, n in enumerate(names)]
-                all_rest, each = jax.tree.map(lambda *leaves: jnp.stack(leaves), *single)
-            else:
-                each = jax.vmap(lambda one: pullback(one)[1])(jnp.eye(len(values), dtype=values.dtype))
+            each = jax.vmap(lambda one: pullback(one)[1])(jnp.eye(len(values), dtype=values.dtype))
             weights, kept = weighting.weigh(kept, values, present, gram_matrix(each), key)
             outer = weights if weighting.heads else present.astype(values.dtype)
-            grads = join(combine(outer, all_rest) if tasks else pullback(outer)[0], combine(weights, each))
+            grads = join(pullback(outer)[0], combine(weights, each))
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, opt_state, state.theta)
         new = MetaState(optax.apply_updates(state.theta, updates), (opt_state, kept), state.count + 1)
         finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
         state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        metrics = metrics | {f"{n}_weight" if tasks else f"weight_{n}": w for n, w in zip(names, weights, strict=True)}
+        metrics = metrics | {f"weight_{i}": weight for i, weight in enumerate(weights)}
         return state, metrics | {"grad_norm": norm, "loss": jnp.where(finite, metrics["loss"], jnp.nan)}
 
     return step

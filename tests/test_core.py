@@ -140,6 +140,13 @@ def test_the_gradient_of_ascribe_is_the_direction():
     assert_close(jax.grad(lambda theta: ascribe(theta, jax.tree.map(jnp.square, theta)))(THETA), squares, 0)
 
 
+@pytest.mark.parametrize("weight", [-0.5, float("nan"), float("inf")])
+def test_mix_refuses_weights_that_mean_nothing(weight):
+    one = query_loss(descent(noisy_loss, optax.sgd(0.1)), 1)
+    with pytest.raises(InputError, match=f"weight is {weight}, expected a finite number, 0 or more"):
+        mix(one, one, weight)
+
+
 def test_mix_is_the_weighted_sum_in_value_and_gradient():
     key = KEY
     one, other = (query_loss(descent(noisy_loss, optax.sgd(rate)), 1) for rate in (0.1, 0.5))

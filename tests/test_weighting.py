@@ -12,8 +12,6 @@ from scipy.optimize import minimize
 
 import metajax.weighting
 from metajax import Batch, InputError, checkpoint, fit
-from metajax.losses import multitask_losses
-from metajax.models.multitask import embedding_heads
 from metajax.weighting import (
     combine,
     equal,
@@ -148,6 +146,7 @@ def test_mgda_of_more_tasks_has_the_minimum_norm(x64, tasks):
 
 @pytest.mark.parametrize(("tasks", "c"), [(2, 0.5), (3, 0.9), (4, 0.2), (3, 0.0)])
 def test_cagrad_lifts_the_worst_task_within_its_ball(x64, tasks, c):
+    compared = 0
     for seed in range(4):
         g = random_gradients(tasks, seed)
         mean, d = g.mean(0), direction(cagrad(c), g)
@@ -171,7 +170,9 @@ def test_cagrad_lifts_the_worst_task_within_its_ball(x64, tasks, c):
             options={"ftol": 1e-14, "maxiter": 500},
         ).x
         if np.linalg.norm(found[:-1] - mean) <= radius + 1e-9:
+            compared += 1
             assert (g @ d).min() >= (g @ found[:-1]).min() - 1e-6 * scale
+    assert compared or not c
 
 
 # Nash-MTL
@@ -440,30 +441,6 @@ def test_a_batch_without_a_task_moves_what_the_others_share(name):
     assert np.isfinite(metrics["loss"])
     assert differs(state.theta["shared"], params["shared"], 1e-4)
     np.testing.assert_array_equal(state.theta["heads"]["b"], params["heads"]["b"])
-
-
-@pytest.mark.parametrize("name", [pytest.param("gradnorm", marks=pytest.mark.slow), "nash"])
-def test_named_tasks_take_the_same_steps_by_their_own_batches(name, x64):
-    """On the reference model; fewer operations, as nothing is carried through the model for the other tasks."""
-    model = embedding_heads({"speech": 5, "image": 3, "other": 2}, num_tokens=11, width=4)
-    x = {task: jax.random.randint(KEY, (6, 7), 0, 11) + i for i, task in enumerate(model.heads)}
-    params = model.init(KEY, {task: tokens % 11 for task, tokens in x.items()})
-
-    def draw(key):
-        return {task: Batch(x[task] % 11, jnp.arange(6) % model.heads[task]) for task in ("speech", "image")}
-
-    results, optimizer, weighting = [], optax.sgd(0.1), ALL[name]
-    state = init_weighted(params, optimizer, weighting, 3)
-    for tasks in (None, tuple(model.heads)):
-        step = jax.jit(weighted_step(multitask_losses(model, normalize=True), weighting, optimizer, draw, tasks=tasks))
-        results.append(step(state, KEY))
-    assert_close(results[1][0], results[0][0], 1e-12)
-    assert differs(results[0][0].theta, params, 1e-4)
-    names = {"speech_weight": "weight_0", "image_weight": "weight_1", "other_weight": "weight_2"}
-    for mine, other in names.items():
-        np.testing.assert_allclose(results[1][1][mine], results[0][1][other], rtol=1e-12)
-    with pytest.raises(InputError, match="tasks are speech, image, for 3 losses of speech, image"):
-        weighted_step(multitask_losses(model), weighting, optimizer, draw, tasks=("speech", "image"))(state, KEY)
 
 
 @pytest.mark.parametrize("name", [pytest.param("gradnorm", marks=pytest.mark.slow), "nash"])

@@ -193,6 +193,8 @@ def fit(
         theta = checkpoint.restore(folder / "best", state.theta) if best is not None else None
         seconds = lines[-1]["seconds"] if lines else 0.0
     state = jax.tree.map(jnp.copy, state)  # donation must not take the caller's arrays
+    # bound to its devices from the start, as every step's result is: else the second call compiles again
+    state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
 
     @partial(hoisted, donate=(0,))
     def steps(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:

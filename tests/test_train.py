@@ -142,6 +142,15 @@ def test_fit_is_a_loop_of_steps_keyed_by_their_number():
     assert_close(run(5, block=4, validate_every=4).theta, result.theta, 1e-6)  # blocks change nothing
 
 
+def test_fit_compiles_its_steps_once(caplog):
+    """Also where the state lies on no device in particular, while the sampler's arrays do."""
+    arrays = sample(KEY)
+    step = meta_step(OBJECTIVE, OUTER, lambda key: arrays, 2)
+    with jax.log_compiles():
+        fit(step, init_state(THETA, OUTER), KEY, 5, num_tasks=2, block=2, validate_every=2, progress=False)
+    assert sum("Compiling jit(flat)" in record.getMessage() for record in caplog.records) == 1
+
+
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
     score = lambda theta: float(theta["b0"].sum())  # noqa: E731
     for name in ("whole", "parts"):

@@ -10,6 +10,17 @@ from metajax.models.norm import Norm, Normalization
 from metajax.models.tcresnet import Conv
 
 
+def conv_blocks(
+    x: Float[Array, "n time mel"], width: int, normalization: Normalization, num_reference: int | None
+) -> Float[Array, "n out_time out_mel width"]:
+    """Four times convolution, normalisation, ReLU and pooling, within a module that gets the parameters."""
+    x = x[..., None]
+    for i in range(4):
+        x = Conv(width, (3, 3), name=f"conv{i}")(x)
+        x = max_pool(jax.nn.relu(Norm(normalization, name=f"norm{i}")(x, num_reference)))
+    return x
+
+
 class Conv4(nn.Module):
     """Four times 3x3 convolution, normalisation, ReLU, 2x2 max pooling; mean over time; a linear head, if asked."""
 
@@ -19,10 +30,7 @@ class Conv4(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:
-        x = x[..., None]
-        for i in range(4):
-            x = Conv(self.width, (3, 3), name=f"conv{i}")(x)
-            x = max_pool(jax.nn.relu(Norm(self.normalization, name=f"norm{i}")(x, num_reference)))
+        x = conv_blocks(x, self.width, self.normalization, num_reference)
         x = x.mean(1).reshape(x.shape[0], -1)
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
 

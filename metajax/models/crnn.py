@@ -1,14 +1,12 @@
 """CRNN: MetaAudio's convolutional-recurrent network, on log-mels as one-channel images."""
 
-import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from metajax.models.conv import max_pool
+from metajax.models.conv4 import conv_blocks
 from metajax.models.model import Model, from_linen
 from metajax.models.norm import Norm, Normalization
 from metajax.models.recurrent import Cell, Recurrent
-from metajax.models.tcresnet import Conv
 
 
 class CRNN(nn.Module):
@@ -21,10 +19,7 @@ class CRNN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:
-        x = x[..., None]
-        for i in range(4):
-            x = Conv(self.width, (3, 3), name=f"conv{i}")(x)
-            x = max_pool(jax.nn.relu(Norm(self.normalization, name=f"norm{i}")(x, num_reference)))
+        x = conv_blocks(x, self.width, self.normalization, num_reference)
         x = x.mean(2)
         x = (x + Recurrent(self.width, self.cell, name="recurrent")(x))[:, -1]
         x = Norm(self.normalization, name="norm4")(x, num_reference)

@@ -152,5 +152,7 @@ def picture(path: Path, title: str, panels: int = 1) -> Iterator[Any]:
     figure, axes = pyplot.subplots(1, panels, figsize=(3 + 4.5 * panels, 4.5), squeeze=False, layout="constrained")
     yield axes[0]
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path, dpi=130)
+    temporary = path.with_name(f".{path.name}.tmp")
+    figure.savefig(temporary, dpi=130, format="png")
+    temporary.replace(path)
     pyplot.close(figure)

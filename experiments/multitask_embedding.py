@@ -25,15 +25,16 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cells
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from keyword_fewshot import CORPORA, read_recordings
+from multitask_common import interval, markdown, people, picture
 from scipy import stats
 from tqdm import tqdm
 
@@ -42,7 +43,7 @@ from metajax import checkpoint, report
 from metajax.data.augment import normalize
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak
-from metajax.data.corpus import Corpus, Recordings, fingerprint, load
+from metajax.data.corpus import Recordings, fingerprint, load
 from metajax.data.features import FeatureSettings
 from metajax.data.images import digits
 from metajax.losses import multitask_losses, total
@@ -60,7 +61,8 @@ single-task, mean ± 95 % over seeds (Student's t).
 The table gives one vector per token, averaged over the input: it counts tokens, and sees neither order nor context.
 With ids of their own the tasks touch no common row, and the joint loss trains just what the single ones do; with the
 same ids they share rows whose meanings have nothing to do with each other."""
-LEAST = {"tokens": 2, "stack": 1, "every": 1, "patch": 1, "epochs": 1, "batch": 1, "seeds": 1}  # of all other numbers 0
+LEAST = {"tokens": 2} | dict.fromkeys(("stack", "every", "patch", "epochs", "batch", "seeds"), 1)
+LEAST |= dict.fromkeys(("max_hz", "held_out", "place", "rate", "seed"), 0)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -121,24 +123,16 @@ def read_speech(args: argparse.Namespace) -> Speech:
         raise mj.InputError(f"--stack is {args.stack}, expected at most the {settings.num_frames} frames of a clip.")
     corpus = load(recordings, settings, cache=args.cache, on_error=args.on_error)
     print("".join(f"skipped: {sentence}\n" for sentence in corpus.skipped), end="", file=sys.stderr)
-    label, speaker = corpus.columns["label"], corpus.columns["speaker"]
-    if (speaker < 0).any():
-        raise mj.InputError(f"{(speaker < 0).sum()} clips of {corpus.name} have no speaker, expected one for each.")
+    label, person = corpus.columns["label"], people(corpus)
     used = np.unique(label[label >= 0])[: HEADS["speech"]]
     keep = np.flatnonzero(np.isin(label, used))
     if len(keep) < len(label):
         words = len(np.unique(label[label >= 0]))
         print(f"note: {len(used)} of {words} words are used, {len(keep)} of {len(label)} clips", file=sys.stderr)
-    person = np.array([_person(corpus, speaker) for speaker in corpus.names["speaker"]])[speaker[keep]]
     inputs = frames(corpus.features[keep], np.asarray(corpus.lengths)[keep], args.stack, args.every)
     inputs = inputs._replace(label=np.searchsorted(used, label[keep]))
     words = tuple(corpus.names["label"][i] for i in used)
-    return Speech(inputs, np.unique(person, return_inverse=True)[1], words, fingerprint(recordings, corpus))
-
-
-def _person(corpus: Corpus, speaker: str) -> str:
-    """Who speaks; of the synthetic voices all pitches, rates and versions are one person."""
-    return espeak.family(speaker.rsplit("-", 3)[0]) if corpus.name == "espeak" else speaker
+    return Speech(inputs, np.unique(person[keep], return_inverse=True)[1], words, fingerprint(recordings, corpus))
 
 
 def frames(features: jax.Array, lengths: np.ndarray, stack: int, every: int) -> Vectors:
@@ -362,16 +356,14 @@ def summarise(runs: list[dict[str, Any]], chance: dict[str, float]) -> dict[str,
         halves = []
         for run in runs:
             n = run["test_examples"][task]
-            interval = stats.binomtest(round(n * run["accuracy"][name][task]), n).proportion_ci(method="wilson")
-            halves.append((interval.high - interval.low) / 2)
+            ends = stats.binomtest(round(n * run["accuracy"][name][task]), n).proportion_ci(method="wilson")
+            halves.append((ends.high - ends.low) / 2)
         accuracies = [run["accuracy"][name][task] for run in runs]
         return {"mean": float(np.mean(accuracies)), "ci95": float(np.mean(halves))}
 
     def transfer(name: str, task: str) -> dict[str, float | None]:
-        gain = np.array([run["accuracy"][name][task] - run["accuracy"][MODELS[2]][task] for run in runs])
-        count = len(gain)
-        half = float(stats.t.ppf(0.975, count - 1) * gain.std(ddof=1) / np.sqrt(count)) if count > 1 else None
-        return {"mean": float(gain.mean()), "ci95": half}
+        gain = [run["accuracy"][name][task] - run["accuracy"][MODELS[2]][task] for run in runs]
+        return dict(zip(("mean", "ci95"), interval(gain), strict=True))
 
     return {
         "accuracy": {name: {task: mean(name, task) for task in HEADS} for name in MODELS},
@@ -387,26 +379,22 @@ def table(results: dict[str, Any]) -> str:
         half = "" if value["ci95"] is None else f" ± {100 * value['ci95']:.1f}"
         return f"{100 * value['mean']:{sign}.1f}{half}"
 
-    rows = [("", *HEADS, *(f"{task} gain" for task in HEADS))]
+    rows = []
     for name, by_task in results["accuracy"].items():
         gains = results["transfer"].get(name)
         rows.append((name, *map(cell, by_task.values()), *(cell(gains[t], "+") if gains else "" for t in HEADS)))
     rows.append(("chance", *(f"{100 * value:.1f}" for value in results["chance"].values()), "", ""))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    cells = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
-    lines = [f"| {' | '.join(row)} |" for row in cells]
-    lines.insert(1, "|" + "|".join("-" * (w + 1) + (":" if i else "-") for i, w in enumerate(widths)) + "|")
-    return "\n".join(lines)
+    return markdown(("", *HEADS, *(f"{task} gain" for task in HEADS)), rows)
 
 
 def plot(results: dict[str, Any], title: str, path: Path) -> None:
     """Draw the training losses of the first seed and the test accuracies into a PNG."""
-    import matplotlib
+    with picture(path, title, 2) as (left, right):
+        draw(results, left, right)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+def draw(results: dict[str, Any], left: Any, right: Any) -> None:
+    """The two panels of `plot`."""
     losses = results["runs"][0]["losses"]
     for task, colour in zip(HEADS, ("C0", "C1"), strict=True):
         # the single-task line lies exactly on the first one: drawn below it, wide and pale
@@ -435,26 +423,15 @@ def plot(results: dict[str, Any], title: str, path: Path) -> None:
         axes.grid(alpha=0.3)
     left.legend(fontsize=8)
     right.legend(fontsize=8, loc="upper center", ncol=4)
-    figure.suptitle(title, fontsize=10)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
-    pyplot.close(figure)
 
 
 def check(args: argparse.Namespace) -> None:
     """Refuse arguments that mean nothing, before anything is read."""
-    for name, value in vars(args).items():
-        least = LEAST.get(name, 0)
-        if isinstance(value, int | float) and not least <= value < float("inf"):
-            raise mj.InputError(f"--{name.replace('_', '-')} is {value}, expected a finite number, {least} or more.")
+    cells.check(args, ("plot", "images"), **LEAST)
     if args.tokens > TOKENS // 2:
         raise mj.InputError(f"--tokens is {args.tokens}, expected at most {TOKENS // 2}: half of the table.")
     if not 0 < args.held_out < 1:
         raise mj.InputError(f"--held-out is {args.held_out}, expected a share between 0 and 1.")
-    for module, package in (("matplotlib", "metajax[plot]"), ("sklearn", "metajax[images]")):
-        if find_spec(module) is None:
-            raise mj.InputError(f"{module} is not installed; install it with: pip install '{package}'")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -11,19 +11,16 @@ import pytest
 from scipy.optimize import minimize
 
 import metajax.weighting
-from metajax import Batch, InputError, checkpoint, fit
+from metajax import InputError
 from metajax.weighting import (
-    combine,
     equal,
     fixed,
     gradnorm,
     gram_matrix,
     init_weighted,
-    task_gradients,
     uncertainty,
     weighted_step,
 )
-from tests.conftest import assert_close, differs
 
 KEY = jax.random.key(0)
 # one function for one setting, so that it is compiled once
@@ -349,125 +346,3 @@ def test_bad_weights_are_refused():
             weigh(weighting, random_gradients(2, 0), state=weighting.init(3))
     with pytest.raises(InputError, match="c is -0.5"):
         cagrad(-0.5)
-
-
-# the step
-
-
-def hand_made(params, batch):
-    """Two tasks with a shared matrix and a head each; the second is away where its batch is."""
-    values = []
-    for task in ("a", "b"):
-        if task in batch:
-            predicted = jnp.tanh(batch[task].x @ params["shared"]["w"]) @ params["heads"][task]
-            values.append(jnp.square(predicted - batch[task].y).mean())
-        else:
-            values.append(jnp.zeros(()))
-    losses = jnp.stack(values)
-    return losses, jnp.array([task in batch for task in ("a", "b")]), {"loss": losses.sum()}
-
-
-def hand_made_params():
-    keys = jax.random.split(KEY, 3)
-    heads = {"a": jax.random.normal(keys[0], (4,)), "b": jax.random.normal(keys[1], (4,))}
-    return {"shared": {"w": jax.random.normal(keys[2], (3, 4))}, "heads": heads}
-
-
-def sample(key):
-    x_key, y_key = jax.random.split(key)
-    x, y = jax.random.normal(x_key, (2, 5, 3)), jax.random.normal(y_key, (2, 5))
-    return {"a": Batch(x[0], y[0]), "b": Batch(x[1], 10 * y[1])}
-
-
-def test_task_gradients_are_those_of_each_loss(x64):
-    params, batch = hand_made_params(), sample(KEY)
-    of = lambda shared: hand_made(params | {"shared": shared}, batch)[0]  # noqa: E731
-    values, gradients = task_gradients(of, params["shared"])
-    np.testing.assert_allclose(values, of(params["shared"]))
-    single = [jax.grad(lambda shared, i=i: of(shared)[i])(params["shared"]) for i in range(2)]
-    assert_close(gradients, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single), 1e-14)
-    flat = np.stack([np.asarray(g["w"]).ravel() for g in single])
-    np.testing.assert_allclose(gram_matrix(gradients), flat @ flat.T, rtol=1e-12)
-    np.testing.assert_allclose(combine(jnp.array([2.0, -1.0]), gradients)["w"].ravel(), [2, -1] @ flat, rtol=1e-12)
-
-
-def test_equal_weights_take_the_steps_of_the_plain_sum():
-    optimizer, params = optax.adam(1e-2), hand_made_params()
-    step = jax.jit(weighted_step(hand_made, equal(), optimizer, sample))
-    state = init_weighted(params, optimizer, equal(), 2)
-
-    @jax.jit
-    def plain(params, opt_state, key):
-        batch = sample(jax.random.split(key)[0])
-        grads = jax.grad(lambda params: hand_made(params, batch)[0].sum())(params)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
-
-    opt_state = optimizer.init(params)
-    for number in range(5):
-        key = jax.random.fold_in(KEY, number)
-        state, metrics = step(state, key)
-        params, opt_state = plain(params, opt_state, key)
-        for a, b in zip(jax.tree.leaves(state.theta), jax.tree.leaves(params), strict=True):
-            np.testing.assert_array_equal(a, b)
-    assert (float(metrics["weight_0"]), float(metrics["weight_1"]), int(state.count)) == (1, 1, 5)
-
-
-@pytest.mark.parametrize("name", ["gradnorm", "pcgrad", "nash"])
-def test_a_step_combines_shared_gradients_and_leaves_heads_to_their_losses(name, x64):
-    weighting, optimizer, params = ALL[name], optax.sgd(1.0), hand_made_params()
-    state, metrics = jax.jit(weighted_step(hand_made, weighting, optimizer, sample))(
-        init_weighted(params, optimizer, weighting, 2), KEY
-    )
-    sample_key, key = jax.random.split(KEY)
-    batch = sample(sample_key)
-    each = [jax.grad(lambda params, i=i: hand_made(params, batch)[0][i])(params) for i in range(2)]
-    g = np.stack([np.asarray(one["shared"]["w"]).ravel() for one in each])
-    w = np.asarray(weigh(weighting, g, hand_made(params, batch)[0], key=key)[0])
-    np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"]], w, rtol=1e-6)
-    np.testing.assert_allclose((params["shared"]["w"] - state.theta["shared"]["w"]).ravel(), w @ g, atol=1e-6)
-    for i, task in enumerate(("a", "b")):
-        expected = each[i]["heads"][task] * (w[i] if name == "gradnorm" else 1)
-        np.testing.assert_allclose(params["heads"][task] - state.theta["heads"][task], expected, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", ["equal", "nash", "cagrad", "gradnorm"])
-def test_a_batch_without_a_task_moves_what_the_others_share(name):
-    optimizer, params = optax.sgd(0.1), hand_made_params()
-    only = lambda key: {"a": sample(key)["a"]}  # noqa: E731
-    state = init_weighted(params, optimizer, ALL[name], 2)
-    state, metrics = jax.jit(weighted_step(hand_made, ALL[name], optimizer, only))(state, KEY)
-    assert metrics["weight_1"] == 0
-    assert np.isfinite(metrics["loss"])
-    assert differs(state.theta["shared"], params["shared"], 1e-4)
-    np.testing.assert_array_equal(state.theta["heads"]["b"], params["heads"]["b"])
-
-
-@pytest.mark.parametrize("name", [pytest.param("gradnorm", marks=pytest.mark.slow), "nash"])
-def test_a_step_that_is_not_finite_changes_nothing(name):
-    broken = lambda key: jax.tree.map(lambda a: a * jnp.nan, sample(key))  # noqa: E731
-    optimizer = optax.adam(1e-2)
-    state = init_weighted(hand_made_params(), optimizer, ALL[name], 2)
-    new, metrics = jax.jit(weighted_step(hand_made, ALL[name], optimizer, broken))(state, KEY)
-    for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert np.isnan(metrics["loss"])
-
-
-def test_fit_runs_the_step_and_resumes_exactly(tmp_path):
-    optimizer, weighting = optax.adam(1e-2), gradnorm()
-    step = weighted_step(hand_made, weighting, optimizer, sample)
-
-    def run(outer_steps, folder, **options):
-        state = init_weighted(hand_made_params(), optimizer, weighting, 2)
-        options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False}
-        return fit(step, state, KEY, outer_steps, folder=folder, **options)
-
-    whole = run(8, tmp_path / "whole")
-    run(4, tmp_path / "parts")
-    parts = run(8, tmp_path / "parts", resume=True)
-    for a, b in zip(jax.tree.leaves(parts.state), jax.tree.leaves(whole.state), strict=True):
-        np.testing.assert_array_equal(a, b)
-    lines = checkpoint.read_lines(tmp_path / "parts" / "metrics.jsonl")
-    assert [line["step"] for line in lines] == [2, 4, 6, 8]
-    assert all({"loss", "grad_norm", "weight_0", "weight_1"} <= line.keys() for line in lines)

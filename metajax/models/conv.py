@@ -11,8 +11,7 @@ that any order of derivative, forward or reverse, under any vmap, runs as one of
 """
 
 import math
-from collections.abc import Sequence
-from functools import reduce
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import Any
 
@@ -63,32 +62,85 @@ def fold(x: Array, stride: int, space: Sequence[int]) -> Array:
 
 
 def windows(x: Array, out: Sequence[int], taps: Sequence[int]) -> list[Array]:
-    """What each tap sees, in order: `[b, n * out cells, features]`."""
+    """What each tap sees, in order, of `[..., *space, features]`: `[..., *out, features]`."""
     places = (tuple(slice(j, j + o) for j, o in zip(offset, out, strict=True)) for offset in product(*map(range, taps)))
-    return [x[(slice(None), slice(None), *place)].reshape(x.shape[0], -1, x.shape[-1]) for place in places]
+    return [x[(..., *place, slice(None))] for place in places]
 
 
 def conv_impl(x: Array, kernel: Array) -> Array:
     """conv for groups: x `[b, n, *space, features]`, kernel `[b, *taps, features, outputs]`."""
     taps = kernel.shape[1:-2]
     if x.shape[0] == 1:
-        strides, layout = [1] * len(taps), LAYOUTS[len(taps)]
-        return jax.lax.conv_general_dilated(x[0], kernel[0], strides, "VALID", dimension_numbers=layout)[None]
+        return conv_one(x[0], kernel[0])[None]
     out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], taps, strict=True)]
-    seen = jnp.concatenate(windows(x, out, taps), -1)
+    seen = jnp.concatenate(windows(x, out, taps), -1).reshape(x.shape[0], -1, math.prod(taps) * x.shape[-1])
     y = seen @ kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
     return y.reshape(*x.shape[:2], *out, kernel.shape[-1])
 
 
 def kernel_grad_impl(x: Array, g: Array) -> Array:
     """kernel_grad for groups: x `[b, n, *space, features]`, g `[b, n, *out, outputs]`."""
-    out = g.shape[2:-1]
-    taps = [size - o + 1 for size, o in zip(x.shape[2:-1], out, strict=True)]
-    flat = g.reshape(g.shape[0], -1, g.shape[-1])
-    y = jnp.stack([seen.mT @ flat for seen in windows(x, out, taps)], 1)
-    return y.reshape(x.shape[0], *taps, x.shape[-1], g.shape[-1])
+    return jax.vmap(tap_products)(x, g).mT.reshape(kernel_grad_shape(x, g).shape)
 
 
+def conv_one(x: Array, kernel: Array) -> Array:
+    """conv of one group."""
+    strides, layout = [1] * (kernel.ndim - 2), LAYOUTS[kernel.ndim - 2]
+    return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=layout)
+
+
+def tap_products(x: Array, g: Array) -> Array:
+    """kernel_grad of one group, `[taps, outputs, features]`."""
+    out, features = g.shape[1:-1], x.shape[-1]
+    taps = [size - o + 1 for size, o in zip(x.shape[1:-1], out, strict=True)]
+    flat = g.reshape(-1, g.shape[-1])
+    if features <= FEW:  # all taps and features as rows of one product, which reads g once
+        rows = jnp.stack(windows(jnp.moveaxis(x, -1, 0)[..., None], out, taps))
+        return (rows.reshape(-1, len(flat)) @ flat).reshape(len(rows), features, -1).mT
+    # g^T x: transposed in memory, once for all taps; products that transpose on the fly take up to twice as long on CPU
+    flat = jax.lax.optimization_barrier(flat.T)
+    return jnp.stack([flat @ seen.reshape(flat.shape[1], -1) for seen in windows(x, out, taps)])
+
+
+def conv_cpu(x: Array, kernel: Array) -> Array:
+    """conv for groups on CPU, one after the other, by blocks of examples that fit into a core's cache."""
+
+    def one(x: Array, kernel: Array) -> Array:
+        if (count := num_blocks(x)) == 1:
+            return conv_one(x, kernel)
+        y = jax.lax.map(lambda x: conv_one(x, kernel), x.reshape(count, -1, *x.shape[1:]))
+        return y.reshape(len(x), *y.shape[2:])
+
+    return one_by_one(one, x, kernel)
+
+
+def kernel_grad_cpu(x: Array, g: Array) -> Array:
+    """kernel_grad for groups on CPU, likewise."""
+
+    def one(x: Array, g: Array) -> Array:
+        if x.shape[-1] <= FEW or (count := num_blocks(x)) == 1:
+            return tap_products(x, g)
+        shape = jax.eval_shape(tap_products, x, g)
+        blocks = [a.reshape(count, -1, *a.shape[1:]) for a in (x, g)]
+        zeros = jnp.zeros(shape.shape, shape.dtype)
+        return jax.lax.scan(lambda total, pair: (total + tap_products(*pair), None), zeros, blocks)[0]
+
+    return one_by_one(one, x, g).mT.reshape(kernel_grad_shape(x, g).shape)
+
+
+def one_by_one(f: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+    """f of every group."""
+    return f(a[0], b[0])[None] if len(a) == 1 else jax.lax.map(lambda pair: f(*pair), (a, b))
+
+
+def num_blocks(x: Array) -> int:
+    """The least number of equal blocks of examples that are small; 1 where all of them are."""
+    n = len(x)
+    return next((b for b in range(1, n) if n % b == 0 and x.nbytes <= b * BLOCK), n) if x.nbytes > CACHE else 1
+
+
+FEW = 4  # features
+CACHE, BLOCK = 2**20, 3 * 2**17  # bytes that stay in a core's cache, and those of a block, beside which there is more
 # layouts by the number of axes of space
 LAYOUTS = {1: ("NTC", "TIO", "NTC"), 2: ("NHWC", "HWIO", "NHWC")}
 conv_p = Primitive("metajax_conv")
@@ -154,13 +206,14 @@ def batch_kernel_grad(args: Sequence[Array], dims: Sequence[Any]) -> tuple[Array
     return batch_both(kernel_grad_p, args, dims)
 
 
-for primitive, impl, shape, batch in (
-    (conv_p, conv_impl, conv_shape, batch_conv),
-    (kernel_grad_p, kernel_grad_impl, kernel_grad_shape, batch_kernel_grad),
+for primitive, impl, on_cpu, shape, batch in (
+    (conv_p, conv_impl, conv_cpu, conv_shape, batch_conv),
+    (kernel_grad_p, kernel_grad_impl, kernel_grad_cpu, kernel_grad_shape, batch_kernel_grad),
 ):
-    primitive.def_impl(jax.jit(impl))
+    primitive.def_impl(jax.jit(primitive.bind))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
+    mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")
     batching.primitive_batchers[primitive] = batch
 ad.defbilinear(
     conv_p,
@@ -174,20 +227,41 @@ ad.defbilinear(
 )
 
 
-def larger(a: Array, b: Array) -> Array:
-    """The larger of each two; where they are equal the gradient goes to the first."""
-    return jnp.where(a >= b, a, b)
-
-
 def max_pool(x: Float[Array, "n *space features"], size: int = 2) -> Float[Array, "n *out features"]:
     """Maximum over blocks of `size` along every axis of space; a remainder at the end is left out.
 
-    A reshape and a choice between two: the gradient of `reduce_window` is ten times slower on CPU, and those of `max`
-    and `maximum` go where x equals the result, which is nowhere if XLA computes x once more, rounded differently.
+    The gradient goes to the first of equal values. That of `reduce_window` is ten times slower on CPU.
     """
     for axis in range(1, x.ndim - 1):
-        whole = x.shape[axis] // size
-        x = jax.lax.slice_in_dim(x, 0, whole * size, axis=axis)
-        x = x.reshape([*x.shape[:axis], whole, size, *x.shape[axis + 1 :]])
-        x = reduce(larger, (jax.lax.index_in_dim(x, i, axis + 1, keepdims=False) for i in range(size)))
-    return x
+        x = jax.lax.slice_in_dim(x, 0, x.shape[axis] // size * size, axis=axis)
+    return largest(x.reshape([len(x), *(n for cells in x.shape[1:-1] for n in (cells // size, size)), x.shape[-1]]))
+
+
+@jax.custom_jvp
+def largest(x: Array) -> Array:
+    """The largest of every block, `[n, *out, features]` of `[n, *(out, size), features]`."""
+    return winners(x)[0]
+
+
+@largest.defjvp
+def largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    """A choice by number, not by comparing x with the maximum: XLA may compute x once more, rounded differently."""
+    (x,), (tangent,) = primals, tangents
+    best, number = winners(x)
+    axes = tuple(range(2, x.ndim - 1, 2))
+    sizes = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
+    chosen = jnp.expand_dims(number, axes) == jnp.arange(math.prod(sizes)).reshape(sizes)
+    return best, jnp.where(chosen, tangent, 0).sum(axes)
+
+
+def winners(x: Array) -> tuple[Array, Array]:
+    """The largest of every block and its number, the first of equals."""
+    best, *others = (
+        x[(slice(None), *(index for j in place for index in (slice(None), j)))]
+        for place in product(*map(range, x.shape[2:-1:2]))
+    )
+    number = jnp.zeros(best.shape, int)
+    for i, cell in enumerate(others, 1):
+        later = cell > best
+        best, number = jnp.where(later, cell, best), jnp.where(later, i, number)
+    return best, number

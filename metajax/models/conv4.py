@@ -4,7 +4,6 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from metajax.models.conv import max_pool
 from metajax.models.model import Model, from_linen
 from metajax.models.norm import Norm, Normalization
 from metajax.models.tcresnet import Conv
@@ -17,7 +16,7 @@ def conv_blocks(
     x = x[..., None]
     for i in range(4):
         x = Conv(width, (3, 3), name=f"conv{i}")(x)
-        x = max_pool(jax.nn.relu(Norm(normalization, name=f"norm{i}")(x, num_reference)))
+        x = jax.nn.relu(Norm(normalization, name=f"norm{i}")(x, num_reference, pool=2))
     return x
 
 

@@ -8,6 +8,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from metajax.errors import InputError
+from metajax.models.conv import max_pool
 
 Normalization = Literal["transductive", "support", "group", "layer"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
@@ -22,13 +23,14 @@ class Norm(nn.Module):
     - `group`: of each example and each of 8 groups of features, or as many as divide them;
     - `layer`: of each example and all its features.
 
-    There are no running statistics: theta is all that training leaves.
+    There are no running statistics: theta is all that training leaves. With `pool` the result is
+    `max_pool(y, pool)`: as y rises with scale * x, the largest x are chosen first, and only those are normalised.
     """
 
     normalization: Normalization
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n *space features"], num_reference: int | None = None) -> Array:
+    def __call__(self, x: Float[Array, "n *space features"], num_reference: int | None = None, pool: int = 1) -> Array:
         features = x.shape[-1]
         if self.normalization not in NORMALIZATIONS:
             raise InputError(f"normalization is {self.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}.")
@@ -41,11 +43,19 @@ class Norm(nn.Module):
             # centred before squaring: E[x^2] - E[x]^2 loses its digits in float32
             variance = jnp.square(source - mean).mean(axes)
             factor = scale * jax.lax.rsqrt(variance + 1e-5)
-            return (x - mean) * factor + bias
+            return (pooled(x, scale, pool) - mean) * factor + bias
         groups = 1 if self.normalization == "layer" else max(g for g in range(1, GROUPS + 1) if features % g == 0)
-        shape = x.shape
-        x = x.reshape(*shape[:-1], groups, features // groups)
+        source, x = (a.reshape(*a.shape[:-1], groups, -1) for a in (x, pooled(x, scale, pool)))
         axes = (*range(1, x.ndim - 2), x.ndim - 1)
-        centred = x - x.mean(axes, keepdims=True)
-        variance = jnp.square(centred).mean(axes, keepdims=True)
-        return (centred * jax.lax.rsqrt(variance + 1e-5)).reshape(shape) * scale + bias
+        mean = source.mean(axes, keepdims=True)
+        variance = jnp.square(source - mean).mean(axes, keepdims=True)
+        y = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
+        return y.reshape(*y.shape[:-2], features) * scale + bias
+
+
+def pooled(x: Array, scale: Array, size: int) -> Array:
+    """The x of each block of `size` where scale * x is largest."""
+    if size == 1:
+        return x
+    sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
+    return sign * max_pool(sign * x, size)

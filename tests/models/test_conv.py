@@ -1,5 +1,6 @@
 """Convolution and pooling against those of jax.lax, in every order of derivative and under every vmap."""
 
+import math
 from functools import partial
 
 import jax
@@ -84,19 +85,46 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=str(path))
 
 
-def test_no_derivative_under_vmap_becomes_a_grouped_convolution():
+@pytest.mark.parametrize(("space", "taps", "features"), [((8,), (3,), 6), ((5, 4), (3, 3), 5), ((6, 5), (3, 2), 1)])
+def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, features):
+    """On CPU large inputs go by blocks: here of one example, of two, and all at once."""
+    x, kernel = operands(space, taps, (3,), features, dtype=np.float64)
+    x = jnp.concatenate([x, 2 * x, -x], 1)  # 6 examples
+
+    def second_order(x, kernel):
+        grads, vhp = jax.vjp(jax.grad(partial(scalar, conv, 1), (0, 1)), x, kernel)
+        return grads, vhp(grads)
+
+    def results():
+        return jax.jit(jax.vmap(second_order), compiler_options=QUICK)(x, kernel)
+
+    whole = results()
+    monkeypatch.setattr("metajax.models.conv.CACHE", 0)
+    padded = math.prod(size + tap - 1 for size, tap in zip(space, taps, strict=True)) * features * 8
+    for block in (1, 2 * padded):
+        monkeypatch.setattr("metajax.models.conv.BLOCK", block)
+        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), results(), whole)
+
+
+@pytest.mark.parametrize("platform", ["cpu", "cuda"])
+def test_no_derivative_under_vmap_becomes_a_grouped_convolution(platform):
     """What the file is for: plain convolutions and matrix products only."""
     x, kernel = operands((8, 8), (3, 3), (4,))
 
     def norm(x, kernel):
         return sum(jnp.vdot(g, g) for g in jax.grad(partial(scalar, conv, 2), (0, 1))(x, kernel))
 
-    f = jax.vmap(jax.grad(norm, (0, 1)))
-    text = jax.jit(f).lower(x, kernel).as_text()
-    assert "dot_general" in text
-    assert "convolution" not in text
-    text = jax.jit(jax.vmap(partial(conv, stride=2), (0, None))).lower(x, kernel[0]).as_text()
-    assert text.count("stablehlo.convolution") == 1
+    def text(f, *args):
+        return jax.jit(f).trace(*args).lower(lowering_platforms=(platform,)).as_text()
+
+    found = text(jax.vmap(jax.grad(norm, (0, 1))), x, kernel)
+    assert "dot_general" in found
+    convolutions = [line for line in found.splitlines() if "stablehlo.convolution" in line]
+    assert bool(convolutions) == (platform == "cpu")  # one task after the other there
+    plain = "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]", "batch_group_count = 1", "feature_group_count = 1"
+    assert all(part in line for line in convolutions for part in plain)
+    shared = text(jax.vmap(partial(conv, stride=2), (0, None)), x, kernel[0])
+    assert shared.count("stablehlo.convolution") == 1
 
 
 @pytest.mark.parametrize(("space", "size"), [((6,), 2), ((6,), 3), ((4, 6), 2)])

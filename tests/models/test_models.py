@@ -7,7 +7,9 @@ import pytest
 
 from metajax import InputError, Referenced
 from metajax.models import NORMALIZATIONS, conv4, tcresnet8
+from metajax.models.conv import max_pool
 from metajax.models.norm import Norm
+from tests.conftest import assert_close
 
 KEY = jax.random.key(0)
 # maker, smallest options, input [time, mel], size of the embedding
@@ -90,7 +92,7 @@ def test_support_statistics_do_not_see_any_query():
 def test_norm_against_its_definition(normalization, space):
     x = 100 + np.random.default_rng(0).normal(size=(6, *space, 16)).astype(np.float32)
     module = Norm(normalization)
-    scale, bias = np.random.default_rng(1).normal(size=(2, 16))
+    scale, bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16)), np.float32)
     y = jax.jit(lambda x: module.apply({"params": {"scale": scale, "bias": bias}}, x, 4))(x)
     v = x.astype(np.float64)
     wanted = np.empty_like(v)
@@ -104,6 +106,28 @@ def test_norm_against_its_definition(normalization, space):
             }[normalization]
             wanted[i, ..., c] = (v[i, ..., c] - source.mean()) / np.sqrt(source.var() + 1e-5) * scale[c] + bias[c]
     np.testing.assert_allclose(y, wanted, atol=2e-4)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_pooling_first_is_pooling_after(x64, normalization):
+    """Value, gradient and second derivative, for scales of both signs; a remainder is part of the statistics."""
+    x, v = np.random.default_rng(0).normal(size=(2, 6, 5, 4, 16))
+    module, scale = Norm(normalization), np.random.default_rng(1).normal(size=16)
+    params = {"params": {"scale": jnp.asarray(scale), "bias": jnp.ones(16)}}
+
+    def first(params, x):
+        return module.apply(params, x, 4, pool=2)
+
+    def after(params, x):
+        return max_pool(module.apply(params, x, 4))
+
+    def derivatives(f):
+        grad = jax.grad(lambda *args: jnp.sin(f(*args)).sum(), (0, 1))
+        return jax.jit(lambda params, x: (f(params, x), jax.jvp(grad, (params, x), (params, v))))(params, x)
+
+    x = jnp.asarray(x)
+    assert (scale < 0).any() and first(params, x).shape == (6, 2, 2, 16)
+    assert_close(derivatives(first), derivatives(after), 1e-10)
 
 
 def test_default_normalization_is_transductive():

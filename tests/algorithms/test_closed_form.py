@@ -1,0 +1,36 @@
+"""How closed-form heads solve their systems."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+from metajax.algorithms.logistic import logistic_weights
+from metajax.algorithms.ridge import ridge_weights
+from tests.conftest import assert_close
+
+pytestmark = pytest.mark.usefixtures("x64")
+FEATURES = 4
+
+
+def matrices(jaxpr, name):
+    """Ranks of the first operand of all primitives `name` in a jaxpr and those within it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn.invars[0].aval.ndim
+        for inner in jaxprs_in_params(eqn.params):
+            yield from matrices(inner, name)
+
+
+@pytest.mark.parametrize("weights", (ridge_weights, logistic_weights))
+def test_no_batch_of_systems_is_factorised_at_once_on_cpu(weights):
+    """jaxlib's batched LU waits for ever where the devices are as many as the cores."""
+
+    def loss(z):
+        return jnp.square(weights(z, jnp.eye(3), jnp.ones(()))).sum()
+
+    z = jax.random.normal(jax.random.key(0), (4, 3, FEATURES))
+    ranks = list(matrices(jax.make_jaxpr(jax.vmap(jax.grad(loss)))(z).jaxpr, "lu"))
+    assert ranks and set(ranks) == {2}
+    alone = jnp.stack([jax.grad(loss)(one) for one in z])
+    assert_close(jax.vmap(jax.grad(loss))(z), alone, 1e-12)

@@ -6,6 +6,7 @@ SIDE` answers pickled requests on standard input, so that threads and memory of 
 
 import contextlib
 import importlib
+import math
 import os
 import pickle
 import subprocess
@@ -269,6 +270,8 @@ def flops(jaxpr: Any, known: dict[Any, float]) -> float:
     import jax
     from jax.extend.core import jaxprs_in_params
 
+    from metajax.models.conv import conv_p, kernel_grad_p
+
     total = 0.0
     for eqn in jaxpr.eqns:
         if inside := list(jaxprs_in_params(eqn.params)):
@@ -277,7 +280,12 @@ def flops(jaxpr: Any, known: dict[Any, float]) -> float:
             continue
         shapes = [v.aval for v in eqn.invars]
         name = f"{eqn.primitive} {shapes} {eqn.params}"
-        if name not in known:
+        if eqn.primitive in (conv_p, kernel_grad_p):  # on CPU a loop, of which the compiler counts one turn
+            kernel, maps = shapes[1], eqn.outvars[0].aval
+            if eqn.primitive is kernel_grad_p:
+                kernel, maps = maps, kernel
+            known[name] = 2.0 * maps.size * math.prod(kernel.shape[1:-1])
+        elif name not in known:
             bind = jax.jit(lambda *args, eqn=eqn: eqn.primitive.bind(*args, **eqn.params))
             known[name] = (bind.lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
         total += known[name]

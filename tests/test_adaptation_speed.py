@@ -12,6 +12,7 @@ from speed_workloads import AUGMENTATION, WORKLOADS, Workload, flops
 
 import metajax as mj
 from metajax.data.augment import Augmentation, augment, normalize
+from metajax.models.conv import conv
 
 WEIGHTS = {"head": {"kernel": np.array([[3.0]]), "bias": np.array([4.0])}}
 WORK = {"flops": 2e9, "parameters": 2}
@@ -161,6 +162,15 @@ def test_loops_count_times_their_length():
 
     a, b = jnp.ones((3, 5)), jnp.ones((5, 5))
     assert flops(jax.make_jaxpr(f)(a, b).jaxpr, {}) == 7 * 2 * 3 * 5 * 5
+
+
+def test_convolutions_count_every_example_once():
+    x, kernel = jnp.ones((6, 8, 3)), jnp.ones((5, 3, 4))
+    one = 2 * 6 * 8 * 5 * 3 * 4  # SAME padding: 8 outputs of each of 6 examples
+    gradients = jax.make_jaxpr(jax.grad(lambda x, kernel: conv(x, kernel).sum(), (0, 1)))(x, kernel)
+    assert flops(jax.make_jaxpr(conv)(x, kernel).jaxpr, {}) == one
+    # the result itself, and its gradients in x (whose ends meet the padding, too) and kernel, beside a few reversals
+    assert 3 * one <= flops(gradients.jaxpr, {}) <= 3.7 * one
 
 
 @pytest.mark.peers

@@ -140,7 +140,7 @@ def num_blocks(x: Array) -> int:
 
 
 FEW = 4  # features
-CACHE, BLOCK = 2**20, 3 * 2**17  # bytes that stay in a core's cache, and those of a block, beside which there is more
+CACHE, BLOCK = 2**20, 5 * 2**17  # bytes that stay in a core's cache, and those of a block, beside which there is more
 # layouts by the number of axes of space
 LAYOUTS = {1: ("NTC", "TIO", "NTC"), 2: ("NHWC", "HWIO", "NHWC")}
 conv_p = Primitive("metajax_conv")

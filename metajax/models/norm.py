@@ -39,18 +39,27 @@ class Norm(nn.Module):
         if self.normalization in ("transductive", "support"):
             source = x[:num_reference] if self.normalization == "support" else x
             axes = tuple(range(x.ndim - 1))
-            mean = source.mean(axes)
-            # centred before squaring: E[x^2] - E[x]^2 loses its digits in float32
-            variance = jnp.square(source - mean).mean(axes)
+            mean, variance = moments(source, axes)
             factor = scale * jax.lax.rsqrt(variance + 1e-5)
-            return (pooled(x, scale, pool) - mean) * factor + bias
+            return pooled(x, scale, pool) * factor + (bias - mean * factor)
         groups = 1 if self.normalization == "layer" else max(g for g in range(1, GROUPS + 1) if features % g == 0)
         source, x = (a.reshape(*a.shape[:-1], groups, -1) for a in (x, pooled(x, scale, pool)))
         axes = (*range(1, x.ndim - 2), x.ndim - 1)
-        mean = source.mean(axes, keepdims=True)
-        variance = jnp.square(source - mean).mean(axes, keepdims=True)
+        mean, variance = moments(source, axes, keepdims=True)
         y = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
         return y.reshape(*y.shape[:-2], features) * scale + bias
+
+
+def moments(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> tuple[Array, Array]:
+    """Mean and variance, E[(x - a)^2] - (E[x] - a)^2 for the constant a = E[x].
+
+    Without a, float32 would lose its digits. With it as a constant the derivative has no term through the mean, which
+    is zero anyway and costs a pass over x; the last term is zero but for its second derivative.
+    """
+    mean = x.mean(axes, keepdims=keepdims)
+    a = jax.lax.stop_gradient(mean)
+    centred = x - (a if keepdims else jnp.expand_dims(a, axes))
+    return mean, jnp.square(centred).mean(axes, keepdims=keepdims) - jnp.square(mean - a)
 
 
 def pooled(x: Array, scale: Array, size: int) -> Array:

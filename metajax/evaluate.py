@@ -48,7 +48,7 @@ def evaluate(
         return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
 
     def curves(theta: Theta, keys: Key[Array, " tasks"]) -> Metrics:
-        return jax.lax.map(lambda key: curve(theta, key), keys, batch_size=chunk)
+        return jax.lax.map(lambda key: curve(theta, key), keys, batch_size=None if chunk == 1 else chunk)
 
     keys = jax.random.split(key, num_tasks)
     return curves(theta, keys) if mesh is None else over_tasks(curves, mesh)(theta, keys)

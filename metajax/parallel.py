@@ -113,11 +113,12 @@ def task_mean(
             raise InputError(f"{num} tasks on a device do not divide into chunks of {size}.")
         if size == num:
             return f(theta, keys)
-        shapes = jax.eval_shape(f, theta, keys[:size])
+        once = jax.jit(f)  # traced for its shapes and for the loop together
+        shapes = jax.eval_shape(once, theta, keys[:size])
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total: Any, keys: Key[Array, " chunk"]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, f(theta, keys)), None
+            return jax.tree.map(jnp.add, total, once(theta, keys)), None
 
         total, _ = jax.lax.scan(add, zeros, keys.reshape(num // size, size))
         return jax.tree.map(lambda a: a * (size / num), total)

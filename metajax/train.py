@@ -102,6 +102,8 @@ def meta_step(
             sample_key, key = jax.random.split(key)
             return objective(theta, sample(sample_key), key)
 
+        if len(keys) == 1:  # a vmap of one costs seconds of tracing and compiling
+            return one(keys[0])
         values, metrics = jax.vmap(one)(keys)
         return values.mean(), jax.tree.map(lambda a: a.mean(0), metrics)
 

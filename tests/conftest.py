@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from jaxtyping import config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # plain scripts, which import each other
@@ -84,3 +85,17 @@ def words(classes, speakers, takes):
     """Labels and speakers of a corpus in which each speaker says each class `takes` times."""
     label, speaker, _ = (a.reshape(-1) for a in np.mgrid[:classes, :speakers, :takes])
     return label, speaker
+
+
+def write_tones(folder, words, speakers, takes, spacing=200):
+    """A manifest of words that are tones `spacing` Hz apart, half a second long, by speakers that differ in pitch."""
+    rate, draw = 16000, np.random.default_rng(0)
+    time = np.arange(rate // 2) / rate
+    lines = ["path,label,speaker,mood"]
+    for word, speaker, take in np.ndindex(words, speakers, takes):
+        pitch = (300 + spacing * word) * (1 + 0.02 * speaker)
+        wave = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * draw.normal(size=time.size)
+        soundfile.write(folder / f"{word}_{speaker}_{take}.wav", wave.astype(np.float32), rate)
+        lines.append(f"{word}_{speaker}_{take}.wav,w{word},s{speaker},calm")
+    (folder / "tones.csv").write_text("\n".join(lines) + "\n")
+    return folder / "tones.csv"

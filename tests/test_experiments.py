@@ -12,6 +12,7 @@ import soundfile
 
 from metajax.tasks.episodes import index_tables
 from metajax.tasks.splits import divide
+from tests.conftest import write_tones
 from tests.shared import shared_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
@@ -40,21 +41,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    """A manifest of words that are chords, by speakers that differ in pitch."""
-    folder = tmp_path_factory.mktemp("tones")
-    generator = np.random.default_rng(0)
-    lines = ["path,label,speaker,mood"]
-    time = np.arange(RATE // 2) / RATE
-    for word in range(WORDS):
-        for speaker in range(SPEAKERS):
-            for take in range(TAKES):
-                pitch = (300 + 200 * word) * (1 + 0.02 * speaker)
-                wave = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * generator.normal(size=time.size)
-                name = f"{word}_{speaker}_{take}.wav"
-                soundfile.write(folder / name, wave.astype(np.float32), RATE)
-                lines.append(f"{name},w{word},s{speaker},calm")
-    (folder / "tones.csv").write_text("\n".join(lines) + "\n")
-    return folder / "tones.csv"
+    return write_tones(tmp_path_factory.mktemp("tones"), WORDS, SPEAKERS, TAKES)
 
 
 @pytest.fixture

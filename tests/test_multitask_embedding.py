@@ -6,31 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import soundfile
 
 import metajax as mj
 from metajax.models.multitask import embedding_heads
+from tests.conftest import write_tones
 
 pytest.importorskip("sklearn", reason="codebooks and handwritten digits are scikit-learn's")
 import multitask_embedding as script
 
-RATE, WORDS, SPEAKERS, TAKES = 16000, 4, 4, 3
+WORDS, SPEAKERS, TAKES = 4, 4, 3
 
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    """A manifest of words that are chords, by speakers that differ in pitch."""
-    folder = tmp_path_factory.mktemp("tones")
-    draw = np.random.default_rng(0)
-    lines = ["path,label,speaker"]
-    time = np.arange(RATE // 2) / RATE
-    for word, speaker, take in np.ndindex(WORDS, SPEAKERS, TAKES):
-        pitch = (300 + 400 * word) * (1 + 0.02 * speaker)
-        wave = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * draw.normal(size=time.size)
-        soundfile.write(folder / f"{word}_{speaker}_{take}.wav", wave.astype(np.float32), RATE)
-        lines.append(f"{word}_{speaker}_{take}.wav,w{word},s{speaker}")
-    (folder / "tones.csv").write_text("\n".join(lines) + "\n")
-    return folder / "tones.csv"
+    return write_tones(tmp_path_factory.mktemp("tones"), WORDS, SPEAKERS, TAKES, spacing=400)
 
 
 @pytest.fixture
@@ -76,9 +65,9 @@ def test_data_that_do_not_suffice_get_one_sentence(refuse, tones):
     assert few in refuse(*corpus, "--stack", 46, "--batch", 8)  # a handful of tokens in each clip
     header, *rows = tones.read_text().splitlines()
     other = tones.with_name("other.csv")
-    other.write_text("\n".join([header, *(row for row in rows if row.endswith(",s0"))]))
+    other.write_text("\n".join([header, *(row for row in rows if row.endswith(",s0,calm"))]))
     assert "All clips are by one speaker" in refuse("--corpus", "manifest", "--root", other)
-    other.write_text("\n".join([header, *(row for row in rows if ",w0," not in row or row.endswith(",s0"))]))
+    other.write_text("\n".join([header, *(row for row in rows if ",w0," not in row or row.endswith(",s0,calm"))]))
     refused = [refuse("--corpus", "manifest", "--root", other, "--held-out", 0.9, "--seed", seed) for seed in (0, 1)]
     assert any("1 words are said by held-out speakers alone (w0)" in sentence for sentence in refused)
 

@@ -87,15 +87,18 @@ def words(classes, speakers, takes):
     return label, speaker
 
 
-def write_tones(folder, words, speakers, takes, spacing=200):
-    """A manifest of words that are tones `spacing` Hz apart, half a second long, by speakers that differ in pitch."""
+def write_tones(folder, words, speakers, takes, spacing=200, further=("", "")):
+    """A manifest of words that are tones `spacing` Hz apart, half a second long, by speakers that differ in pitch.
+
+    `further`: the end of the header and of every row.
+    """
     rate, draw = 16000, np.random.default_rng(0)
     time = np.arange(rate // 2) / rate
-    lines = ["path,label,speaker,mood"]
+    lines = ["path,label,speaker" + further[0]]
     for word, speaker, take in np.ndindex(words, speakers, takes):
         pitch = (300 + spacing * word) * (1 + 0.02 * speaker)
         wave = 0.3 * np.sin(2 * np.pi * pitch * time) + 0.01 * draw.normal(size=time.size)
         soundfile.write(folder / f"{word}_{speaker}_{take}.wav", wave.astype(np.float32), rate)
-        lines.append(f"{word}_{speaker}_{take}.wav,w{word},s{speaker},calm")
+        lines.append(f"{word}_{speaker}_{take}.wav,w{word},s{speaker}{further[1]}")
     (folder / "tones.csv").write_text("\n".join(lines) + "\n")
     return folder / "tones.csv"

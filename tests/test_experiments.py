@@ -41,7 +41,7 @@ SMALL = [
 
 @pytest.fixture(scope="module")
 def tones(tmp_path_factory):
-    return write_tones(tmp_path_factory.mktemp("tones"), WORDS, SPEAKERS, TAKES)
+    return write_tones(tmp_path_factory.mktemp("tones"), WORDS, SPEAKERS, TAKES, further=(",mood", ",calm"))
 
 
 @pytest.fixture

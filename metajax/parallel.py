@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
-from jaxtyping import Array, Key, PyTree
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, Key, PyTree
 
 from metajax.errors import InputError
 
@@ -74,62 +75,86 @@ def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
-def over_tasks(
-    f: Callable[[PyTree, Key[Array, " tasks"]], Any], mesh: jax.sharding.Mesh
-) -> Callable[[PyTree, Key[Array, " tasks"]], Any]:
-    """`f(theta, keys [n]) -> tree with leading axis n`, with the tasks spread over the devices of `mesh`."""
+def over_tasks(f: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
+    """`f(theta, keys [n]) -> tree with leading axis n`, with the tasks spread over the devices of `mesh`.
+
+    Where they do not divide evenly, the last ones are computed twice and left out once; `keys` may be any tree.
+    """
     spec = jax.sharding.PartitionSpec
-    return jax.shard_map(f, mesh=mesh, in_specs=(spec(), spec("tasks")), out_specs=spec("tasks"), check_vma=False)
+    even = jax.shard_map(f, mesh=mesh, in_specs=(spec(), spec("tasks")), out_specs=spec("tasks"), check_vma=False)
+
+    def spread(theta: PyTree, keys: PyTree) -> Any:
+        num = len(jax.tree.leaves(keys)[0])
+        if not num % mesh.size:
+            return even(theta, keys)
+        filled = jnp.arange(-(-num // mesh.size) * mesh.size) % num
+        return jax.tree.map(lambda a: a[:num], even(theta, jax.tree.map(lambda a: a[filled], keys)))
+
+    return spread
 
 
 def task_mesh(num_tasks: int) -> jax.sharding.Mesh:
-    """A mesh with one axis, `tasks`, over the largest number of devices that divides `num_tasks`."""
-    count = max(n for n in range(1, jax.device_count() + 1) if num_tasks % n == 0)
+    """A mesh with one axis, `tasks`, over as many devices as finish `num_tasks` soonest: no more than have work."""
+    each = -(-num_tasks // jax.device_count())
+    count = -(-num_tasks // each)
     return jax.make_mesh((count,), ("tasks",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:count])
 
 
 def task_mean(
-    f: Callable[[PyTree, Key[Array, " tasks"]], Any], *, chunk: int | None = None, mesh: jax.sharding.Mesh | None = None
+    f: Callable[[PyTree, Key[Array, " n"], Float[Array, " n"]], Any],
+    *,
+    chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Callable[[PyTree, Key[Array, " tasks"]], Any]:
-    """The mean of `f(theta, keys)` over all tasks, a chunk at a time on each device.
+    """The mean of `f` over all tasks, a chunk at a time on each device.
 
     Args:
-      f: `(theta, keys [n]) -> tree`, a mean over n tasks.
+      f: `(theta, keys [n], weights [n]) -> tree`, a sum over n tasks, each times its weight.
       chunk: tasks at a time on each device; None for all. 1 is fastest for per-task weights on CPU, where a batched
         matrix product gains nothing and falls out of the cache.
-      mesh: devices, with one axis `tasks`; None for one device.
+      mesh: devices, with one axis `tasks`; None for one. Where the tasks do not divide evenly, some are computed once
+        more with weight 0.
 
     Returns:
       `(theta, keys [tasks]) -> tree`.
 
     Raises:
-      InputError: the tasks do not divide into chunks and devices.
+      InputError: the tasks do not divide into chunks on a device.
     """
 
-    def chunked(theta: PyTree, keys: Key[Array, " tasks"]) -> Any:
+    def chunked(theta: PyTree, keys: Key[Array, " n"], weights: Float[Array, " n"]) -> Any:
         num = keys.shape[0]
         size = num if chunk is None else min(chunk, num)
         if num % size:
             raise InputError(f"{num} tasks on a device do not divide into chunks of {size}.")
         if size == num:
-            return f(theta, keys)
+            return f(theta, keys, weights)
         once = jax.jit(f)  # traced for its shapes and for the loop together
-        shapes = jax.eval_shape(once, theta, keys[:size])
+        shapes = jax.eval_shape(once, theta, keys[:size], weights[:size])
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        def add(total: Any, keys: Key[Array, " chunk"]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, once(theta, keys)), None
+        def add(total: Any, some: tuple[Array, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, once(theta, *some)), None
 
-        total, _ = jax.lax.scan(add, zeros, keys.reshape(num // size, size))
-        return jax.tree.map(lambda a: a * (size / num), total)
+        return jax.lax.scan(add, zeros, (keys.reshape(-1, size), weights.reshape(-1, size)))[0]
 
-    if mesh is None or mesh.size == 1:
-        return chunked
+    spec, over = jax.sharding.PartitionSpec, () if mesh is None or mesh.size == 1 else ("tasks",)
 
-    spec = jax.sharding.PartitionSpec
+    def summed(theta: PyTree, keys: Key[Array, " n"], weights: Float[Array, " n"]) -> Any:
+        total = chunked(theta, keys, weights)
+        if not over:
+            return total
+        flat, restored = ravel_pytree(total)  # on CPU every sum over devices costs some 50 us, whatever its size
+        return restored(jax.lax.psum(flat, over))
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=(spec(), spec("tasks")), out_specs=spec(), check_vma=False)
-    def sharded(theta: PyTree, keys: Key[Array, " tasks"]) -> Any:
-        return jax.lax.pmean(chunked(theta, keys), "tasks")
+    if over:
+        summed = jax.shard_map(
+            summed, mesh=mesh, in_specs=(spec(), spec("tasks"), spec("tasks")), out_specs=spec(), check_vma=False
+        )
 
-    return sharded
+    def mean(theta: PyTree, keys: Key[Array, " tasks"]) -> Any:
+        num, devices = len(keys), mesh.size if mesh else 1
+        filled = jnp.arange(-(-num // devices) * devices)
+        return summed(theta, keys[filled % num], jnp.where(filled < num, 1 / num, 0.0))
+
+    return mean

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 from tqdm import tqdm
 
 from metajax import checkpoint
@@ -97,17 +97,18 @@ def meta_step(
       `(state, key) -> (state, metrics)`, pure and jittable; metrics are means over the tasks, with `grad_norm`.
     """
 
-    def mean_objective(theta: Theta, keys: Key[Array, " tasks"]) -> tuple[Array, Metrics]:
+    def weighted_objective(
+        theta: Theta, keys: Key[Array, " tasks"], weights: Float[Array, " tasks"]
+    ) -> tuple[Array, Metrics]:
         def one(key: KeyArray) -> tuple[Array, Metrics]:
             sample_key, key = jax.random.split(key)
             return objective(theta, sample(sample_key), key)
 
         if len(keys) == 1:  # a vmap of one costs seconds of tracing and compiling
-            return one(keys[0])
-        values, metrics = jax.vmap(one)(keys)
-        return values.mean(), jax.tree.map(lambda a: a.mean(0), metrics)
+            return jax.tree.map(lambda a: a * weights[0], one(keys[0]))
+        return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), jax.vmap(one)(keys))
 
-    mean_gradient = task_mean(jax.grad(mean_objective, has_aux=True), chunk=chunk, mesh=mesh)
+    mean_gradient = task_mean(jax.grad(weighted_objective, has_aux=True), chunk=chunk, mesh=mesh)
 
     def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
         grads, metrics = mean_gradient(state.theta, jax.random.split(key, num_tasks))

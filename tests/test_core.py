@@ -11,6 +11,7 @@ import pytest
 from metajax import Batch, Episode, InputError, Labels, adapt, ascribe, closed_form, descent, evaluate, mean_ci95, mix
 from metajax.core import query_loss
 from metajax.losses import classify, cross_entropy
+from metajax.parallel import task_mesh
 from tests.conftest import assert_close, differs, mlp, mlp_params, square_loss
 
 
@@ -179,15 +180,18 @@ def test_the_evaluation_curve_is_a_loop_of_adapt():
             np.testing.assert_allclose(curve["loss"][task, steps], wanted, rtol=1e-5)
 
 
-def test_evaluation_in_chunks_changes_nothing_and_other_learners_meet_the_same_tasks():
-    def curve(learner, chunk):
-        return jax.jit(lambda theta: evaluate(learner, theta, random_episode, jax.random.key(5), 5, 1, chunk=chunk))(
+def test_evaluation_in_chunks_and_over_devices_changes_nothing_and_other_learners_meet_the_same_tasks():
+    def curve(learner, chunk, mesh=None):
+        options = {"chunk": chunk, "mesh": mesh}
+        return jax.jit(lambda theta: evaluate(learner, theta, random_episode, jax.random.key(5), 5, 1, **options))(
             THETA
         )
 
     one = curve(descent(square_loss, optax.sgd(0.1)), 1)["loss"]
     np.testing.assert_allclose(curve(descent(square_loss, optax.sgd(0.1)), 2)["loss"], one, rtol=1e-5)  # 5 = 2 + 2 + 1
     np.testing.assert_allclose(curve(descent(square_loss, optax.sgd(0.1)), 5)["loss"], one, rtol=1e-5)
+    spread = curve(descent(square_loss, optax.sgd(0.1)), 1, task_mesh(5))["loss"]  # on two devices 3 and 2
+    np.testing.assert_allclose(spread, one, rtol=1e-5)
     adam = curve(descent(square_loss, optax.adam(0.1)), 1)["loss"]
     np.testing.assert_allclose(adam[:, 0], one[:, 0], rtol=1e-6)
     assert differs(adam[:, 1], one[:, 1], 1e-3)

@@ -46,14 +46,14 @@ def test_a_meta_step_descends_the_mean_gradient():
     assert int(state.count) == 1
 
 
-@pytest.mark.parametrize(("chunk", "devices"), [(2, 1), (1, 2), (None, 2)])
-def test_chunks_and_devices_change_nothing(chunk, devices):
+@pytest.mark.parametrize(("tasks", "chunk", "devices"), [(4, 2, 1), (4, 1, 2), (4, None, 2), (5, None, 2), (3, 1, 2)])
+def test_chunks_and_devices_change_nothing(tasks, chunk, devices):
     if jax.device_count() < devices:
         pytest.skip(f"{jax.device_count()} device, needs {devices}")
-    mesh = task_mesh(4) if devices > 1 else None
+    mesh = task_mesh(tasks) if devices > 1 else None
     assert mesh is None or mesh.size == 2
     plain, other = (
-        jax.jit(meta_step(OBJECTIVE, OUTER, sample, 4, **options))(init_state(THETA, OUTER), KEY)
+        jax.jit(meta_step(OBJECTIVE, OUTER, sample, tasks, **options))(init_state(THETA, OUTER), KEY)
         for options in ({}, {"chunk": chunk, "mesh": mesh})
     )
     assert_close(other[0].theta, plain[0].theta, 1e-6)
@@ -62,8 +62,12 @@ def test_chunks_and_devices_change_nothing(chunk, devices):
 
 def test_task_mean_refuses_chunks_that_do_not_divide():
     with pytest.raises(InputError, match="5 tasks on a device do not divide into chunks of 2"):
-        task_mean(lambda theta, keys: theta, chunk=2)(jnp.zeros(()), jax.random.split(KEY, 5))
-    assert task_mesh(3).size == 1
+        task_mean(lambda theta, keys, weights: theta, chunk=2)(jnp.zeros(()), jax.random.split(KEY, 5))
+
+
+@pytest.mark.parametrize(("tasks", "devices"), [(1, 1), (2, 2), (3, 2), (25, 2)])
+def test_a_mesh_leaves_no_core_idle_that_has_work(tasks, devices):
+    assert task_mesh(tasks).size == min(devices, jax.device_count())
 
 
 # a loss that falls by one in theta per step, until it is no longer finite

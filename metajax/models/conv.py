@@ -3,23 +3,27 @@
 vmapped over weights, `jax.lax.conv` becomes a grouped convolution and its derivatives stranger ones still, all slow on
 CPU. Here the two bilinear maps
 
-    conv(x, k)[t]        = sum_j x[t + j] k[j]         (VALID, stride 1)
-    kernel_grad(x, g)[j] = sum_t x[t + j]^T g[t]
+    conv(x, k)[t]        = sum_j x[t + j - low] k[j]         (stride 1, x zero beyond its ends)
+    kernel_grad(x, g)[j] = sum_t x[t + j - low]^T g[t]
 
 are primitives that differentiate into each other alone and carry a group axis of their own for per-task weights, so
 that any order of derivative, forward or reverse, under any vmap, runs as one of the two. A stride becomes a reshape.
+How far x is padded, `pads`, low and high for each axis of space, belongs to them: padded outside, their derivatives
+would compute the gradients of the padding too, with 9 taps on 13 frames more than half as much again.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+Pads: TypeAlias = tuple[tuple[int, int], ...]  # zeros before and after, for each axis of space; below 0: cells cut off
 
 
 def conv(
@@ -41,13 +45,18 @@ def conv(
     # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features
     blocks = [math.ceil(tap / stride) for tap in taps]
     reach = [(o + block - 1) * stride for o, block in zip(out, blocks, strict=True)]
-    ends = [(left, r - left - size, 0) for left, r, size in zip(lefts, reach, space, strict=True)]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-    if stride > 1:
-        pads = [(0, block * stride - tap) for block, tap in zip(blocks, taps, strict=True)]
-        kernel = fold(jnp.pad(kernel, [*pads, (0, 0), (0, 0)]), stride, range(len(taps)))
-        x = fold(x, stride, range(1, 1 + len(taps)))
-    return conv_p.bind(x[None], kernel[None])[0]
+    pads = tuple((left, r - left - size) for left, r, size in zip(lefts, reach, space, strict=True))
+    if stride == 1:
+        return conv_p.bind(x[None], kernel[None], pads=pads)[0]
+    ends = [(0, block * stride - tap) for block, tap in zip(blocks, taps, strict=True)]
+    kernel = fold(jnp.pad(kernel, [*ends, (0, 0), (0, 0)]), stride, range(len(taps)))
+    x = fold(padded(x[None], pads)[0], stride, range(1, 1 + len(taps)))
+    return conv_p.bind(x[None], kernel[None], pads=((0, 0),) * len(taps))[0]
+
+
+def padded(x: Array, pads: Pads) -> Array:
+    """x `[b, n, *space, features]` with zeros around."""
+    return jax.lax.pad(x, jnp.zeros((), x.dtype), [(low, high, 0) for low, high in ((0, 0), (0, 0), *pads, (0, 0))])
 
 
 def fold(x: Array, stride: int, space: Sequence[int]) -> Array:
@@ -67,30 +76,29 @@ def windows(x: Array, out: Sequence[int], taps: Sequence[int]) -> list[Array]:
     return [x[(..., *place, slice(None))] for place in places]
 
 
-def conv_impl(x: Array, kernel: Array) -> Array:
+def conv_impl(x: Array, kernel: Array, pads: Pads) -> Array:
     """conv for groups: x `[b, n, *space, features]`, kernel `[b, *taps, features, outputs]`."""
-    taps = kernel.shape[1:-2]
     if x.shape[0] == 1:
-        return conv_one(x[0], kernel[0])[None]
+        return conv_one(x[0], kernel[0], pads)[None]
+    x, taps = padded(x, pads), kernel.shape[1:-2]
     out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], taps, strict=True)]
     seen = jnp.concatenate(windows(x, out, taps), -1).reshape(x.shape[0], -1, math.prod(taps) * x.shape[-1])
     y = seen @ kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
     return y.reshape(*x.shape[:2], *out, kernel.shape[-1])
 
 
-def kernel_grad_impl(x: Array, g: Array) -> Array:
+def kernel_grad_impl(x: Array, g: Array, pads: Pads) -> Array:
     """kernel_grad for groups: x `[b, n, *space, features]`, g `[b, n, *out, outputs]`."""
-    return jax.vmap(tap_products)(x, g).mT.reshape(kernel_grad_shape(x, g).shape)
+    return jax.vmap(tap_products)(padded(x, pads), g).mT.reshape(kernel_grad_shape(x, g, pads).shape)
 
 
-def conv_one(x: Array, kernel: Array) -> Array:
+def conv_one(x: Array, kernel: Array, pads: Pads) -> Array:
     """conv of one group."""
-    strides, layout = [1] * (kernel.ndim - 2), LAYOUTS[kernel.ndim - 2]
-    return jax.lax.conv_general_dilated(x, kernel, strides, "VALID", dimension_numbers=layout)
+    return jax.lax.conv_general_dilated(x, kernel, [1] * len(pads), pads, dimension_numbers=LAYOUTS[len(pads)])
 
 
 def tap_products(x: Array, g: Array) -> Array:
-    """kernel_grad of one group, `[taps, outputs, features]`."""
+    """kernel_grad of one group, padded, `[taps, outputs, features]`."""
     out, features = g.shape[1:-1], x.shape[-1]
     taps = [size - o + 1 for size, o in zip(x.shape[1:-1], out, strict=True)]
     flat = g.reshape(-1, g.shape[-1])
@@ -102,30 +110,33 @@ def tap_products(x: Array, g: Array) -> Array:
     return jnp.stack([flat @ seen.reshape(flat.shape[1], -1) for seen in windows(x, out, taps)])
 
 
-def conv_cpu(x: Array, kernel: Array) -> Array:
+def conv_cpu(x: Array, kernel: Array, pads: Pads) -> Array:
     """conv for groups on CPU, one after the other, by blocks of examples that fit into a core's cache."""
 
     def one(x: Array, kernel: Array) -> Array:
         if (count := num_blocks(x)) == 1:
-            return conv_one(x, kernel)
-        y = jax.lax.map(lambda x: conv_one(x, kernel), x.reshape(count, -1, *x.shape[1:]))
+            return conv_one(x, kernel, pads)
+        y = jax.lax.map(lambda x: conv_one(x, kernel, pads), x.reshape(count, -1, *x.shape[1:]))
         return y.reshape(len(x), *y.shape[2:])
 
     return one_by_one(one, x, kernel)
 
 
-def kernel_grad_cpu(x: Array, g: Array) -> Array:
+def kernel_grad_cpu(x: Array, g: Array, pads: Pads) -> Array:
     """kernel_grad for groups on CPU, likewise."""
 
     def one(x: Array, g: Array) -> Array:
+        def part(x: Array, g: Array) -> Array:
+            return tap_products(padded(x[None], pads)[0], g)
+
         if x.shape[-1] <= FEW or (count := num_blocks(x)) == 1:
-            return tap_products(x, g)
-        shape = jax.eval_shape(tap_products, x, g)
+            return part(x, g)
+        shape = jax.eval_shape(part, x, g)
         blocks = [a.reshape(count, -1, *a.shape[1:]) for a in (x, g)]
         zeros = jnp.zeros(shape.shape, shape.dtype)
-        return jax.lax.scan(lambda total, pair: (total + tap_products(*pair), None), zeros, blocks)[0]
+        return jax.lax.scan(lambda total, pair: (total + part(*pair), None), zeros, blocks)[0]
 
-    return one_by_one(one, x, g).mT.reshape(kernel_grad_shape(x, g).shape)
+    return one_by_one(one, x, g).mT.reshape(kernel_grad_shape(x, g, pads).shape)
 
 
 def one_by_one(f: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
@@ -147,28 +158,32 @@ conv_p = Primitive("metajax_conv")
 kernel_grad_p = Primitive("metajax_conv_kernel_grad")
 
 
-def conv_shape(x: Any, kernel: Any) -> Any:
-    out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], kernel.shape[1:-2], strict=True)]
+def reached(space: Sequence[int], taps: Sequence[int], pads: Pads) -> list[int]:
+    """Cells of the result along each axis of space; of its own inverse the taps."""
+    return [size + low + high - tap + 1 for size, tap, (low, high) in zip(space, taps, pads, strict=True)]
+
+
+def conv_shape(x: Any, kernel: Any, pads: Pads) -> Any:
+    out = reached(x.shape[2:-1], kernel.shape[1:-2], pads)
     return x.update(shape=(*x.shape[:2], *out, kernel.shape[-1]))
 
 
-def kernel_grad_shape(x: Any, g: Any) -> Any:
-    taps = [size - o + 1 for size, o in zip(x.shape[2:-1], g.shape[2:-1], strict=True)]
+def kernel_grad_shape(x: Any, g: Any, pads: Pads) -> Any:
+    taps = reached(x.shape[2:-1], g.shape[2:-1], pads)
     return x.update(shape=(x.shape[0], *taps, x.shape[-1], g.shape[-1]))
 
 
-def input_grad(g: Array, kernel: Array) -> Array:
-    """The transpose of conv in x: g, padded, with the flipped kernel, itself a conv."""
+def input_grad(g: Array, kernel: Array, pads: Pads) -> Array:
+    """The transpose of conv in x: g with the flipped kernel, itself a conv."""
     taps = kernel.shape[1:-2]
-    pads = [(tap - 1, tap - 1, 0) for tap in taps]
-    g = jax.lax.pad(g, jnp.zeros((), g.dtype), [(0, 0, 0), (0, 0, 0), *pads, (0, 0, 0)])
-    return conv_p.bind(g, jax.lax.rev(kernel, range(1, 1 + len(taps))).mT)
+    around = tuple((tap - 1 - low, tap - 1 - high) for tap, (low, high) in zip(taps, pads, strict=True))
+    return conv_p.bind(g, jax.lax.rev(kernel, range(1, 1 + len(taps))).mT, pads=around)
 
 
-def batch_both(primitive: Primitive, args: Sequence[Array], dims: Sequence[int]) -> tuple[Array, int]:
+def batch_both(primitive: Primitive, args: Sequence[Array], dims: Sequence[int], pads: Pads) -> tuple[Array, int]:
     """vmap over both operands: more groups."""
     a, b = (jnp.moveaxis(arg, dim, 0) for arg, dim in zip(args, dims, strict=True))
-    y = primitive.bind(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]))
+    y = primitive.bind(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]), pads=pads)
     return y.reshape(a.shape[0], -1, *y.shape[1:]), 0
 
 
@@ -184,26 +199,26 @@ def unmerge(y: Array, size: int, axis: int) -> tuple[Array, int]:
     return y.reshape(*y.shape[:axis], size, -1, *y.shape[axis + 1 :]), axis
 
 
-def batch_conv(args: Sequence[Array], dims: Sequence[Any]) -> tuple[Array, int]:
+def batch_conv(args: Sequence[Array], dims: Sequence[Any], pads: Pads) -> tuple[Array, int]:
     (x, kernel), (x_dim, kernel_dim) = args, dims
     if kernel_dim is None:  # shared weights: more examples
         x, size = merge(x, x_dim, 1)
-        return unmerge(conv_p.bind(x, kernel), size, 1)
+        return unmerge(conv_p.bind(x, kernel, pads=pads), size, 1)
     if x_dim is None:  # shared inputs: more outputs
         kernel, size = merge(kernel, kernel_dim, kernel.ndim - 2)
-        return unmerge(conv_p.bind(x, kernel), size, x.ndim - 1)
-    return batch_both(conv_p, args, dims)
+        return unmerge(conv_p.bind(x, kernel, pads=pads), size, x.ndim - 1)
+    return batch_both(conv_p, args, dims, pads)
 
 
-def batch_kernel_grad(args: Sequence[Array], dims: Sequence[Any]) -> tuple[Array, int]:
+def batch_kernel_grad(args: Sequence[Array], dims: Sequence[Any], pads: Pads) -> tuple[Array, int]:
     (x, g), (x_dim, g_dim) = args, dims
     if g_dim is None:  # more features
         x, size = merge(x, x_dim, x.ndim - 2)
-        return unmerge(kernel_grad_p.bind(x, g), size, x.ndim - 2)
+        return unmerge(kernel_grad_p.bind(x, g, pads=pads), size, x.ndim - 2)
     if x_dim is None:  # more outputs
         g, size = merge(g, g_dim, g.ndim - 2)
-        return unmerge(kernel_grad_p.bind(x, g), size, x.ndim - 1)
-    return batch_both(kernel_grad_p, args, dims)
+        return unmerge(kernel_grad_p.bind(x, g, pads=pads), size, x.ndim - 1)
+    return batch_both(kernel_grad_p, args, dims, pads)
 
 
 for primitive, impl, on_cpu, shape, batch in (
@@ -217,13 +232,13 @@ for primitive, impl, on_cpu, shape, batch in (
     batching.primitive_batchers[primitive] = batch
 ad.defbilinear(
     conv_p,
-    lambda g, x, kernel: input_grad(g, kernel),
-    lambda g, x, kernel: kernel_grad_p.bind(x, g),
+    lambda g, x, kernel, pads: input_grad(g, kernel, pads),
+    lambda g, x, kernel, pads: kernel_grad_p.bind(x, g, pads=pads),
 )
 ad.defbilinear(
     kernel_grad_p,
-    lambda w, x, g: input_grad(g, w),
-    lambda w, x, g: conv_p.bind(x, w),
+    lambda w, x, g, pads: input_grad(g, w, pads),
+    lambda w, x, g, pads: conv_p.bind(x, w, pads=pads),
 )
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models.conv import LAYOUTS, conv, max_pool
+from metajax.models.conv import LAYOUTS, conv, conv_cpu, conv_impl, kernel_grad_cpu, kernel_grad_impl, max_pool
 
 QUICK = {"xla_backend_optimization_level": "0"}  # compile fast, run slowly
 
@@ -104,6 +104,17 @@ def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, featur
     for block in (1, 2 * padded):
         monkeypatch.setattr("metajax.models.conv.BLOCK", block)
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), results(), whole)
+
+
+@pytest.mark.parametrize("pads", [((1, 1), (0, 2)), ((-1, 2), (2, -1)), ((0, 0), (0, 0))])
+@pytest.mark.parametrize("groups", [1, 3])
+def test_the_accelerators_formulation_is_the_cpus(x64, groups, pads):
+    x, kernel = operands((6, 7), (3, 2), (groups,), dtype=np.float64)
+    y = conv_impl(x, kernel, pads)
+    np.testing.assert_allclose(y, conv_cpu(x, kernel, pads), rtol=1e-12)
+    back = kernel_grad_impl(x, y, pads)
+    assert back.shape == kernel.shape
+    np.testing.assert_allclose(back, kernel_grad_cpu(x, y, pads), rtol=1e-12)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

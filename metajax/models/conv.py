@@ -39,19 +39,25 @@ def conv(
     Returns:
       `[n, ceil(time / stride), ..., outputs]`, equal to `jax.lax.conv_general_dilated` with SAME padding.
     """
-    space, taps = x.shape[1:-1], kernel.shape[:-2]
-    out = [math.ceil(size / stride) for size in space]
-    lefts = [max((o - 1) * stride + tap - size, 0) // 2 for o, tap, size in zip(out, taps, space, strict=True)]
-    # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features
-    blocks = [math.ceil(tap / stride) for tap in taps]
-    reach = [(o + block - 1) * stride for o, block in zip(out, blocks, strict=True)]
-    pads = tuple((left, r - left - size) for left, r, size in zip(lefts, reach, space, strict=True))
+    taps = kernel.shape[:-2]
+    pads = same_pads(x.shape[1:-1], taps, stride)
     if stride == 1:
         return conv_p.bind(x[None], kernel[None], pads=pads)[0]
-    ends = [(0, block * stride - tap) for block, tap in zip(blocks, taps, strict=True)]
+    # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features
+    ends = [(0, -tap % stride) for tap in taps]
     kernel = fold(jnp.pad(kernel, [*ends, (0, 0), (0, 0)]), stride, range(len(taps)))
     x = fold(padded(x[None], pads)[0], stride, range(1, 1 + len(taps)))
     return conv_p.bind(x[None], kernel[None], pads=((0, 0),) * len(taps))[0]
+
+
+def same_pads(space: Sequence[int], taps: Sequence[int], stride: int = 1) -> Pads:
+    """SAME padding, up to whole blocks of `stride` cells."""
+    pads = []
+    for size, tap in zip(space, taps, strict=True):
+        out = math.ceil(size / stride)
+        left = max((out - 1) * stride + tap - size, 0) // 2
+        pads.append((left, (out + math.ceil(tap / stride) - 1) * stride - left - size))
+    return tuple(pads)
 
 
 def padded(x: Array, pads: Pads) -> Array:
@@ -114,7 +120,7 @@ def conv_cpu(x: Array, kernel: Array, pads: Pads) -> Array:
     """conv for groups on CPU, one after the other, by blocks of examples that fit into a core's cache."""
 
     def one(x: Array, kernel: Array) -> Array:
-        if (count := num_blocks(x)) == 1:
+        if (count := num_blocks(len(x), x.nbytes)) == 1:
             return conv_one(x, kernel, pads)
         y = jax.lax.map(lambda x: conv_one(x, kernel, pads), x.reshape(count, -1, *x.shape[1:]))
         return y.reshape(len(x), *y.shape[2:])
@@ -129,7 +135,7 @@ def kernel_grad_cpu(x: Array, g: Array, pads: Pads) -> Array:
         def part(x: Array, g: Array) -> Array:
             return tap_products(padded(x[None], pads)[0], g)
 
-        if x.shape[-1] <= FEW or (count := num_blocks(x)) == 1:
+        if x.shape[-1] <= FEW or (count := num_blocks(len(x), x.nbytes)) == 1:
             return part(x, g)
         shape = jax.eval_shape(part, x, g)
         blocks = [a.reshape(count, -1, *a.shape[1:]) for a in (x, g)]
@@ -144,10 +150,9 @@ def one_by_one(f: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
     return f(a[0], b[0])[None] if len(a) == 1 else jax.lax.map(lambda pair: f(*pair), (a, b))
 
 
-def num_blocks(x: Array) -> int:
-    """The least number of equal blocks of examples that are small; 1 where all of them are."""
-    n = len(x)
-    return next((b for b in range(1, n) if n % b == 0 and x.nbytes <= b * BLOCK), n) if x.nbytes > CACHE else 1
+def num_blocks(n: int, nbytes: int) -> int:
+    """The least number of equal blocks of examples that are small; 1 where all of them, `nbytes`, are."""
+    return next((b for b in range(1, n) if n % b == 0 and nbytes <= b * BLOCK), n) if nbytes > CACHE else 1
 
 
 FEW = 4  # features
@@ -225,7 +230,7 @@ for primitive, impl, on_cpu, shape, batch in (
     (conv_p, conv_impl, conv_cpu, conv_shape, batch_conv),
     (kernel_grad_p, kernel_grad_impl, kernel_grad_cpu, kernel_grad_shape, batch_kernel_grad),
 ):
-    primitive.def_impl(jax.jit(primitive.bind))
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="pads"))
     primitive.def_abstract_eval(shape)
     mlir.register_lowering(primitive, mlir.lower_fun(impl, multiple_results=False))
     mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), platform="cpu")

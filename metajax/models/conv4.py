@@ -15,8 +15,10 @@ def conv_blocks(
     """Four times convolution, normalisation, ReLU and pooling, within a module that gets the parameters."""
     x = x[..., None]
     for i in range(4):
-        x = Conv(width, (3, 3), name=f"conv{i}")(x)
-        x = jax.nn.relu(Norm(normalization, name=f"norm{i}")(x, num_reference, pool=2))
+        conv, norm = Conv(width, (3, 3), name=f"conv{i}"), Norm(normalization, name=f"norm{i}")
+        # the first one's result, of one feature, would be the largest array of all
+        x = norm(x, num_reference, 2, conv(x, apply=False)) if i == 0 else norm(conv(x), num_reference, 2)
+        x = jax.nn.relu(x)
     return x
 
 

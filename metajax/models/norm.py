@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 
 from metajax.errors import InputError
 from metajax.models.conv import max_pool
+from metajax.models.conv_pool import conv_max_pool, conv_moments
 
 Normalization = Literal["transductive", "support", "group", "layer"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
@@ -24,47 +25,55 @@ class Norm(nn.Module):
     - `layer`: of each example and all its features.
 
     There are no running statistics: theta is all that training leaves. With `pool` the result is
-    `max_pool(y, pool)`: as y rises with scale * x, the largest x are chosen first, and only those are normalised.
+    `max_pool(y, pool)`: as y rises with scale * x, the largest x are chosen first, and only those are normalised. With
+    `kernel` and `pool` x is conv(x, kernel), which never exists as a whole: fast where x has few features.
     """
 
     normalization: Normalization
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n *space features"], num_reference: int | None = None, pool: int = 1) -> Array:
-        features = x.shape[-1]
+    def __call__(
+        self,
+        x: Float[Array, "n *space features"],
+        num_reference: int | None = None,
+        pool: int = 1,
+        kernel: Float[Array, "*taps"] | None = None,
+    ) -> Array:
+        features = (x if kernel is None else kernel).shape[-1]
         if self.normalization not in NORMALIZATIONS:
             raise InputError(f"normalization is {self.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}.")
         scale = self.param("scale", nn.initializers.ones, (features,))
         bias = self.param("bias", nn.initializers.zeros, (features,))
-        if self.normalization in ("transductive", "support"):
-            source = x[:num_reference] if self.normalization == "support" else x
-            axes = tuple(range(x.ndim - 1))
-            mean, variance = moments(source, axes)
-            factor = scale * jax.lax.rsqrt(variance + 1e-5)
-            return pooled(x, scale, pool) * factor + (bias - mean * factor)
-        groups = 1 if self.normalization == "layer" else max(g for g in range(1, GROUPS + 1) if features % g == 0)
-        source, x = (a.reshape(*a.shape[:-1], groups, -1) for a in (x, pooled(x, scale, pool)))
-        axes = (*range(1, x.ndim - 2), x.ndim - 1)
-        mean, variance = moments(source, axes, keepdims=True)
-        y = (x - mean) * jax.lax.rsqrt(variance + 1e-5)
-        return y.reshape(*y.shape[:-2], features) * scale + bias
+        source = x[:num_reference] if self.normalization == "support" else x
+        each = self.normalization in ("group", "layer")
+        mean, variance = moments(source, each) if kernel is None else conv_moments(source, kernel, each)
+        if each:
+            groups = 1 if self.normalization == "layer" else max(g for g in range(1, GROUPS + 1) if features % g == 0)
+            mean, variance = (
+                jnp.repeat(a, features // groups, -1).reshape(len(x), *[1] * (x.ndim - 2), features)
+                for a in joined(mean.reshape(len(x), groups, -1), variance.reshape(len(x), groups, -1))
+            )
+        if pool > 1:
+            sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
+            x = sign * (max_pool(sign * x, pool) if kernel is None else conv_max_pool(x, sign * kernel, pool))
+        factor = scale * jax.lax.rsqrt(variance + 1e-5)
+        return x * factor + (bias - mean * factor)
 
 
-def moments(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> tuple[Array, Array]:
-    """Mean and variance, E[(x - a)^2] - (E[x] - a)^2 for the constant a = E[x].
+def moments(x: Float[Array, "n *space features"], each: bool = False) -> tuple[Array, Array]:
+    """Mean and variance of every feature, E[(x - a)^2] - (E[x] - a)^2 for the constant a = E[x]; `[features]`.
 
     Without a, float32 would lose its digits. With it as a constant the derivative has no term through the mean, which
-    is zero anyway and costs a pass over x; the last term is zero but for its second derivative.
+    is zero anyway and costs a pass over x; the last term is zero but for its second derivative. With `each` of every
+    example by itself, `[n, features]`.
     """
-    mean = x.mean(axes, keepdims=keepdims)
+    axes = tuple(range(1 if each else 0, x.ndim - 1))
+    mean = x.mean(axes)
     a = jax.lax.stop_gradient(mean)
-    centred = x - (a if keepdims else jnp.expand_dims(a, axes))
-    return mean, jnp.square(centred).mean(axes, keepdims=keepdims) - jnp.square(mean - a)
+    return mean, jnp.square(x - jnp.expand_dims(a, axes)).mean(axes) - jnp.square(mean - a)
 
 
-def pooled(x: Array, scale: Array, size: int) -> Array:
-    """The x of each block of `size` where scale * x is largest."""
-    if size == 1:
-        return x
-    sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
-    return sign * max_pool(sign * x, size)
+def joined(mean: Float[Array, "*n parts"], variance: Float[Array, "*n parts"]) -> tuple[Array, Array]:
+    """Mean and variance of equal parts taken together; `[n]`."""
+    whole = mean.mean(-1)
+    return whole, (variance + jnp.square(mean - whole[..., None])).mean(-1)

@@ -10,16 +10,16 @@ from metajax.models.norm import Norm, Normalization
 
 
 class Conv(nn.Module):
-    """Convolution without bias; `taps` gives its size along each axis of space."""
+    """Convolution without bias; `taps` gives its size along each axis of space. Not `apply`: its kernel alone."""
 
     features: int
     taps: tuple[int, ...]
     stride: int = 1
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        shape = (*self.taps, x.shape[-1], self.features)
-        return conv(x, self.param("kernel", nn.initializers.he_normal(), shape), self.stride)
+    def __call__(self, x: Array, apply: bool = True) -> Array:
+        kernel = self.param("kernel", nn.initializers.he_normal(), (*self.taps, x.shape[-1], self.features))
+        return conv(x, kernel, self.stride) if apply else kernel
 
 
 class TCResNet8(nn.Module):

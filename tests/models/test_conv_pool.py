@@ -1,0 +1,65 @@
+"""A pooled, normalised convolution without the convolution's result, against the parts one after the other."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.models.conv import conv, max_pool
+from metajax.models.conv_pool import conv_max_pool, conv_moments
+from metajax.models.norm import NORMALIZATIONS, Norm
+from tests.models.test_conv import QUICK, operands
+
+
+@pytest.mark.parametrize(("space", "taps", "features"), [((6, 7), (3, 3), 1), ((5,), (4,), 2)])
+def test_moments_are_those_of_the_result(x64, space, taps, features):
+    x, kernel = operands(space, taps, (), features, dtype=np.float64)
+    y = conv(x + 3, kernel)
+    for each, axes in ((False, tuple(range(y.ndim - 1))), (True, tuple(range(1, y.ndim - 1)))):
+        mean, variance = conv_moments(x + 3, kernel, each)
+        np.testing.assert_allclose(mean, y.mean(axes), rtol=1e-12)
+        np.testing.assert_allclose(variance, y.var(axes), rtol=1e-12)
+
+
+def test_moments_keep_their_digits_in_single_precision():
+    x, kernel = operands((6, 7), (1, 1), (), 1)
+    variance = conv_moments(x + 1e3, kernel)[1]
+    np.testing.assert_allclose(variance, jnp.square(kernel[0, 0, 0]) * x.var(), rtol=1e-3)
+
+
+@pytest.mark.parametrize("block", [None, 0, 2 * 6 * 7 * 3 * 8])
+def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, block):
+    """As a whole, an example at a time, and two; values, first and second derivatives, also with weights per task."""
+    if block is not None:
+        monkeypatch.setattr("metajax.models.conv.CACHE", 0)
+        monkeypatch.setattr("metajax.models.conv.BLOCK", block)
+    x, kernel = operands((6, 7), (3, 3), (3,), 1, dtype=np.float64)
+    x = jnp.concatenate([x, 2 * x], 1)
+
+    def all_of(f):
+        def loss(x, kernel):
+            return jnp.sin(f(x, kernel)).sum()
+
+        def second_order(x, kernel):
+            grads, vhp = jax.vjp(jax.grad(loss, (0, 1)), x, kernel)
+            return f(x, kernel), grads, vhp(grads)
+
+        return jax.jit(jax.vmap(second_order), compiler_options=QUICK)(x, kernel)
+
+    got, wanted = all_of(lambda x, kernel: conv_max_pool(x, kernel, 2)), all_of(lambda x, k: max_pool(conv(x, k), 2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), got, wanted)
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_normalisation_of_a_convolution_by_its_kernel_is_that_of_its_result(x64, normalization):
+    x, kernel = operands((6, 8), (3, 3), (), 1, outputs=4, dtype=np.float64)
+    x, norm = jnp.concatenate([x, x[:, ::-1] ** 2]), Norm(normalization)
+    scale = {"params": {"scale": jnp.array([1.0, -2.0, 0.5, -0.1]), "bias": jnp.arange(4.0)}}
+
+    def loss(of, x, kernel, scale):
+        y = norm.apply(scale, x, 2, 2, kernel) if of == "kernel" else norm.apply(scale, conv(x, kernel), 2, 2)
+        return jnp.sin(y).sum(), y
+
+    got, wanted = (jax.grad(loss, (1, 2, 3), has_aux=True)(of, x, kernel, scale) for of in ("kernel", "result"))
+    assert wanted[1].shape == (4, 3, 4, 4)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), got, wanted)

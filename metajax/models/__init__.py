@@ -3,6 +3,7 @@
 from metajax.models.bilstm import bilstm
 from metajax.models.conv4 import conv4
 from metajax.models.crnn import crnn
+from metajax.models.formulations import FORMULATIONS, Formulation
 from metajax.models.image import image_encoder
 from metajax.models.mlp import mlp
 from metajax.models.model import Model, from_linen
@@ -11,7 +12,9 @@ from metajax.models.norm import NORMALIZATIONS, Normalization
 from metajax.models.tcresnet import tcresnet8
 
 __all__ = [
+    "FORMULATIONS",
     "NORMALIZATIONS",
+    "Formulation",
     "Model",
     "Multitask",
     "Normalization",

@@ -10,6 +10,7 @@ from jaxtyping import Array
 from metajax.core import KeyArray, Params, Referenced
 from metajax.ctc import Utterances, blank_after
 from metajax.errors import InputError
+from metajax.models.formulations import Formulation
 from metajax.models.model import Model
 from metajax.models.norm import Norm
 from metajax.models.recurrent import Recurrent
@@ -26,6 +27,7 @@ class BiLSTM(nn.Module):
     normalization: FrameNormalization
     width: int
     num_layers: int
+    convolution: Formulation = "auto"
 
     @nn.compact
     def __call__(self, utterances: Utterances) -> Array:
@@ -41,7 +43,8 @@ class BiLSTM(nn.Module):
         x = jnp.pad(masked(x), ((0, 0), (0, -x.shape[1] % 4), (0, 0)))
         for i in range(2):
             lengths = (lengths + 1) // 2
-            x = masked(jax.nn.relu(norm(Conv(self.width, (5,), 2, name=f"conv{i}")(x), f"norm{i}")))
+            conv = Conv(self.width, (5,), 2, self.convolution, name=f"conv{i}")
+            x = masked(jax.nn.relu(norm(conv(x), f"norm{i}")))
         mask = jnp.arange(x.shape[1]) < lengths[:, None]
         for i in range(self.num_layers):
             layer = Recurrent(self.width // 2, "lstm", both=True, name=f"lstm{i}")
@@ -55,6 +58,7 @@ def bilstm(
     normalization: FrameNormalization = "layer",
     width: int = 128,
     num_layers: int = 2,
+    convolution: Formulation = "auto",
 ) -> Model:
     """A BiLSTM encoder (0.3 M parameters) on log-mels `[n, time, mel]`, or on `Utterances` where their lengths differ.
 
@@ -64,6 +68,7 @@ def bilstm(
       normalization: `layer` or `group`, of each frame by itself; see `Norm`.
       width: channels of the convolutions, and of both directions of a layer together.
       num_layers: bidirectional layers.
+      convolution: how convolutions are computed; see `conv`.
 
     Returns:
       The model.
@@ -80,7 +85,7 @@ def bilstm(
         )
     if width % 2:
         raise InputError(f"width is {width}, expected an even number: half of it for each direction.")
-    module = BiLSTM(num_outputs, normalization, width, num_layers)
+    module = BiLSTM(num_outputs, normalization, width, num_layers, convolution)
 
     def whole(x: Inputs) -> Utterances:
         x = x.x if isinstance(x, Referenced) else x  # a frame's statistics are its own: a reference has no part in them

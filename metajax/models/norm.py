@@ -8,8 +8,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from metajax.errors import InputError
-from metajax.models.conv import max_pool
-from metajax.models.conv_pool import conv_max_pool, conv_moments
+from metajax.models.conv_pool import conv_max_pool, conv_moments, max_pool
+from metajax.models.formulations import Formulation
 
 Normalization = Literal["transductive", "support", "group", "layer"]
 NORMALIZATIONS: tuple[str, ...] = get_args(Normalization)
@@ -38,6 +38,7 @@ class Norm(nn.Module):
         num_reference: int | None = None,
         pool: int = 1,
         kernel: Float[Array, "*taps"] | None = None,
+        formulation: Formulation = "auto",
     ) -> Array:
         features = (x if kernel is None else kernel).shape[-1]
         if self.normalization not in NORMALIZATIONS:
@@ -55,7 +56,10 @@ class Norm(nn.Module):
             )
         if pool > 1:
             sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
-            x = sign * (max_pool(sign * x, pool) if kernel is None else conv_max_pool(x, sign * kernel, pool))
+            if kernel is None:
+                x = sign * max_pool(sign * x, pool)
+            else:
+                x = sign * conv_max_pool(x, sign * kernel, pool, formulation)
         factor = scale * jax.lax.rsqrt(variance + 1e-5)
         return x * factor + (bias - mean * factor)
 

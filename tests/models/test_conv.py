@@ -8,7 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models.conv import LAYOUTS, conv, conv_cpu, conv_impl, kernel_grad_cpu, kernel_grad_impl, max_pool
+import metajax as mj
+from metajax.models import FORMULATIONS
+from metajax.models.conv import conv
+from metajax.models.conv_pool import max_pool
+from metajax.models.formulations import LAYOUTS, chosen, conv_groups, kernel_grad_groups
 
 QUICK = {"xla_backend_optimization_level": "0"}  # compile fast, run slowly
 
@@ -85,36 +89,103 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=str(path))
 
 
-@pytest.mark.parametrize(("space", "taps", "features"), [((8,), (3,), 6), ((5, 4), (3, 3), 5), ((6, 5), (3, 2), 1)])
-def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, features):
+@pytest.mark.parametrize(
+    ("space", "taps", "features", "formulation"),
+    [
+        ((8,), (3,), 6, "direct"),
+        ((5, 4), (3, 3), 5, "direct"),
+        ((6, 5), (3, 2), 1, "direct"),
+        ((5, 4), (3, 3), 5, "winograd"),
+    ],
+)
+def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, features, formulation):
     """On CPU large inputs go by blocks: here of one example, of two, and all at once."""
     x, kernel = operands(space, taps, (3,), features, dtype=np.float64)
     x = jnp.concatenate([x, 2 * x, -x], 1)  # 6 examples
 
     def second_order(x, kernel):
-        grads, vhp = jax.vjp(jax.grad(partial(scalar, conv, 1), (0, 1)), x, kernel)
+        f = partial(scalar, partial(conv, formulation=formulation), 1)
+        grads, vhp = jax.vjp(jax.grad(f, (0, 1)), x, kernel)
         return grads, vhp(grads)
 
     def results():
         return jax.jit(jax.vmap(second_order), compiler_options=QUICK)(x, kernel)
 
     whole = results()
-    monkeypatch.setattr("metajax.models.conv.CACHE", 0)
+    monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
     padded = math.prod(size + tap - 1 for size, tap in zip(space, taps, strict=True)) * features * 8
     for block in (1, 2 * padded):
-        monkeypatch.setattr("metajax.models.conv.BLOCK", block)
+        monkeypatch.setattr("metajax.models.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), block))
         jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), results(), whole)
 
 
-@pytest.mark.parametrize("pads", [((1, 1), (0, 2)), ((-1, 2), (2, -1)), ((0, 0), (0, 0))])
-@pytest.mark.parametrize("groups", [1, 3])
-def test_the_accelerators_formulation_is_the_cpus(x64, groups, pads):
-    x, kernel = operands((6, 7), (3, 2), (groups,), dtype=np.float64)
-    y, wanted = (jax.jit(partial(f, pads=pads))(x, kernel) for f in (conv_impl, conv_cpu))
-    np.testing.assert_allclose(y, wanted, rtol=1e-11, atol=1e-12)
-    back, wanted = (jax.jit(partial(f, pads=pads))(x, y) for f in (kernel_grad_impl, kernel_grad_cpu))
+@pytest.mark.parametrize("formulation", [name for name in FORMULATIONS if name != "direct"])
+@pytest.mark.parametrize("platform", ["cpu", "other"])
+@pytest.mark.parametrize(
+    ("groups", "space", "taps", "pads", "features"),
+    [
+        (1, (6, 7), (3, 3), ((1, 1), (1, 1)), 3),  # no whole tiles of Winograd's
+        (3, (8, 5), (3, 3), ((0, 2), (2, 0)), 2),
+        (1, (13, 12), (3, 3), ((-1, 1), (2, -1)), 48),  # wide and large: `auto` is Winograd's on CPU
+        (3, (6, 7), (3, 2), ((1, 1), (0, 2)), 3),
+        (1, (9,), (3,), ((1, 1),), 5),
+    ],
+)
+def test_all_formulations_agree(x64, formulation, platform, groups, space, taps, pads, features):
+    x, kernel = operands(space, taps, (groups,), features, features + 1, dtype=np.float64)
+
+    def both(name):
+        y = jax.jit(partial(conv_groups, pads=pads, formulation=name, platform=platform))(x, kernel)
+        return y, jax.jit(partial(kernel_grad_groups, pads=pads, formulation=name, platform=platform))(x, y)
+
+    (y, back), (wanted_y, wanted_back) = both(formulation), both("direct")
     assert back.shape == kernel.shape
-    np.testing.assert_allclose(back, wanted, rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(y, wanted_y, rtol=1e-11, atol=1e-11 * float(jnp.abs(wanted_y).max()))
+    np.testing.assert_allclose(back, wanted_back, rtol=1e-11, atol=1e-11 * float(jnp.abs(wanted_back).max()))
+
+
+def test_the_formulation_is_kept_in_every_derivative(monkeypatch):
+    seen = []
+
+    def spy(formulation, *args):
+        seen.append(formulation)
+        return chosen(formulation, *args)
+
+    monkeypatch.setattr("metajax.models.formulations.chosen", spy)
+    x, kernel = operands((6, 5), (3, 3), (3,))
+
+    def norm(x, kernel):
+        grads = jax.grad(lambda *args: jnp.sin(conv(*args, formulation="winograd")).sum(), (0, 1))(x, kernel)
+        return sum(jnp.vdot(g, g) for g in grads)
+
+    jax.jit(jax.vmap(jax.grad(norm, (0, 1)))).lower(x, kernel)
+    assert len(seen) >= 4
+    assert set(seen) == {"winograd"}
+
+
+def test_auto_depends_on_platform_groups_and_shape():
+    wide, narrow, long = (3, 3, 64, 64), (3, 3, 1, 64), (9, 64, 64)
+    ways = [chosen("auto", "cpu", 4, 160, kernel) for kernel in (wide, narrow, long)]
+    assert ways == ["winograd", "direct", "direct"]
+    assert chosen("auto", "cpu", 4, 40, wide) == "direct"
+    assert [chosen("auto", "cuda", groups, 160, wide) for groups in (1, 4)] == ["direct", "products"]
+    ways = [chosen("winograd", "cuda", 1, 40, kernel) for kernel in (wide, narrow, long)]
+    assert ways == ["winograd", "winograd", "direct"]
+
+
+def test_single_precision_of_winograd_is_close():
+    x, kernel = operands((16, 10), (3, 3), (1,), 64, 64)
+    y, wanted = (
+        jax.jit(partial(conv_groups, pads=((1, 1), (1, 1)), formulation=name, platform="cpu"))(x, kernel)
+        for name in ("winograd", "direct")
+    )
+    assert float(jnp.abs(y - wanted).max()) < 1e-5 * float(jnp.abs(wanted).max())
+
+
+def test_an_unknown_formulation_gets_one_sentence(unchecked):
+    x, kernel = operands((5,), (3,))
+    with pytest.raises(mj.InputError, match="formulation is 'fast', expected one of auto, direct, products, winograd"):
+        conv(x, kernel, formulation="fast")
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models.conv import conv, max_pool
-from metajax.models.conv_pool import conv_max_pool, conv_moments
+from metajax.models.conv import conv
+from metajax.models.conv_pool import conv_max_pool, conv_moments, max_pool
 from metajax.models.norm import NORMALIZATIONS, Norm
 from tests.models.test_conv import QUICK, operands
 
@@ -31,8 +31,8 @@ def test_moments_keep_their_digits_in_single_precision():
 def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, block):
     """As a whole, an example at a time, and two; values, first and second derivatives, also with weights per task."""
     if block is not None:
-        monkeypatch.setattr("metajax.models.conv.CACHE", 0)
-        monkeypatch.setattr("metajax.models.conv.BLOCK", block)
+        monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
+        monkeypatch.setattr("metajax.models.formulations.BLOCK", {"direct": block})
     x, kernel = operands((6, 7), (3, 3), (3,), 1, dtype=np.float64)
     x = jnp.concatenate([x, 2 * x], 1)
 

@@ -7,7 +7,7 @@ import pytest
 
 from metajax import InputError, Referenced
 from metajax.models import NORMALIZATIONS, conv4, tcresnet8
-from metajax.models.conv import max_pool
+from metajax.models.conv_pool import max_pool
 from metajax.models.norm import Norm
 from tests.conftest import assert_close
 

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from jax.extend.core import jaxprs_in_params
 from jaxtyping import config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # plain scripts, which import each other
@@ -79,6 +80,15 @@ def differs(a, b, tolerance):
     """Whether some leaf of two trees differs by more than `tolerance`."""
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return any(np.abs(np.asarray(x) - np.asarray(y)).max() > tolerance for x, y in leaves)
+
+
+def matrices(jaxpr, name):
+    """Ranks of the first operand of all primitives `name` in a jaxpr and those within it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == name:
+            yield eqn.invars[0].aval.ndim
+        for inner in jaxprs_in_params(eqn.params):
+            yield from matrices(inner, name)
 
 
 def words(classes, speakers, takes):

@@ -141,10 +141,13 @@ def turn(x: Array) -> Array:
 
 
 def orthogonal(key: Array, shape: tuple[int, ...]) -> Array:
-    """One orthogonal matrix for each direction and gate."""
+    """One orthogonal matrix for each direction and gate, one after the other.
+
+    jaxlib 0.10 factorises a batch of matrices on the devices' own threads, which then may wait for each other for ever.
+    """
     directions, width, size = shape
-    square = nn.initializers.orthogonal()
-    blocks = jax.vmap(lambda key: square(key, (width, width)))(jax.random.split(key, directions * size // width))
+    square = jax.custom_batching.sequential_vmap(lambda key: nn.initializers.orthogonal()(key, (width, width)))
+    blocks = jax.vmap(square)(jax.random.split(key, directions * size // width))
     return blocks.reshape(directions, -1, width, width).swapaxes(1, 2).reshape(shape)
 
 

@@ -3,23 +3,13 @@
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 from metajax.algorithms.logistic import logistic_weights
 from metajax.algorithms.ridge import ridge_weights
-from tests.conftest import assert_close
+from tests.conftest import assert_close, matrices
 
 pytestmark = pytest.mark.usefixtures("x64")
 FEATURES = 4
-
-
-def matrices(jaxpr, name):
-    """Ranks of the first operand of all primitives `name` in a jaxpr and those within it."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == name:
-            yield eqn.invars[0].aval.ndim
-        for inner in jaxprs_in_params(eqn.params):
-            yield from matrices(inner, name)
 
 
 @pytest.mark.parametrize("weights", (ridge_weights, logistic_weights))

@@ -3,7 +3,7 @@
     python experiments/adaptation_speed.py                       # all workloads
     python experiments/adaptation_speed.py --workload ctc --quick
     python experiments/adaptation_speed.py --scaling --workload tcresnet8
-    python experiments/adaptation_speed.py --adaptation runs/keyword_fewshot/results.json
+    python experiments/adaptation_speed.py --adaptation runs/compare_algorithms/results.json
 
 Second-order MAML, Adam outside, float32. `sinusoid`: regression, 25 tasks, 10-shot, 5 steps. `tcresnet8` (98x40
 log-mels), `conv4`, `crnn` (64x40): 5-way 1-shot, 15 queries per class, 4 tasks, 5 steps, transductive normalisation.
@@ -29,11 +29,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from speed_report import USERS, plot, plot_scaling, table
+from speed_report import USERS, plot, plot_adaptation, plot_scaling, table
 from speed_workloads import WORKLOADS, Ask, Workload, child
 
 import metajax as mj
-from metajax import checkpoint
+from metajax import checkpoint, report
+from metajax.parallel import use_all_cores
 
 STEPS, TOLERANCE, MATMUL = (1, 5, 10), 1e-3, 2048
 # each side of a scaling curve: field of a workload and its values
@@ -54,7 +55,13 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both sides run")
     add("--quick", action="store_true", help="few and short rounds, about 2 minutes a workload")
     add("--scaling", action="store_true", help="instead: metajax's time and memory by size of the problem")
-    add("--adaptation", type=Path, nargs="+", metavar="RESULTS", help="instead: steps to 90 % of the final accuracy")
+    add(
+        "--adaptation",
+        type=Path,
+        nargs="+",
+        metavar="RESULTS",
+        help="instead: steps and ms to 90 %% of the final accuracy",
+    )
     add("--out", type=Path, default=Path("runs/adaptation_speed"), help="folder of the results")
     return parser.parse_args(argv)
 
@@ -240,34 +247,6 @@ def scaling(name: str, device: str, quick: bool) -> list[dict[str, Any]]:
     return points
 
 
-def reached(means: Sequence[float], chance: float, share: float = 0.9) -> int | None:
-    """The first step from which the curve keeps `share` of its final accuracy; None if it ends at chance."""
-    if means[-1] <= 1.1 * chance:
-        return None
-    short = [step for step, mean in enumerate(means) if mean < share * means[-1]]
-    return short[-1] + 1 if short else 0
-
-
-def adaptation(paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """Steps and, where measured, ms to 90 % of the final accuracy, from results of `keyword_fewshot.py`."""
-    rows = []
-    for path in paths:
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            baselines = {name: one for name, one in found["baselines"].items() if name != "chance"}
-            curves = {found["algorithm"]: found["accuracy"]} | {k: one["accuracy"] for k, one in baselines.items()}
-            for name, points in curves.items():
-                means = [point["mean"] for point in points]
-                steps = reached(means, found["baselines"]["chance"])
-                row = {"results": str(path), "learner": name, "final": means[-1], "steps": steps, "ms": None}
-                if name == found["algorithm"] and steps is not None and found["adapt_ms"] is not None:
-                    row["ms"] = found["adapt_ms"] * steps / (len(means) - 1)
-                rows.append(row)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise mj.InputError(f"{path}: expected results of keyword_fewshot.py, found {error!r}.") from error
-    return rows
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     peers = {None: ["torch", "torch_func"], "none": []}.get(args.peer, [args.peer])
@@ -278,16 +257,17 @@ def main(argv: list[str] | None = None) -> int:
             raise mj.InputError(
                 "torch is not installed; install it by: pip install 'metajax[peers]', or use --peer none."
             )
-        if not args.adaptation and find_spec("matplotlib") is None:
+        if find_spec("matplotlib") is None:
             raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
         checkpoint.make_folder(args.out)
         if args.adaptation:
-            rows = adaptation(args.adaptation)
-            print("| results | learner | final accuracy (%) | steps to 90 % of it | ms |\n|---|---|---:|---:|---:|")
-            for row in rows:
-                steps, ms = "never" if row["steps"] is None else row["steps"], f"{row['ms']:.1f}" if row["ms"] else ""
-                print(f"| {row['results']} | {row['learner']} | {100 * row['final']:.1f} | {steps} | {ms} |")
-            checkpoint.write_json(args.out / "adaptation.json", rows)
+            import speed_adaptation  # it sets up JAX, of which this process is else free
+
+            use_all_cores()
+            rows = [row for path in args.adaptation for row in speed_adaptation.read(path)]
+            checkpoint.write_json(args.out / "adaptation.json", {"rows": rows} | report.environment())
+            print(speed_adaptation.table(rows))
+            plot_adaptation(speed_adaptation.fastest_first(rows), args.out / "adaptation.png")
             return 0
         if args.scaling:
             points = [point for name in args.workload for point in scaling(name, args.device, args.quick)]

@@ -32,7 +32,7 @@ from metajax.data.corpus import Corpus, Recordings, fingerprint, load, read_nois
 from metajax.data.features import FeatureSettings
 from metajax.evaluate import adaptation_ms
 from metajax.losses import cross_entropy
-from metajax.models import NORMALIZATIONS, Model
+from metajax.models import FORMULATIONS, NORMALIZATIONS, Model
 from metajax.parallel import replicate, task_mesh, use_all_cores
 from metajax.tasks.episodes import ACROSS, episodes, mixture, with_inputs, with_reference
 from metajax.tasks.splits import Splits, divide, without_tested
@@ -78,6 +78,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--model", choices=tuple(MODELS), default="tcresnet8", help="network")
     add("--width", type=float, default=1.0, help="multiplies the network's channels")
     add("--normalization", choices=NORMALIZATIONS, default="group", help="whose statistics normalise")
+    add("--convolution", choices=FORMULATIONS, default="auto", help="how convolutions are computed")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the network's layers")
     add("--num-steps", type=int, default=5, help="inner steps")
     add("--inner-rate", type=float, help="inner learning rate (SGD), if not the algorithm's own")
     add("--outer-steps", type=int, default=500, help="outer steps")
@@ -175,7 +177,9 @@ def sampler(
 def network(num_outputs: int | None, args: argparse.Namespace) -> Model:
     """The network with a head of `num_outputs`, or its embedding."""
     width = args.width if args.model == "tcresnet8" else round(64 * args.width)
-    return MODELS[args.model](num_outputs, normalization=args.normalization, width=width)
+    options = {"normalization": args.normalization, "width": width, "convolution": args.convolution}
+    model = MODELS[args.model](num_outputs, **options)
+    return models.in_bfloat16(model) if args.precision == "bfloat16" else model
 
 
 def built(args: argparse.Namespace, sample: mj.core.Sampler, classes: int) -> Built:

@@ -70,6 +70,21 @@ def plot(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def plot_adaptation(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Milliseconds to 90 % of the final accuracy as bars, with the steps and that accuracy, the fastest on top."""
+    known = [row for row in rows if row["ms"] is not None][::-1]
+    figure, axes = pyplot().subplots(figsize=(8, 1.5 + 0.22 * len(known)), layout="constrained")
+    bars = axes.barh([row["learner"] for row in known], [max(row["ms"], 1e-3) for row in known], color="C0")
+    labels = [f" {row['steps']} step{'' if row['steps'] == 1 else 's'}, {100 * row['final']:.1f} %" for row in known]
+    axes.bar_label(bars, labels, fontsize=7)
+    axes.set(
+        xscale="log", xlabel="milliseconds to 90 % of the final accuracy (after the bar)", ylim=(-0.6, len(known) - 0.4)
+    )
+    axes.tick_params(axis="y", labelsize=7)
+    axes.margins(x=0.35)
+    figure.savefig(path, dpi=150)
+
+
 def plot_scaling(points: Sequence[dict[str, Any]], path: Path) -> None:
     """Time and memory, one line for each workload, one column for each axis."""
     axes_names = list(dict.fromkeys(point["axis"] for point in points))

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import speed_adaptation
 from speed_workloads import AUGMENTATION, WORKLOADS, Workload, flops
 
 import metajax as mj
@@ -136,10 +137,10 @@ def test_rounds_alternate_and_leave_out_a_slow_peer():
 
 
 def test_steps_to_a_share_of_the_final_accuracy():
-    assert speed.reached([0.2, 0.5, 0.8, 0.85, 0.9], 0.2) == 3
-    assert speed.reached([0.2, 0.9, 0.5, 0.9], 0.2) == 3  # it fell back
-    assert speed.reached([0.9, 0.9], 0.2) == 0
-    assert speed.reached([0.2, 0.21], 0.2) is None
+    assert speed_adaptation.reached([0.2, 0.5, 0.8, 0.85, 0.9], 0.2) == 3
+    assert speed_adaptation.reached([0.2, 0.9, 0.5, 0.9], 0.2) == 3  # it fell back
+    assert speed_adaptation.reached([0.9, 0.9], 0.2) == 0
+    assert speed_adaptation.reached([0.2, 0.21], 0.2) is None
 
 
 def test_adaptation_reads_a_run(capsys, tmp_path):
@@ -153,7 +154,28 @@ def test_adaptation_reads_a_run(capsys, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps(run))
     assert speed.main(["--adaptation", str(tmp_path / "run.json"), "--out", str(tmp_path / "out")]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].endswith("| maml | 80.0 | 2 | 6.0 |") and lines[3].endswith("| from scratch | 60.0 | 2 |  |")
+    assert lines[2:] == ["| maml | 80.0 | 2 | 6.0 |", "| from scratch | 60.0 | 2 |  |"]
+    assert (tmp_path / "out" / "adaptation.png").stat().st_size > 1000
+    (row, _) = json.loads((tmp_path / "out" / "adaptation.json").read_text())["rows"]
+    assert row["results"].endswith("run.json")
+
+
+def test_adaptation_reads_a_comparison_and_measures_its_methods(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(speed_adaptation, "FRAMES", 16)
+
+    def row(method, *means):
+        curve = [{"step": i, "mean": mean, "ci95": 0.01} for i, mean in enumerate(means)]
+        return {"method": method, "normalization": "group", "shots": 1, "accuracy": curve}
+
+    rows = [row("from_scratch", 0.2, 0.3, 0.31), row("protonet", 0.2, 0.9), row("anil", 0.2, 0.2)]
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    assert speed.main(["--adaptation", str(tmp_path / "results.json"), "--out", str(tmp_path / "out")]) == 0
+    found = json.loads((tmp_path / "out" / "adaptation.json").read_text())["rows"]
+    assert [one["steps"] for one in found] == [1, 1, None]
+    assert [one["ms"] is not None and one["ms"] > 0 for one in found] == [True, True, False]
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "| anil, group, 1-shot | 20.0 | never |  |"
+    assert lines[2].startswith("| protonet, group, 1-shot | 90.0 | 1 | ")
 
 
 def test_loops_count_times_their_length():

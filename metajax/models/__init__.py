@@ -6,7 +6,7 @@ from metajax.models.crnn import crnn
 from metajax.models.formulations import FORMULATIONS, Formulation
 from metajax.models.image import image_encoder
 from metajax.models.mlp import mlp
-from metajax.models.model import Model, from_linen
+from metajax.models.model import Model, from_linen, in_bfloat16
 from metajax.models.multitask import Multitask, embedding_heads, multitask
 from metajax.models.norm import NORMALIZATIONS, Normalization
 from metajax.models.tcresnet import tcresnet8
@@ -24,6 +24,7 @@ __all__ = [
     "embedding_heads",
     "from_linen",
     "image_encoder",
+    "in_bfloat16",
     "mlp",
     "multitask",
     "tcresnet8",

@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from jaxtyping import Array
+from jaxtyping import Array, PyTree
 
 from metajax.core import KeyArray, Params, Referenced
 
@@ -39,3 +40,30 @@ def from_linen(module: nn.Module) -> Model:
         return jnp.asarray(outputs)[num_reference:]
 
     return Model(init, apply)
+
+
+def in_bfloat16(model: Model) -> Model:
+    """The model computed in bfloat16, for accelerators: f(bfloat16(params), bfloat16(x)) in single precision.
+
+    theta, phi, their gradients and every inner and outer step stay in single precision, as do the statistics of `Norm`;
+    XLA accumulates products of bfloat16 in single precision. Half the memory of activations, and matrix units of GPU
+    and TPU at full speed; CPUs are slower with it.
+
+    Args:
+      model: any whose layers follow the type of their inputs, as all here do.
+
+    Returns:
+      The model; its parameters are those of `model`.
+
+    Reference: Micikevicius et al., "Mixed Precision Training", ICLR 2018.
+    """
+
+    def apply(params: Params, x: PyTree) -> Array:
+        return model.apply(rounded(params), rounded(x)).astype(jnp.float32)
+
+    return Model(model.init, apply)
+
+
+def rounded(tree: PyTree) -> PyTree:
+    """All floating-point leaves in bfloat16."""
+    return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)

@@ -43,11 +43,11 @@ class Norm(nn.Module):
         features = (x if kernel is None else kernel).shape[-1]
         if self.normalization not in NORMALIZATIONS:
             raise InputError(f"normalization is {self.normalization!r}, expected one of {', '.join(NORMALIZATIONS)}.")
-        scale = self.param("scale", nn.initializers.ones, (features,))
-        bias = self.param("bias", nn.initializers.zeros, (features,))
+        scale = wide(self.param("scale", nn.initializers.ones, (features,)))
+        bias = wide(self.param("bias", nn.initializers.zeros, (features,)))
         source = x[:num_reference] if self.normalization == "support" else x
         each = self.normalization in ("group", "layer")
-        mean, variance = moments(source, each) if kernel is None else conv_moments(source, kernel, each)
+        mean, variance = moments(source, each) if kernel is None else conv_moments(wide(source), wide(kernel), each)
         if each:
             groups = 1 if self.normalization == "layer" else max(g for g in range(1, GROUPS + 1) if features % g == 0)
             mean, variance = (
@@ -61,7 +61,12 @@ class Norm(nn.Module):
             else:
                 x = sign * conv_max_pool(x, sign * kernel, pool, formulation)
         factor = scale * jax.lax.rsqrt(variance + 1e-5)
-        return x * factor + (bias - mean * factor)
+        return (x * factor + (bias - mean * factor)).astype(x.dtype)
+
+
+def wide(x: Array) -> Array:
+    """At least single precision, which statistics need."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def moments(x: Float[Array, "n *space features"], each: bool = False) -> tuple[Array, Array]:
@@ -71,7 +76,7 @@ def moments(x: Float[Array, "n *space features"], each: bool = False) -> tuple[A
     is zero anyway and costs a pass over x; the last term is zero but for its second derivative. With `each` of every
     example by itself, `[n, features]`.
     """
-    axes = tuple(range(1 if each else 0, x.ndim - 1))
+    axes, x = tuple(range(1 if each else 0, x.ndim - 1)), wide(x)
     mean = x.mean(axes)
     a = jax.lax.stop_gradient(mean)
     return mean, jnp.square(x - jnp.expand_dims(a, axes)).mean(axes) - jnp.square(mean - a)

@@ -45,13 +45,12 @@ def conv3x3(
     """y[t] = sum_j x[t + j - low] @ kernel[j], with `pads`, low and high for each axis, zeros around x."""
     out = [size + low + high - 2 for size, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
     count = [-(-size // tile) for size, tile in zip(out, TILE, strict=True)]
-    seen = planes(INPUTS, tiles(x, pads, count, 2))
+    seen = planes(x, pads, count, INPUTS)
     weights = jnp.asarray(np.kron(*KERNEL), x.dtype) @ kernel.reshape(9, -1)
     y = seen @ weights.reshape(-1, *kernel.shape[2:])
     y = y.reshape(len(KERNEL[0]), len(KERNEL[1]), len(x), *count, -1)
-    columns = [combined(OUTPUTS[1], list(row)) for row in y]  # [row of tiles' products][column of results]
-    cells = [jnp.stack(combined(OUTPUTS[0], column), 2) for column in zip(*columns, strict=True)]
-    y = jnp.stack(cells, 4).reshape(len(x), count[0] * TILE[0], count[1] * TILE[1], -1)
+    y = jnp.stack(combined(OUTPUTS[1], list(y.swapaxes(0, 1))), -2)
+    y = jnp.stack(combined(OUTPUTS[0], list(y)), 2).reshape(len(x), count[0] * TILE[0], count[1] * TILE[1], -1)
     return y[:, : out[0], : out[1]]
 
 
@@ -62,29 +61,24 @@ def kernel_grad3x3(
 ) -> Float[Array, "9 outputs features"]:
     """sum_t g[t]^T x[t + j - low] of every tap j."""
     count = [-(-size // tile) for size, tile in zip(g.shape[1:-1], TILE, strict=True)]
-    seen = planes(INPUTS, tiles(x, pads, count, 2))
-    grads = planes([tuple(zip(*m, strict=True)) for m in OUTPUTS], tiles(g, [(0, 0), (0, 0)], count, 0))
+    seen = planes(x, pads, count, INPUTS)
+    grads = planes(g, [(0, 0), (0, 0)], count, [tuple(zip(*matrix, strict=True)) for matrix in OUTPUTS])
     products = jnp.einsum("pto,ptc->poc", grads, seen)
     taps = jnp.asarray(np.kron(*KERNEL).T, x.dtype) @ products.reshape(len(products), -1)
     return taps.reshape(9, *products.shape[1:])
 
 
-def tiles(x: Array, pads: Sequence[tuple[int, int]], count: Sequence[int], more: int) -> list[list[Array]]:
-    """The cells of all tiles, `more` than results along each axis, by row and column: `[n, *count, features]` each."""
-    whole = [
-        (low, c * tile + more - size - low, 0)
-        for size, (low, _), c, tile in zip(x.shape[1:-1], pads, count, TILE, strict=True)
+def planes(x: Array, pads: Sequence[tuple[int, int]], count: Sequence[int], matrices: Sequence[Matrix]) -> Array:
+    """M cells M'^T of every tile, one matrix for each axis: `[planes, n * tiles, features]`."""
+    sides = [len(matrix[0]) for matrix in matrices]
+    ends = [
+        (low, (c - 1) * tile + side - size - low, 0)
+        for size, (low, _), c, tile, side in zip(x.shape[1:-1], pads, count, TILE, sides, strict=True)
     ]
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *whole, (0, 0, 0)])
-    rows = [x[:, i :: TILE[0]][:, : count[0]] for i in range(TILE[0] + more)]
-    return [[row[:, :, j :: TILE[1]][:, :, : count[1]] for j in range(TILE[1] + more)] for row in rows]
-
-
-def planes(matrices: Sequence[Matrix], cells: Sequence[Sequence[Array]]) -> Array:
-    """M cells M'^T, one matrix for each axis: `[planes, n * tiles, features]`."""
-    rows = [combined(matrices[0], column) for column in zip(*cells, strict=True)]  # [column of cells][row of planes]
-    found = [plane for row in zip(*rows, strict=True) for plane in combined(matrices[1], row)]
-    return jnp.stack(found).reshape(len(found), -1, found[0].shape[-1])
+    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
+    x = jnp.stack(combined(matrices[0], [x[:, i :: TILE[0]][:, : count[0]] for i in range(sides[0])]))
+    x = jnp.stack(combined(matrices[1], [x[..., j :: TILE[1], :][..., : count[1], :] for j in range(sides[1])]), 1)
+    return x.reshape(len(x) * x.shape[1], -1, x.shape[-1])
 
 
 def combined(matrix: Matrix, parts: Sequence[Array]) -> list[Array]:

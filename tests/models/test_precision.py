@@ -1,0 +1,82 @@
+"""Models computed in bfloat16: which part is, how close it stays, and that they learn as well."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.extend.core import jaxprs_in_params
+
+import metajax as mj
+from metajax.losses import cross_entropy
+from metajax.models import bilstm, conv4, crnn, in_bfloat16, mlp, tcresnet8
+from metajax.tasks.probes import blobs
+
+KEY = jax.random.key(0)
+MODELS = {
+    "conv4": (conv4(3, width=8), (16, 16)),
+    "tcresnet8": (tcresnet8(3, width=0.5), (20, 5)),
+    "crnn": (crnn(3, width=8), (16, 16)),
+    "bilstm": (bilstm(3, width=8), (20, 5)),
+}
+
+
+def dtypes(jaxpr, names):
+    """Types of the operands of all primitives `names` in a jaxpr and those within it."""
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name in names:
+            yield from (str(v.aval.dtype) for v in eqn.invars)
+        for inner in jaxprs_in_params(eqn.params):
+            yield from dtypes(inner, names)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_run_in_bfloat16_and_parameters_stay_in_single_precision(name):
+    model, shape = MODELS[name]
+    x = jax.random.normal(jax.random.key(1), (6, *shape))
+    shapes = jax.eval_shape(model.init, KEY, x)
+    generator = np.random.default_rng(0)
+    params = jax.tree.map(lambda s: jnp.asarray(generator.normal(size=s.shape, scale=0.3), s.dtype), shapes)
+    half = in_bfloat16(model)
+    assert jax.tree.map(jnp.shape, jax.eval_shape(half.init, KEY, x)) == jax.tree.map(jnp.shape, shapes)
+
+    def all_of(apply):
+        def loss(params, x):
+            return jnp.square(apply(params, x)).mean()
+
+        return jax.jit(lambda params, x: (apply(params, x), jax.grad(loss)(params, x)))
+
+    layers = {"metajax_conv", "metajax_conv_kernel_grad"} | ({"dot_general"} if name == "bilstm" else set())
+    assert set(dtypes(jax.make_jaxpr(all_of(half.apply))(params, x).jaxpr, layers)) == {"bfloat16"}
+    got, wanted = (all_of(apply)(params, x) for apply in (half.apply, model.apply))
+    assert {leaf.dtype for leaf in jax.tree.leaves(got)} == {jnp.dtype("float32")}
+    for ours, exact in zip(got, wanted, strict=True):
+        ours, exact = (jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]) for tree in (ours, exact))
+        distance = float(jnp.linalg.norm(ours - exact) / jnp.linalg.norm(exact))
+        assert 1e-5 < distance < 0.1  # eight bits, through some ten layers
+
+
+@pytest.mark.parametrize("normalization", ["transductive", "group"])
+def test_statistics_are_taken_in_single_precision(normalization):
+    """A mean far from zero: in bfloat16 all digits of the variance would be lost."""
+    model = in_bfloat16(tcresnet8(normalization=normalization, width=0.5))
+    x = jax.random.normal(KEY, (4, 20, 5))
+    params = model.init(KEY, x)
+    reduced = set(dtypes(jax.make_jaxpr(model.apply)(params, x).jaxpr, {"rsqrt", "square", "reduce_sum"}))
+    assert reduced == {"float32"}
+
+
+def test_maml_learns_as_well():
+    """Second order through rounded layers: accuracies after training within their intervals of each other."""
+    sample, found = blobs(5, 1, 5), {}
+    for name, change in (("float32", lambda model: model), ("bfloat16", in_bfloat16)):
+        model = change(mlp(5, hidden=(32,)))
+        algorithm = mj.maml(cross_entropy(model.apply), optax.sgd(0.3), 3)
+        theta, optimizer = model.init(KEY, jnp.zeros((1, 16))), optax.adam(5e-3)
+        step = mj.meta_step(algorithm.objective, optimizer, sample, 8)
+        fitted = mj.fit(step, mj.init_state(theta, optimizer), KEY, 300, num_tasks=8, progress=False)
+        metrics = mj.evaluate(algorithm.learner, fitted.theta, sample, jax.random.key(2), 600, 3)
+        found[name] = [float(a[-1]) for a in mj.mean_ci95(metrics["accuracy"])]
+    (mean, interval), (half_mean, half_interval) = found["float32"], found["bfloat16"]
+    assert mean > 0.4  # chance is 0.2
+    assert abs(mean - half_mean) < interval + half_interval

@@ -34,6 +34,7 @@ from speed_workloads import WORKLOADS, Ask, Workload, child
 
 import metajax as mj
 from metajax import checkpoint, report
+from metajax.models import FORMULATIONS
 from metajax.parallel import use_all_cores
 
 STEPS, TOLERANCE, MATMUL = (1, 5, 10), 1e-3, 2048
@@ -53,6 +54,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="what to run")
     add("--peer", choices=("torch", "torch_func", "none"), help="PyTorch by a loop or torch.func; both, if not given")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both sides run")
+    add("--convolution", choices=FORMULATIONS, default="auto", help="how metajax computes convolutions")
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the layers; only without a peer")
     add("--quick", action="store_true", help="few and short rounds, about 2 minutes a workload")
     add("--scaling", action="store_true", help="instead: metajax's time and memory by size of the problem")
     add(
@@ -137,9 +140,9 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(("median", "p5", "p95"), map(float, np.percentile(values, (50, 5, 95))), strict=True))
 
 
-def benchmark(name: str, peers: Sequence[str], device: str, quick: bool) -> dict[str, Any]:
+def benchmark(name: str, workload: Workload, peers: Sequence[str], device: str, quick: bool) -> dict[str, Any]:
     """Everything measured on one workload."""
-    workload, count, seconds = WORKLOADS[name], 5 if quick else 15, 0.6 if quick else 1.5
+    count, seconds = 5 if quick else 15, 0.6 if quick else 1.5
     say = partial(print, flush=True, file=sys.stderr)
     row: dict[str, Any] = {"name": name, "workload": workload._asdict()}
     with tempfile.TemporaryDirectory() as folder:
@@ -234,14 +237,14 @@ def timings(
     return row | {"matmul_gflops": max(best), "share_of_peak": row["metajax_gflops"] / max(best)}
 
 
-def scaling(name: str, device: str, quick: bool) -> list[dict[str, Any]]:
+def scaling(name: str, workload: Workload, device: str, quick: bool) -> list[dict[str, Any]]:
     """Cost of an outer step against each measure of size, the others as they are."""
     points = []
     for axis, values in AXES.items():
-        if axis in ("ways", "time") and WORKLOADS[name].ways == 1 and (axis == "ways" or name == "sinusoid"):
+        if axis in ("ways", "time") and workload.ways == 1 and (axis == "ways" or name == "sinusoid"):
             continue
         for value in values[: 2 if quick else None]:
-            with child("metajax", WORKLOADS[name]._replace(**{axis: value}), device) as ask:
+            with child("metajax", workload._replace(**{axis: value}), device) as ask:
                 points.append({"workload": name, "axis": axis, "value": value} | ask("cost", repeats=3 if quick else 9))
             print(json.dumps(points[-1]), file=sys.stderr, flush=True)
     return points
@@ -250,7 +253,13 @@ def scaling(name: str, device: str, quick: bool) -> list[dict[str, Any]]:
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
     peers = {None: ["torch", "torch_func"], "none": []}.get(args.peer, [args.peer])
+    setting = {"convolution": args.convolution, "precision": args.precision}
+    workloads = {name: WORKLOADS[name]._replace(**setting) for name in args.workload}
     try:
+        if args.precision != "float32" and peers and not (args.scaling or args.adaptation):
+            raise mj.InputError(
+                f"--precision {args.precision} has no PyTorch peer here, whose losses would agree; add --peer none."
+            )
         if args.scaling and args.adaptation:
             raise mj.InputError("--scaling and --adaptation are two modes, expected at most one of them.")
         if peers and not (args.scaling or args.adaptation) and find_spec("torch") is None:
@@ -270,7 +279,7 @@ def main(argv: list[str] | None = None) -> int:
             plot_adaptation(speed_adaptation.fastest_first(rows), args.out / "adaptation.png")
             return 0
         if args.scaling:
-            points = [point for name in args.workload for point in scaling(name, args.device, args.quick)]
+            points = [p for name, w in workloads.items() for p in scaling(name, w, args.device, args.quick)]
             checkpoint.write_json(args.out / "scaling.json", points)
             plot_scaling(points, args.out / "scaling.png")
             print("| workload | axis | value | outer step (ms) | temporaries (MiB) |\n|---|---|---:|---:|---:|")
@@ -278,14 +287,14 @@ def main(argv: list[str] | None = None) -> int:
                 print(f"| {p['workload']} | {p['axis']} | {p['value']} | {p['outer_ms']:.2f} | {p['memory_mib']:.1f} |")
             return 0
         rows = []
-        for name in args.workload:
-            rows.append(benchmark(name, peers, args.device, args.quick))
+        for name, workload in workloads.items():
+            rows.append(benchmark(name, workload, peers, args.device, args.quick))
             rows[-1]["device"] = rows[-1]["settings"]["metajax"]["device"]
             checkpoint.write_json(args.out / "results.json", rows)
     except mj.InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"\n{rows[0]['device']}, float32\n\n{table(rows)}\n")
+    print(f"\n{rows[0]['device']}, {args.precision}\n\n{table(rows)}\n")
     for row in rows:
         load = f"load of the machine before timing {row['load']:.1f}"
         print(f"{row['name']}: {load}; losses {row['losses']}; {row['workload']}; {row['settings']}")

@@ -44,6 +44,8 @@ class Workload(NamedTuple):
     rate: float = 0.01  # inner
     chunk: int | None = 1  # tasks at a time on each device, metajax on CPU
     remat: str = "step"
+    convolution: str = "auto"  # metajax's formulation
+    precision: str = "float32"  # of metajax's layers
 
 
 WORKLOADS = {
@@ -127,7 +129,10 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     chunk = w.chunk if device == "cpu" else None
     speech = w.model == "bilstm"
     outputs = {"mlp": 1, "bilstm": VOCABULARY}.get(w.model, w.ways)
-    model = getattr(models, w.model)(outputs)
+    options = {} if w.model == "mlp" else {"convolution": w.convolution}
+    model = getattr(models, w.model)(outputs, **options)
+    if w.precision == "bfloat16":
+        model = models.in_bfloat16(model)
     make = {"mlp": losses.squared_error, "bilstm": ctc}.get(w.model, losses.cross_entropy)
     inner, optimizer, key = optax.sgd(w.rate), optax.adam(RATE), jax.random.key(0)
     algorithm = mj.maml(make(model.apply), inner, w.steps, remat=w.remat)

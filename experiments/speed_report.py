@@ -88,20 +88,23 @@ def plot_adaptation(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_scaling(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Time and memory, one line for each workload, one column for each axis."""
-    axes_names = list(dict.fromkeys(point["axis"] for point in points))
-    figure, grid = pyplot().subplots(2, len(axes_names), figsize=(3 * len(axes_names), 6), layout="constrained")
-    for column, axis in enumerate(axes_names):
-        for axes, field, label in zip(
-            grid.reshape(2, -1)[:, column],
-            ("outer_ms", "memory_mib"),
-            ("outer step (ms)", "temporaries (MiB)"),
-            strict=True,
-        ):
-            for name in dict.fromkeys(point["workload"] for point in points):
-                own = [point for point in points if point["axis"] == axis and point["workload"] == name]
-                axes.loglog([p["value"] for p in own], [p[field] for p in own], marker="o", markersize=4, label=name)
-            axes.set(xlabel={"steps": "inner steps", "time": "frames"}.get(axis, axis), ylabel="" if column else label)
+    """Time and memory, one line for each workload, one column for each axis; all rows on one scale."""
+    names = list(dict.fromkeys(point["axis"] for point in points))
+    figure, grid = pyplot().subplots(
+        2, len(names), figsize=(2.6 * len(names), 6), sharey="row", squeeze=False, layout="constrained"
+    )
+    rows = (("outer_ms", "outer step (ms)"), ("memory_mib", "temporaries (MiB)"))
+    for (field, label), row in zip(rows, grid, strict=True):
+        for name, axes in zip(names, row, strict=True):
+            here = [point for point in points if point["axis"] == name]
+            for workload in dict.fromkeys(point["workload"] for point in here):
+                own = [point for point in here if point["workload"] == workload]
+                axes.loglog([p["value"] for p in own], [p[field] for p in own], "o-", markersize=4, label=workload)
+            axes.set_xticks(values := sorted({point["value"] for point in here}), values, minor=False)
+            axes.set_xticks([], minor=True)
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.set_xlabel({"steps": "inner steps", "time": "frames"}.get(name, name))
             axes.grid(alpha=0.3)
-    grid.reshape(2, -1)[0, 0].legend(fontsize=8)
+        row[0].set_ylabel(label)
+    grid[0, 0].legend(fontsize=8)
     figure.savefig(path, dpi=150)

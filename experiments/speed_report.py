@@ -88,7 +88,9 @@ def plot_adaptation(rows: Sequence[dict[str, Any]], path: Path) -> None:
 
 
 def plot_scaling(points: Sequence[dict[str, Any]], path: Path) -> None:
-    """Time and memory, one line for each workload, one column for each axis; all rows on one scale."""
+    """Time and memory, one line for each workload, one column for each axis; each row on one scale."""
+    from matplotlib.ticker import LogFormatter
+
     names = list(dict.fromkeys(point["axis"] for point in points))
     figure, grid = pyplot().subplots(
         2, len(names), figsize=(2.6 * len(names), 6), sharey="row", squeeze=False, layout="constrained"
@@ -103,6 +105,7 @@ def plot_scaling(points: Sequence[dict[str, Any]], path: Path) -> None:
             axes.set_xticks(values := sorted({point["value"] for point in here}), values, minor=False)
             axes.set_xticks([], minor=True)
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))  # plain, and few of them
             axes.set_xlabel({"steps": "inner steps", "time": "frames"}.get(name, name))
             axes.grid(alpha=0.3)
         row[0].set_ylabel(label)

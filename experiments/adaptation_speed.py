@@ -5,11 +5,11 @@
     python experiments/adaptation_speed.py --scaling --workload tcresnet8
     python experiments/adaptation_speed.py --adaptation runs/compare_algorithms/results.json
 
-Second-order MAML, Adam outside, float32. `sinusoid`: regression, 25 tasks, 10-shot, 5 steps. `tcresnet8` (98x40
-log-mels), `conv4`, `crnn` (64x40): 5-way 1-shot, 15 queries per class, 4 tasks, 5 steps, transductive normalisation.
-`ctc`: BiLSTM, 200x40, 5 support and 5 query utterances of one speaker, 4 tasks, 3 steps. Every outer step draws its
-tasks: sinusoids, or clips of a corpus of random log-mels on the device, shifted, with another level, noise and masks,
-and normalised; the other library does the same work.
+Second-order MAML, Adam outside, float32 by default. `sinusoid`: regression, 25 tasks, 10-shot, 5 steps. `tcresnet8`
+(98x40 log-mels), `conv4`, `crnn` (64x40): 5-way 1-shot, 15 queries per class, 4 tasks, 5 steps, transductive
+normalisation. `ctc`: BiLSTM, 200x40, 5 support and 5 query utterances of one speaker, 4 tasks, 3 steps. Every outer
+step draws its tasks: sinusoids, or clips of a corpus of random log-mels on the device, shifted, with another level,
+noise and masks, and normalised; the other library does the same work.
 
 Each library has processes of its own, timed in alternating rounds; ratios are medians over rounds, of the faster of two
 PyTorch peers: a loop over tasks with `create_graph`, as learn2learn writes it, and `torch.func`. First the losses and
@@ -55,7 +55,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--peer", choices=("torch", "torch_func", "none"), help="PyTorch by a loop or torch.func; both, if not given")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both sides run")
     add("--convolution", choices=FORMULATIONS, default="auto", help="how metajax computes convolutions")
-    add("--precision", choices=("float32", "bfloat16"), default="float32", help="of the layers; only without a peer")
+    add(
+        "--precision", choices=("float32", "bfloat16"), default="float32", help="of metajax; bfloat16 needs --peer none"
+    )
     add("--quick", action="store_true", help="few and short rounds, about 2 minutes a workload")
     add("--scaling", action="store_true", help="instead: metajax's time and memory by size of the problem")
     add(
@@ -245,7 +247,8 @@ def scaling(name: str, workload: Workload, device: str, quick: bool) -> list[dic
             continue
         for value in values[: 2 if quick else None]:
             with child("metajax", workload._replace(**{axis: value}), device) as ask:
-                points.append({"workload": name, "axis": axis, "value": value} | ask("cost", repeats=3 if quick else 9))
+                point = {"workload": name, "axis": axis, "value": value, "precision": workload.precision}
+                points.append(point | ask("cost", repeats=3 if quick else 9) | ask("settings"))
             print(json.dumps(points[-1]), file=sys.stderr, flush=True)
     return points
 
@@ -258,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         if args.precision != "float32" and peers and not (args.scaling or args.adaptation):
             raise mj.InputError(
-                f"--precision {args.precision} has no PyTorch peer here, whose losses would agree; add --peer none."
+                f"PyTorch's side computes in float32 only; add --peer none for --precision {args.precision}."
             )
         if args.scaling and args.adaptation:
             raise mj.InputError("--scaling and --adaptation are two modes, expected at most one of them.")
@@ -266,14 +269,20 @@ def main(argv: list[str] | None = None) -> int:
             raise mj.InputError(
                 "torch is not installed; install it by: pip install 'metajax[peers]', or use --peer none."
             )
+        if args.adaptation and (args.convolution, args.precision, args.device) != ("auto", "float32", "cpu"):
+            raise mj.InputError(
+                "--adaptation measures with the defaults of --convolution, --precision and --device; leave them out."
+            )
         if find_spec("matplotlib") is None:
             raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
         checkpoint.make_folder(args.out)
         if args.adaptation:
-            import speed_adaptation  # it sets up JAX, of which this process is else free
+            import speed_adaptation  # it brings all scripts of training with it
 
             use_all_cores()
             rows = [row for path in args.adaptation for row in speed_adaptation.read(path)]
+            if len(args.adaptation) > 1:
+                rows = [row | {"learner": f"{Path(row['results']).parent.name}: {row['learner']}"} for row in rows]
             checkpoint.write_json(args.out / "adaptation.json", {"rows": rows} | report.environment())
             print(speed_adaptation.table(rows))
             plot_adaptation(speed_adaptation.fastest_first(rows), args.out / "adaptation.png")

@@ -1,10 +1,12 @@
 """What users mean by adaptation speed: steps and milliseconds until a learner has 90 % of its final accuracy.
 
 Accuracies are those of `keyword_fewshot.py` or of `compare_algorithms.py`; milliseconds of the latter's methods, which
-it does not measure, are measured here: TC-ResNet8 with fresh parameters on random inputs, which cost what speech does.
+it does not measure, are measured here: TC-ResNet8 of width 1 with fresh parameters on random inputs, which cost what
+speech does. They count the start, e.g. a pass over the support set before step 0; a run's are its share by steps.
 """
 
 import json
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from tqdm import tqdm
 import metajax as mj
 from metajax.evaluate import adaptation_ms
 from metajax.losses import cross_entropy
+from metajax.models import NORMALIZATIONS
 from metajax.tasks.episodes import episodes
 
 SHARE = 0.9
@@ -45,7 +48,7 @@ def read(path: Path) -> list[dict[str, Any]]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         rows = list(of_comparison(found) if "rows" in found else of_run(found))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, LookupError, ArithmeticError, TypeError) as error:
         raise mj.InputError(
             f"{path}: expected results of keyword_fewshot.py or compare_algorithms.py, found {error!r}."
         ) from error
@@ -72,8 +75,8 @@ def of_comparison(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """All methods and settings, from results of `compare_algorithms.py`; `cell` is what to measure."""
     for row in found["rows"]:
         means, method = [point["mean"] for point in row["accuracy"]], row["method"]
-        if method not in (*METHODS, "from_scratch"):
-            raise ValueError(f"method {method}")
+        if method not in (*METHODS, "from_scratch") or row["normalization"] not in NORMALIZATIONS:
+            raise ValueError(f"method {method}, normalization {row['normalization']}")
         options = parse_run(["--normalization", row["normalization"], "--shots", str(row["shots"])])
         steps = reached(means, 1 / options.ways)
         learner = f"{NAMES.get(method, method)}, {row['normalization']}, {row['shots']}-shot"
@@ -83,7 +86,7 @@ def of_comparison(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def milliseconds(method: str, options: Any, num_steps: int) -> float:
     """Median time in which a method of `methods.py` takes `num_steps` steps on one task, compiled, on one device."""
-    options.algorithm = "joint" if method == "from_scratch" else method
+    options = Namespace(**vars(options) | {"algorithm": "joint" if method == "from_scratch" else method})
     label = np.arange(CLASSES).repeat(2 * (options.shots + options.queries))
     x = jax.random.normal(jax.random.key(1), (len(label), FRAMES, MEL))
     sizes = {"ways": options.ways, "shots": options.shots, "queries": options.queries}

@@ -74,7 +74,8 @@ def plot_adaptation(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Milliseconds to 90 % of the final accuracy as bars, with the steps and that accuracy, the fastest on top."""
     known = [row for row in rows if row["ms"] is not None][::-1]
     figure, axes = pyplot().subplots(figsize=(8, 1.5 + 0.22 * len(known)), layout="constrained")
-    bars = axes.barh([row["learner"] for row in known], [max(row["ms"], 1e-3) for row in known], color="C0")
+    bars = axes.barh(range(len(known)), [max(row["ms"], 1e-3) for row in known], color="C0")
+    axes.set_yticks(range(len(known)), [row["learner"] for row in known])
     labels = [f" {row['steps']} step{'' if row['steps'] == 1 else 's'}, {100 * row['final']:.1f} %" for row in known]
     axes.bar_label(bars, labels, fontsize=7)
     axes.set(xscale="log", ylim=(-0.6, len(known) - 0.4))

@@ -262,7 +262,8 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         "check": check, "outer": outer, "adapt": adapt, "users": users, "matmul": matmul, "work": work, "cost": cost,
         "begun": lambda: ready, "memory": memory,
         "settings": lambda: report.environment() | {
-            "chunk": chunk, "remat": w.remat, "mesh": mesh.size, "outer steps": "one compiled block"
+            "chunk": chunk, "remat": w.remat, "convolution": w.convolution, "mesh": mesh.size,
+            "outer steps": "one compiled block",
         },
     }  # fmt: skip
 

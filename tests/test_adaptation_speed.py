@@ -66,6 +66,7 @@ def test_it_refuses_what_it_cannot_do(capsys, monkeypatch, tmp_path):
     assert "at most one" in refused(capsys, "--scaling", "--adaptation", "x.json", *out)
     assert "x.json" in refused(capsys, "--adaptation", tmp_path / "x.json", *out)
     assert "add --peer none" in refused(capsys, "--precision", "bfloat16", *out)
+    assert "leave them out" in refused(capsys, "--adaptation", "x.json", "--convolution", "direct", *out)
     (tmp_path / "y.json").write_text("[]")
     assert "y.json" in refused(capsys, "--adaptation", tmp_path / "y.json", *out)
     (tmp_path / "file").write_text("")

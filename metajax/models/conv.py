@@ -48,7 +48,9 @@ def conv(
       x: inputs, `[n, time, features]` or `[n, time, mel, features]`.
       kernel: weights, `[taps..., features, outputs]`.
       stride: step along every axis of space.
-      formulation: how it and all its derivatives are computed, see `formulations.py`; `auto` is the fastest measured.
+      formulation: how it and all its derivatives are computed; changes speed and rounding alone. `direct`: one task
+        after the other; `products`: one matrix product of all tasks; `winograd`: 3x3 kernels at stride 1 with a third
+        of the multiplications, all others direct; `auto`: by device and shape, on CPU the fastest measured.
 
     Returns:
       `[n, ceil(time / stride), ..., outputs]`, equal to `jax.lax.conv_general_dilated` with SAME padding.

@@ -18,8 +18,8 @@ Formulation = Literal["auto", "direct", "products", "winograd"]
 FORMULATIONS: tuple[str, ...] = get_args(Formulation)
 Pads: TypeAlias = tuple[tuple[int, int], ...]  # zeros before and after, for each axis of space; below 0: cells cut off
 FEW = 4  # features
-# features times outputs, and cells, from which Winograd's sums cost less than they save, on CPU
-WIDE, LARGE = 2**11, 2**7
+# features and outputs, their product, and cells, from which Winograd's sums cost less than they save, on CPU
+BROAD, WIDE, LARGE = 2**5, 2**11, 2**7
 # bytes that stay in a core's cache, and those of a block of examples, beside which there is more: Winograd's six times
 CACHE, BLOCK = 2**20, {"direct": 5 * 2**17, "winograd": 5 * 2**15}
 # layouts by the number of axes of space
@@ -32,7 +32,8 @@ def chosen(formulation: Formulation, platform: str, groups: int, cells: int, ker
     if formulation == "auto":
         if platform != "cpu":
             return "products" if groups > 1 else "direct"
-        formulation = "winograd" if features * outputs >= WIDE and cells >= LARGE else "direct"
+        wide = min(features, outputs) >= BROAD and features * outputs >= WIDE
+        formulation = "winograd" if wide and cells >= LARGE else "direct"
     return "direct" if formulation == "winograd" and taps != [3, 3] else formulation
 
 
@@ -60,11 +61,12 @@ def kernel_grad_groups(x: Array, g: Array, pads: Pads, formulation: Formulation,
     once = partial(winograd.kernel_grad3x3 if way == "winograd" else tap_products, pads=pads)
 
     def one(x: Array, g: Array) -> Array:
-        if x.shape[-1] <= FEW or (count := num_blocks(len(x), x.nbytes, platform, way)) == 1:
+        if (way == "direct" and x.shape[-1] <= FEW) or (count := num_blocks(len(x), x.nbytes, platform, way)) == 1:
             return once(x, g)
-        zeros = jnp.zeros((math.prod(shape[:-2]), *shape[:-3:-1]), x.dtype)
+        wide = jnp.promote_types(x.dtype, jnp.float32)  # a sum in half precision would lose digits
+        zeros = jnp.zeros((math.prod(shape[:-2]), g.shape[-1], x.shape[-1]), wide)
         blocks = [a.reshape(count, -1, *a.shape[1:]) for a in (x, g)]
-        return jax.lax.scan(lambda total, pair: (total + once(*pair), None), zeros, blocks)[0]
+        return jax.lax.scan(lambda total, pair: (total + once(*pair), None), zeros, blocks)[0].astype(x.dtype)
 
     grads = jax.vmap(once)(x, g) if way == "products" else one_by_one(one, x, g)
     return grads.mT.reshape(len(x), *shape)
@@ -79,7 +81,7 @@ def num_blocks(n: int, nbytes: int, platform: str, way: str = "direct") -> int:
     """On CPU the least number of equal blocks of examples that are small; 1 where all of them, `nbytes`, are."""
     if platform != "cpu" or (way == "direct" and nbytes <= CACHE):
         return 1
-    return next((b for b in range(1, n) if n % b == 0 and nbytes <= b * BLOCK[way]), n)
+    return next((b for b in range(1, n) if n % b == 0 and nbytes <= b * BLOCK[way]), max(n, 1))
 
 
 def reached(space: Sequence[int], taps: Sequence[int], pads: Pads) -> list[int]:

@@ -46,11 +46,11 @@ def in_bfloat16(model: Model) -> Model:
     """The model computed in bfloat16, for accelerators: f(bfloat16(params), bfloat16(x)) in single precision.
 
     theta, phi, their gradients and every inner and outer step stay in single precision, as do the statistics of `Norm`;
-    XLA accumulates products of bfloat16 in single precision. Half the memory of activations, and matrix units of GPU
-    and TPU at full speed; CPUs are slower with it.
+    products of bfloat16 are summed in single precision. Meant for the matrix units of GPUs and TPUs, where nobody has
+    measured it yet.
 
     Args:
-      model: any whose layers follow the type of their inputs, as all here do.
+      model: any whose layers follow the type of their inputs, as all here do. Of a `multitask` model its encoders.
 
     Returns:
       The model; its parameters are those of `model`.

@@ -46,12 +46,14 @@ def conv3x3(
     out = [size + low + high - 2 for size, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
     count = [-(-size // tile) for size, tile in zip(out, TILE, strict=True)]
     seen = planes(x, pads, count, INPUTS)
-    weights = jnp.asarray(np.kron(*KERNEL), x.dtype) @ kernel.reshape(9, -1)
+    weights = jnp.matmul(
+        np.kron(*KERNEL).astype(seen.dtype), kernel.reshape(9, -1).astype(seen.dtype), precision="highest"
+    )
     y = seen @ weights.reshape(-1, *kernel.shape[2:])
     y = y.reshape(len(KERNEL[0]), len(KERNEL[1]), len(x), *count, -1)
     y = jnp.stack(combined(OUTPUTS[1], list(y.swapaxes(0, 1))), -2)
     y = jnp.stack(combined(OUTPUTS[0], list(y)), 2).reshape(len(x), count[0] * TILE[0], count[1] * TILE[1], -1)
-    return y[:, : out[0], : out[1]]
+    return y[:, : out[0], : out[1]].astype(x.dtype)
 
 
 def kernel_grad3x3(
@@ -64,12 +66,13 @@ def kernel_grad3x3(
     seen = planes(x, pads, count, INPUTS)
     grads = planes(g, [(0, 0), (0, 0)], count, [tuple(zip(*matrix, strict=True)) for matrix in OUTPUTS])
     products = jnp.einsum("pto,ptc->poc", grads, seen)
-    taps = jnp.asarray(np.kron(*KERNEL).T, x.dtype) @ products.reshape(len(products), -1)
-    return taps.reshape(9, *products.shape[1:])
+    taps = jnp.matmul(np.kron(*KERNEL).T.astype(seen.dtype), products.reshape(len(products), -1), precision="highest")
+    return taps.reshape(9, *products.shape[1:]).astype(x.dtype)
 
 
 def planes(x: Array, pads: Sequence[tuple[int, int]], count: Sequence[int], matrices: Sequence[Matrix]) -> Array:
-    """M cells M'^T of every tile, one matrix for each axis: `[planes, n * tiles, features]`."""
+    """M cells M'^T of every tile, one matrix for each axis: `[planes, n * tiles, features]`, at least float32."""
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # its sums would take the digits of half precision
     sides = [len(matrix[0]) for matrix in matrices]
     ends = [
         (low, (c - 1) * tile + side - size - low, 0)

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend.core import jaxprs_in_params
 
 import metajax as mj
-from metajax.models import FORMULATIONS
+from metajax.models import FORMULATIONS, bilstm, conv4, crnn, image_encoder, tcresnet8
 from metajax.models.conv import conv
 from metajax.models.conv_pool import max_pool
 from metajax.models.formulations import LAYOUTS, chosen, conv_groups, kernel_grad_groups
@@ -126,7 +127,7 @@ def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, featur
     [
         (1, (6, 7), (3, 3), ((1, 1), (1, 1)), 3),  # no whole tiles of Winograd's
         (3, (8, 5), (3, 3), ((0, 2), (2, 0)), 2),
-        (1, (13, 12), (3, 3), ((-1, 1), (2, -1)), 48),  # wide and large: `auto` is Winograd's on CPU
+        (1, (14, 12), (3, 3), ((-1, 1), (2, -1)), 48),  # wide and large: `auto` is Winograd's on CPU
         (3, (6, 7), (3, 2), ((1, 1), (0, 2)), 3),
         (1, (9,), (3,), ((1, 1),), 5),
     ],
@@ -167,7 +168,9 @@ def test_auto_depends_on_platform_groups_and_shape():
     wide, narrow, long = (3, 3, 64, 64), (3, 3, 1, 64), (9, 64, 64)
     ways = [chosen("auto", "cpu", 4, 160, kernel) for kernel in (wide, narrow, long)]
     assert ways == ["winograd", "direct", "direct"]
+    assert chosen("auto", "cpu", 1, 132, (3, 3, 48, 49)) == "winograd"  # as above
     assert chosen("auto", "cpu", 4, 40, wide) == "direct"
+    assert chosen("auto", "cpu", 1, 160, (3, 3, 1, 2048)) == "direct"  # 32 tasks that share their inputs
     assert [chosen("auto", "cuda", groups, 160, wide) for groups in (1, 4)] == ["direct", "products"]
     ways = [chosen("winograd", "cuda", 1, 40, kernel) for kernel in (wide, narrow, long)]
     assert ways == ["winograd", "winograd", "direct"]
@@ -180,6 +183,48 @@ def test_single_precision_of_winograd_is_close():
         for name in ("winograd", "direct")
     )
     assert float(jnp.abs(y - wanted).max()) < 1e-5 * float(jnp.abs(wanted).max())
+
+
+@pytest.mark.parametrize("formulation", ["direct", "winograd"])
+def test_half_precision_is_rounded_once(monkeypatch, formulation):
+    """Sums over planes and over blocks are taken in single precision."""
+    monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
+    x, kernel = operands((16, 10), (3, 3), (1,), 64, 64)
+    x, kernel = jnp.tile(x, (1, 8, 1, 1, 1)).astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+
+    def both(x, kernel, name):
+        options = {"pads": ((1, 1), (1, 1)), "formulation": name, "platform": "cpu"}
+        return conv_groups(x, kernel, **options), kernel_grad_groups(x, jnp.sin(x), **options)
+
+    got = jax.jit(partial(both, name=formulation))(x, kernel)
+    exact = jax.jit(partial(both, name="direct"))(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    for ours, wanted in zip(got, exact, strict=True):
+        assert ours.dtype == jnp.bfloat16
+        distance = jnp.linalg.norm(ours.astype(jnp.float32) - wanted) / jnp.linalg.norm(wanted)
+        assert float(distance) < 4e-3
+
+
+FORMULATED = {
+    "conv4": (conv4, (16, 16)), "crnn": (crnn, (16, 16)), "tcresnet8": (tcresnet8, (20, 5)),
+    "bilstm": (bilstm, (20, 5)), "image_encoder": (image_encoder, (8, 8)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FORMULATED)
+def test_models_hand_the_formulation_to_every_convolution(name):
+    make, shape = FORMULATED[name]
+    model, x = make(2, width=1.0 if name == "tcresnet8" else 4, convolution="products"), jnp.zeros((2, *shape))
+    params = jax.eval_shape(model.init, jax.random.key(0), x)
+
+    def found(jaxpr):
+        for eqn in jaxpr.eqns:
+            if "formulation" in eqn.params:
+                yield eqn.params["formulation"]
+            for inner in jaxprs_in_params(eqn.params):
+                yield from found(inner)
+
+    seen = list(found(jax.make_jaxpr(jax.grad(lambda params, x: model.apply(params, x).sum()))(params, x).jaxpr))
+    assert len(seen) >= 4 and set(seen) == {"products"}
 
 
 def test_an_unknown_formulation_gets_one_sentence(unchecked):

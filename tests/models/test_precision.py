@@ -10,6 +10,7 @@ from jax.extend.core import jaxprs_in_params
 import metajax as mj
 from metajax.losses import cross_entropy
 from metajax.models import bilstm, conv4, crnn, in_bfloat16, mlp, tcresnet8
+from metajax.models.norm import Norm
 from metajax.tasks.probes import blobs
 
 KEY = jax.random.key(0)
@@ -57,13 +58,21 @@ def test_layers_run_in_bfloat16_and_parameters_stay_in_single_precision(name):
 
 
 @pytest.mark.parametrize("normalization", ["transductive", "group"])
-def test_statistics_are_taken_in_single_precision(normalization):
-    """A mean far from zero: in bfloat16 all digits of the variance would be lost."""
-    model = in_bfloat16(tcresnet8(normalization=normalization, width=0.5))
-    x = jax.random.normal(KEY, (4, 20, 5))
-    params = model.init(KEY, x)
-    reduced = set(dtypes(jax.make_jaxpr(model.apply)(params, x).jaxpr, {"rsqrt", "square", "reduce_sum"}))
-    assert reduced == {"float32"}
+@pytest.mark.parametrize(("make", "shape"), [(tcresnet8, (20, 5)), (conv4, (16, 16))])
+def test_statistics_are_taken_in_single_precision(make, shape, normalization):
+    model = in_bfloat16(make(normalization=normalization, width=1.0 if make is tcresnet8 else 8))
+    x = jnp.zeros((4, *shape))
+    params = jax.eval_shape(model.init, KEY, x)
+    reduced = {"rsqrt", "square", "reduce_sum", "dot_general"}  # products: of a covariance
+    assert set(dtypes(jax.make_jaxpr(model.apply)(params, x).jaxpr, reduced)) == {"float32"}
+
+
+def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
+    x = (100 + jax.random.normal(KEY, (8, 50, 4))).astype(jnp.bfloat16)
+    norm = Norm("transductive")
+    params = jax.tree.map(lambda a: a.astype(jnp.bfloat16), norm.init(KEY, x))
+    exact = norm.apply(norm.init(KEY, x), x.astype(jnp.float32))
+    np.testing.assert_allclose(norm.apply(params, x).astype(jnp.float32), exact, atol=0.02)
 
 
 def test_maml_learns_as_well():

@@ -55,18 +55,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--peer", choices=("torch", "torch_func", "none"), help="PyTorch by a loop or torch.func; both, if not given")
     add("--device", choices=("cpu", "gpu"), default="cpu", help="where both sides run")
     add("--convolution", choices=FORMULATIONS, default="auto", help="how metajax computes convolutions")
-    add(
-        "--precision", choices=("float32", "bfloat16"), default="float32", help="of metajax; bfloat16 needs --peer none"
-    )
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16 needs --peer none")
     add("--quick", action="store_true", help="few and short rounds, about 2 minutes a workload")
     add("--scaling", action="store_true", help="instead: metajax's time and memory by size of the problem")
-    add(
-        "--adaptation",
-        type=Path,
-        nargs="+",
-        metavar="RESULTS",
-        help="instead: steps and ms to 90 %% of the final accuracy",
-    )
+    what = "instead: steps and ms to 90 %% of the final accuracy"
+    add("--adaptation", type=Path, nargs="+", metavar="RESULTS", help=what)
     add("--out", type=Path, default=Path("runs/adaptation_speed"), help="folder of the results")
     return parser.parse_args(argv)
 

@@ -79,12 +79,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--width", type=float, default=1.0, help="multiplies the network's channels")
     add("--normalization", choices=NORMALIZATIONS, default="group", help="whose statistics normalise")
     add("--convolution", choices=FORMULATIONS, default="auto", help="how convolutions are computed: speed alone")
-    add(
-        "--precision",
-        choices=("float32", "bfloat16"),
-        default="float32",
-        help="of the layers; bfloat16 is for GPU, TPU",
-    )
+    add("--precision", choices=("float32", "bfloat16"), default="float32", help="bfloat16 is for GPU and TPU")
     add("--num-steps", type=int, default=5, help="inner steps")
     add("--inner-rate", type=float, help="inner learning rate (SGD), if not the algorithm's own")
     add("--outer-steps", type=int, default=500, help="outer steps")

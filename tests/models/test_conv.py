@@ -117,7 +117,7 @@ def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, featur
     padded = math.prod(size + tap - 1 for size, tap in zip(space, taps, strict=True)) * features * 8
     for block in (1, 2 * padded):
         monkeypatch.setattr("metajax.models.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), block))
-        jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-11), results(), whole)
+        assert_close(results(), whole, 1e-11)
 
 
 @pytest.mark.parametrize("formulation", [name for name in FORMULATIONS if name != "direct"])

@@ -82,13 +82,16 @@ def differs(a, b, tolerance):
     return any(np.abs(np.asarray(x) - np.asarray(y)).max() > tolerance for x, y in leaves)
 
 
-def matrices(jaxpr, name):
-    """Ranks of the first operand of all primitives `name` in a jaxpr and those within it."""
-    for eqn in jaxpr.eqns:
-        if eqn.primitive.name == name:
-            yield eqn.invars[0].aval.ndim
-        for inner in jaxprs_in_params(eqn.params):
-            yield from matrices(inner, name)
+def equations(f, *args):
+    """Every primitive that `f(*args)` calls, as an equation of its jaxpr or of one within it."""
+
+    def within(jaxpr):
+        for eqn in jaxpr.eqns:
+            yield eqn
+            for inner in jaxprs_in_params(eqn.params):
+                yield from within(inner)
+
+    return within(jax.make_jaxpr(f)(*args).jaxpr)
 
 
 def words(classes, speakers, takes):

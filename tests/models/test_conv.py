@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.extend.core import jaxprs_in_params
 
 import metajax as mj
 from metajax.models import FORMULATIONS, bilstm, conv4, crnn, image_encoder, tcresnet8
 from metajax.models.conv import conv
 from metajax.models.conv_pool import max_pool
 from metajax.models.formulations import LAYOUTS, chosen, conv_groups, kernel_grad_groups
+from tests.conftest import assert_close, equations
 
 QUICK = {"xla_backend_optimization_level": "0"}  # compile fast, run slowly
 
@@ -110,14 +110,17 @@ def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, featur
         return grads, vhp(grads)
 
     def results():
-        return jax.jit(jax.vmap(second_order), compiler_options=QUICK)(x, kernel)
+        lowered = jax.jit(jax.vmap(second_order)).lower(x, kernel)
+        return lowered.compile(QUICK)(x, kernel), lowered.as_text().count("stablehlo.while")
 
-    whole = results()
+    whole, loops = results()
     monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
     padded = math.prod(size + tap - 1 for size, tap in zip(space, taps, strict=True)) * features * 8
     for block in (1, 2 * padded):
         monkeypatch.setattr("metajax.models.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), block))
-        assert_close(results(), whole, 1e-11)
+        blocks, more_loops = results()
+        assert more_loops > loops
+        assert_close(blocks, whole, 1e-11)
 
 
 @pytest.mark.parametrize("formulation", [name for name in FORMULATIONS if name != "direct"])
@@ -215,15 +218,8 @@ def test_models_hand_the_formulation_to_every_convolution(name):
     make, shape = FORMULATED[name]
     model, x = make(2, width=1.0 if name == "tcresnet8" else 4, convolution="products"), jnp.zeros((2, *shape))
     params = jax.eval_shape(model.init, jax.random.key(0), x)
-
-    def found(jaxpr):
-        for eqn in jaxpr.eqns:
-            if "formulation" in eqn.params:
-                yield eqn.params["formulation"]
-            for inner in jaxprs_in_params(eqn.params):
-                yield from found(inner)
-
-    seen = list(found(jax.make_jaxpr(jax.grad(lambda params, x: model.apply(params, x).sum()))(params, x).jaxpr))
+    grad = jax.grad(lambda params, x: model.apply(params, x).sum())
+    seen = [eqn.params["formulation"] for eqn in equations(grad, params, x) if "formulation" in eqn.params]
     assert len(seen) >= 4 and set(seen) == {"products"}
 
 

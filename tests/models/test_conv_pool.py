@@ -8,6 +8,7 @@ import pytest
 from metajax.models.conv import conv
 from metajax.models.conv_pool import conv_max_pool, conv_moments, max_pool
 from metajax.models.norm import NORMALIZATIONS, Norm
+from tests.conftest import assert_close
 from tests.models.test_conv import QUICK, operands
 
 
@@ -47,7 +48,7 @@ def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, blo
         return jax.jit(jax.vmap(second_order), compiler_options=QUICK)(x, kernel)
 
     got, wanted = all_of(lambda x, kernel: conv_max_pool(x, kernel, 2)), all_of(lambda x, k: max_pool(conv(x, k), 2))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), got, wanted)
+    assert_close(got, wanted, 1e-11)
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
@@ -62,4 +63,4 @@ def test_normalisation_of_a_convolution_by_its_kernel_is_that_of_its_result(x64,
 
     got, wanted = (jax.grad(loss, (1, 2, 3), has_aux=True)(of, x, kernel, scale) for of in ("kernel", "result"))
     assert wanted[1].shape == (4, 3, 4, 4)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11), got, wanted)
+    assert_close(got, wanted, 1e-11)

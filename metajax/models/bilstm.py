@@ -27,7 +27,7 @@ class BiLSTM(nn.Module):
     normalization: FrameNormalization
     width: int
     num_layers: int
-    convolution: Formulation = "auto"
+    convolution: Formulation
 
     @nn.compact
     def __call__(self, utterances: Utterances) -> Array:

@@ -35,8 +35,8 @@ class Conv4(nn.Module):
 
     num_outputs: int | None
     normalization: Normalization
-    width: int = 64
-    convolution: Formulation = "auto"
+    width: int
+    convolution: Formulation
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:

@@ -17,7 +17,7 @@ class CRNN(nn.Module):
     normalization: Normalization
     width: int
     cell: Cell
-    convolution: Formulation = "auto"
+    convolution: Formulation
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:

@@ -16,7 +16,7 @@ class ImageEncoder(nn.Module):
     num_outputs: int | None
     normalization: Normalization
     width: int
-    convolution: Formulation = "auto"
+    convolution: Formulation
 
     @nn.compact
     def __call__(self, x: Float[Array, "n height width"], num_reference: int | None = None) -> Array:

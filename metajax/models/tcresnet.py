@@ -31,8 +31,8 @@ class TCResNet8(nn.Module):
 
     num_outputs: int | None
     normalization: Normalization
-    width: float = 1.0
-    convolution: Formulation = "auto"
+    width: float
+    convolution: Formulation
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:

@@ -70,6 +70,20 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
     return call
 
 
+def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
+    """`f` traced once, for arguments like `args`, and the shapes of its result.
+
+    As with `jax.jit`, whose trace a loop and `jax.eval_shape` can share, but what `f` closes over stays outside, where
+    `hoisted` finds it; `jax.jit` would make constants of it.
+    """
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+
+    def again(*args: Any) -> Any:
+        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
+
+    return again, shapes
+
+
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """Copy a tree to every device of `mesh`."""
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
@@ -129,8 +143,7 @@ def task_mean(
             raise InputError(f"{num} tasks on a device do not divide into chunks of {size}.")
         if size == num:
             return f(theta, keys, weights)
-        once = jax.jit(f)  # traced for its shapes and for the loop together
-        shapes = jax.eval_shape(once, theta, keys[:size], weights[:size])
+        once, shapes = traced(f, theta, keys[:size], weights[:size])
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(total: Any, some: tuple[Array, Array]) -> tuple[Any, None]:

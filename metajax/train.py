@@ -16,7 +16,7 @@ from tqdm import tqdm
 from metajax import checkpoint
 from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
 from metajax.errors import InputError
-from metajax.parallel import hoisted, task_mean
+from metajax.parallel import hoisted, task_mean, traced
 
 
 class MetaState(NamedTuple):
@@ -201,15 +201,14 @@ def fit(
 
     @partial(hoisted, donate=(0,))
     def steps(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
-        def one(state: MetaState) -> tuple[MetaState, Metrics]:
-            return step(state, jax.random.fold_in(key, state.count))
+        one, (_, shapes) = traced(lambda state: step(state, jax.random.fold_in(key, state.count)), state)
 
         def add(_: Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
             state, total = carry
             state, metrics = one(state)
             return state, jax.tree.map(jnp.add, total, metrics)
 
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(one, state)[1])
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         state, total = jax.lax.fori_loop(0, count, add, (state, zeros))
         return state, jax.tree.map(lambda a: a / count, total)
 

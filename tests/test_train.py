@@ -11,10 +11,10 @@ import pytest
 import metajax
 from metajax import Batch, DivergedError, Episode, InputError, checkpoint, evaluate, fit, init_state, meta_step
 from metajax.losses import cross_entropy
-from metajax.parallel import task_mean, task_mesh
+from metajax.parallel import hoisted, replicate, task_mean, task_mesh
 from metajax.tasks.episodes import episodes
 from metajax.train import average_of, averaged
-from tests.conftest import assert_close, differs, mlp_params, square_loss, words
+from tests.conftest import assert_close, differs, equations, mlp_params, square_loss, words
 
 KEY = jax.random.key(0)
 THETA = jax.jit(mlp_params)(KEY)
@@ -144,6 +144,35 @@ def test_fit_is_a_loop_of_steps_keyed_by_their_number():
     assert result.first_step_seconds > 0
     assert len(set(losses)) == 5
     assert_close(run(5, block=4, validate_every=4).theta, result.theta, 1e-6)  # blocks change nothing
+
+
+@pytest.mark.parametrize(("chunk", "devices"), [(None, 1), (1, 1), (1, 2)])
+def test_no_corpus_becomes_a_constant_of_the_program(monkeypatch, chunk, devices):
+    """Else it is compiled in, hashed and kept in the cache once for every program, and takes as much memory again."""
+    if jax.device_count() < devices:
+        pytest.skip(f"{jax.device_count()} device, needs {devices}")
+    corpus = jax.random.normal(KEY, (1000, 3))
+
+    def from_corpus(key):
+        x = corpus[jax.random.randint(key, (4,), 0, len(corpus))]
+        return Episode(Batch(x, jnp.zeros((4, 4))), Batch(x, jnp.ones((4, 4))))
+
+    found = []
+
+    def spy(f, **options):
+        def call(*args):
+            inner = (leaf for eqn in equations(f, *args) for leaf in jax.tree.leaves(eqn.params))
+            found.append([const.shape for leaf in inner for const in getattr(leaf, "consts", ())])
+            return hoisted(f, **options)(*args)
+
+        return call
+
+    monkeypatch.setattr("metajax.train.hoisted", spy)
+    mesh = jax.make_mesh((devices,), ("tasks",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+    step = meta_step(OBJECTIVE, OUTER, from_corpus, 4, chunk=chunk, mesh=mesh)
+    fit(step, replicate(init_state(THETA, OUTER), mesh), KEY, 1, num_tasks=4, progress=False)
+    assert len(found) == 1
+    assert corpus.shape not in found[0]
 
 
 def test_fit_compiles_its_steps_once(caplog):

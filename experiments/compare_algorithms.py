@@ -356,7 +356,8 @@ def run_all(args: argparse.Namespace) -> None:
         f"95 % intervals over episodes;\n{len(first['unseen_words'])} unseen words by "
         f"{len(first['unseen_speakers'])} unseen speakers, support and query by different speakers"
     )
-    checkpoint.write_json(args.out / "results.json", {"title": title, "rows": rows} | report.environment())
+    found = {"title": title, "settings": settings(args), "rows": rows} | report.environment()
+    checkpoint.write_json(args.out / "results.json", found)
     plot(rows, title, args.out)
     print(f"\n{title}\n\n{table(rows)}\n\nTable, results and pictures are in {args.out}.")
 

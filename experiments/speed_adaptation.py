@@ -1,8 +1,8 @@
 """What users mean by adaptation speed: steps and milliseconds until a learner has 90 % of its final accuracy.
 
 Accuracies are those of `keyword_fewshot.py` or of `compare_algorithms.py`; milliseconds of the latter's methods, which
-it does not measure, are measured here: TC-ResNet8 of width 1 with fresh parameters on random inputs, which cost what
-speech does. They count the start, e.g. a pass over the support set before step 0; a run's are its share by steps.
+it does not measure, are measured here: its network with fresh parameters on random inputs, which cost what speech does.
+They count the start, e.g. a pass over the support set before step 0; a run's are its share by steps.
 """
 
 import json
@@ -73,11 +73,12 @@ def of_run(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def of_comparison(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """All methods and settings, from results of `compare_algorithms.py`; `cell` is what to measure."""
+    own = [part for name in ("width", "num_steps") for part in (f"--{name.replace('_', '-')}", found["settings"][name])]
     for row in found["rows"]:
         means, method = [point["mean"] for point in row["accuracy"]], row["method"]
         if method not in (*METHODS, "from_scratch") or row["normalization"] not in NORMALIZATIONS:
             raise ValueError(f"method {method}, normalization {row['normalization']}")
-        options = parse_run(["--normalization", row["normalization"], "--shots", str(row["shots"])])
+        options = parse_run(["--normalization", row["normalization"], "--shots", str(row["shots"]), *own])
         steps = reached(means, 1 / options.ways)
         learner = f"{NAMES.get(method, method)}, {row['normalization']}, {row['shots']}-shot"
         one = {"learner": learner, "final": means[-1], "steps": steps, "ms": None}

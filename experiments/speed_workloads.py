@@ -200,7 +200,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     def adapt(num_steps: int, repeats: int) -> list[float]:
         """Seconds of single adaptations, one after the other."""
         if num_steps not in runs:
-            support = jax.device_put(jax.jit(sample)(key).support, jax.devices()[0])
+            support = jax.device_put(hoisted(sample)(key).support, jax.devices()[0])
             runs[num_steps] = jax.jit(learn(num_steps)), support
         run, support = runs[num_steps]
         return timed(lambda: jax.block_until_ready(run(local, support)), repeats)
@@ -210,7 +210,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         if "users" not in runs:
             mesh = task_mesh(count)
             keys = jax.random.split(key, count)
-            supports = jax.jit(jax.vmap(lambda key: sample(key).support))(keys)
+            supports = hoisted(jax.vmap(lambda key: sample(key).support))(keys)
             spread = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks"))
 
             def serve(theta: Any, supports: Any) -> Any:

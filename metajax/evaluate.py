@@ -8,7 +8,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from metajax.core import KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
 from metajax.errors import InputError
-from metajax.parallel import over_tasks
+from metajax.parallel import hoisted, over_tasks
 
 
 def evaluate(
@@ -56,7 +56,7 @@ def evaluate(
 
 def adaptation_ms(learner: Learner, theta: Theta, sample: Sampler, num_steps: int) -> float:
     """Median milliseconds to learn one task on one device, compiled."""
-    support = jax.jit(sample)(jax.random.key(0)).support
+    support = hoisted(sample)(jax.random.key(0)).support
     run = jax.jit(lambda theta, support, key: adapt(learner, theta, support, key, num_steps)[0])
     theta = jax.device_put(jax.tree.map(np.asarray, theta), jax.devices()[0])
     times = []

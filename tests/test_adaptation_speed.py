@@ -22,12 +22,13 @@ FIRST = {"import_s": 1.0, "first_step_s": 2.0, "memory_mib": 3.0}
 
 def made_up(monkeypatch, loss, seconds=0.5):
     """Children that compute nothing: `loss` by side, metajax 0.1 s each, PyTorch `seconds` and six times that."""
-    asked = []
+    asked, settings = [], set()
 
     @contextmanager
     def child(side, workload, device, cache=None, *, keep=False):
         def ask(name, peer="metajax", **arguments):
             asked.append((peer, name))
+            settings.add((workload.convolution, workload.precision))
             each = {"metajax": 0.1, "torch": seconds, "torch_func": 6 * seconds}[peer]
             answers = {
                 "work": WORK, "start": None, "first": FIRST, "settings": {"device": "made up"}, "matmul": 100.0,
@@ -40,7 +41,7 @@ def made_up(monkeypatch, loss, seconds=0.5):
         yield ask
 
     monkeypatch.setattr(speed, "child", child)
-    return asked
+    return asked, settings
 
 
 def refused(capsys, *arguments):
@@ -79,7 +80,7 @@ def test_it_refuses_what_it_cannot_do(capsys, monkeypatch, tmp_path):
 @pytest.mark.parametrize("loss", (2.01, float("nan")))
 def test_no_ratio_where_losses_differ(capsys, monkeypatch, tmp_path, loss):
     monkeypatch.setattr(speed, "find_spec", lambda name: True)
-    asked = made_up(monkeypatch, {"metajax": 2.0, "torch": 2.0, "torch_func": loss})
+    asked, _ = made_up(monkeypatch, {"metajax": 2.0, "torch": 2.0, "torch_func": loss})
     said = refused(capsys, "--workload", "ctc", "--quick", "--out", tmp_path)
     assert "ctc" in said and "2.000000" in said and f"{loss:.6f}" in said and "torch_func" in said
     assert not (tmp_path / "results.json").exists()
@@ -103,8 +104,10 @@ def test_a_made_up_run(capsys, monkeypatch, tmp_path):
 
 
 def test_no_peer_no_ratio(capsys, monkeypatch, tmp_path):
-    made_up(monkeypatch, {"metajax": 2.0})
-    assert speed.main(["--workload", "crnn", "--quick", "--peer", "none", "--out", str(tmp_path)]) == 0
+    _, settings = made_up(monkeypatch, {"metajax": 2.0})
+    flags = ["--workload", "crnn", "--convolution", "direct", "--precision", "bfloat16"]
+    assert speed.main([*flags, "--quick", "--peer", "none", "--out", str(tmp_path)]) == 0
+    assert settings == {("direct", "bfloat16")}
     (row,) = json.loads((tmp_path / "results.json").read_text())
     assert "ratio" not in row and "| crnn | none | 100.00 |  |  |" in capsys.readouterr().out
 
@@ -169,11 +172,19 @@ def test_adaptation_reads_a_comparison_and_measures_its_methods(capsys, monkeypa
         curve = [{"step": i, "mean": mean, "ci95": 0.01} for i, mean in enumerate(means)]
         return {"method": method, "normalization": "group", "shots": 1, "accuracy": curve}
 
+    def spy(method, options, num_steps):
+        measured.append((method, options.width, options.num_steps, num_steps))
+        return milliseconds(method, options, num_steps)
+
+    measured, milliseconds = [], speed_adaptation.milliseconds
+    monkeypatch.setattr(speed_adaptation, "milliseconds", spy)
     rows = [row("from_scratch", 0.2, 0.3, 0.31), row("protonet", 0.2, 0.9), row("anil", 0.2, 0.2)]
-    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    settings = {"width": "0.5", "num_steps": "2"}  # as text, as there
+    (tmp_path / "results.json").write_text(json.dumps({"settings": settings, "rows": rows}))
     assert speed.main(["--adaptation", str(tmp_path / "results.json"), "--out", str(tmp_path / "out")]) == 0
     found = json.loads((tmp_path / "out" / "adaptation.json").read_text())["rows"]
     assert [one["steps"] for one in found] == [1, 1, None]
+    assert measured == [("from_scratch", 0.5, 2, 1), ("protonet", 0.5, 2, 1)]
     assert [one["ms"] is not None and one["ms"] > 0 for one in found] == [True, True, False]
     lines = capsys.readouterr().out.splitlines()
     assert lines[-1] == "| anil, group, 1-shot | 20.0 | never |  |"

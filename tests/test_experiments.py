@@ -6,19 +6,22 @@ import re
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 
 from metajax.tasks.episodes import index_tables
 from metajax.tasks.splits import divide
-from tests.conftest import write_tones
+from tests.conftest import equations, write_tones
 from tests.shared import shared_data
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))
 import keyword_fewshot
 
 RATE, WORDS, SPEAKERS, TAKES = 16000, 9, 9, 2
+KEY = jax.random.key(0)
 SMALL = [
     "--algorithm",
     "maml",
@@ -37,6 +40,15 @@ SMALL = [
     "--width",
     "0.5",
 ]
+
+
+@pytest.mark.parametrize("model", ("conv4", "tcresnet8"))
+def test_convolution_and_precision_reach_the_network(model):
+    args = keyword_fewshot.parse(["--model", model, "--convolution", "products", "--precision", "bfloat16"])
+    net, x = keyword_fewshot.network(5, args), jnp.zeros((2, 98, 40))
+    found = [eqn for eqn in equations(net.apply, jax.eval_shape(net.init, KEY, x), x) if "formulation" in eqn.params]
+    assert {eqn.params["formulation"] for eqn in found} == {"products"}
+    assert {str(operand.aval.dtype) for eqn in found for operand in eqn.invars} == {"bfloat16"}
 
 
 @pytest.fixture(scope="module")

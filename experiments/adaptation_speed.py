@@ -28,6 +28,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import cells
+import jax
 import numpy as np
 from speed_report import USERS, plot, plot_adaptation, plot_scaling, table
 from speed_workloads import WORKLOADS, Ask, Workload, child
@@ -207,8 +209,8 @@ def timings(
         return job
 
     outer = {name: lambda n, ask=ask, own=own: ask("outer", count=n, **own) for name, (ask, own) in sides.items()}
-    peaks = {name: ask for name, (ask, own) in sides.items() if own in ({}, {"peer": name})}
-    best = [max(ask("matmul", size=MATMUL, repeats=3) for ask in peaks.values())]
+    processes = list({id(ask): ask for ask, _ in sides.values()}.values())
+    best = [max(ask("matmul", size=MATMUL, repeats=3) for ask in processes)]
     found = compared(rounds(outer, seconds, count))
     row: dict[str, Any] = {"adaptation": {}} | found
     for num_steps in STEPS:
@@ -219,7 +221,7 @@ def timings(
         one = compared(rounds(jobs, seconds / 4, count))
         one |= {name: spread([1e3 * value for value in values[1:] or values]) for name, values in every.items()}
         row["adaptation"][str(num_steps)] = one
-    best.append(max(ask("matmul", size=MATMUL, repeats=3) for ask in peaks.values()))
+    best.append(max(ask("matmul", size=MATMUL, repeats=3) for ask in processes))
     jobs = {name: units(ask, "users", own | {"count": USERS}, []) for name, (ask, own) in sides.items()}
     row["users"] = compared(rounds(jobs, seconds, count))
     for side in ("metajax", "peer"):
@@ -228,7 +230,7 @@ def timings(
             row |= {f"{side}_outer_steps_per_second": rate, f"{side}_tasks_per_second": rate * workload.tasks}
             row |= {f"{side}_gflops": flops * rate / 1e9}
             row["users"][f"{side}_per_second"] = 1e3 * USERS / row["users"][f"{side}_ms"]
-    best.append(max(ask("matmul", size=MATMUL, repeats=3) for ask in peaks.values()))
+    best.append(max(ask("matmul", size=MATMUL, repeats=3) for ask in processes))
     return row | {"matmul_gflops": max(best), "share_of_peak": row["metajax_gflops"] / max(best)}
 
 
@@ -246,56 +248,55 @@ def scaling(name: str, workload: Workload, device: str, quick: bool) -> list[dic
     return points
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
+def run(args: argparse.Namespace) -> None:
+    """Measure what is asked for; print tables, write results, draw pictures."""
     peers = {None: ["torch", "torch_func"], "none": []}.get(args.peer, [args.peer])
     setting = {"convolution": args.convolution, "precision": args.precision}
     workloads = {name: WORKLOADS[name]._replace(**setting) for name in args.workload}
-    try:
-        if args.precision != "float32" and peers and not (args.scaling or args.adaptation):
-            raise mj.InputError(
-                f"PyTorch's side computes in float32 only; add --peer none for --precision {args.precision}."
-            )
-        if args.scaling and args.adaptation:
-            raise mj.InputError("--scaling and --adaptation are two modes, expected at most one of them.")
-        if peers and not (args.scaling or args.adaptation) and find_spec("torch") is None:
-            raise mj.InputError(
-                "torch is not installed; install it by: pip install 'metajax[peers]', or use --peer none."
-            )
-        if args.adaptation and (args.convolution, args.precision, args.device) != ("auto", "float32", "cpu"):
-            raise mj.InputError(
-                "--adaptation measures with the defaults of --convolution, --precision and --device; leave them out."
-            )
-        if find_spec("matplotlib") is None:
-            raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
-        checkpoint.make_folder(args.out)
-        if args.adaptation:
-            import speed_adaptation  # it brings all scripts of training with it
+    if args.precision != "float32" and peers and not (args.scaling or args.adaptation):
+        raise mj.InputError(
+            f"PyTorch's side computes in float32 only; add --peer none for --precision {args.precision}."
+        )
+    if args.scaling and args.adaptation:
+        raise mj.InputError("--scaling and --adaptation are two modes, expected at most one of them.")
+    if peers and not (args.scaling or args.adaptation) and find_spec("torch") is None:
+        raise mj.InputError(
+            "torch is not installed; install it with: pip install 'metajax[peers]', or use --peer none."
+        )
+    if args.adaptation and (args.convolution, args.precision, args.device) != ("auto", "float32", "cpu"):
+        raise mj.InputError(
+            "--adaptation measures with the defaults of --convolution, --precision and --device; leave them out."
+        )
+    cells.check(args, ("plot",))
+    checkpoint.make_folder(args.out)
+    if args.adaptation:
+        import speed_adaptation  # it brings all scripts of training with it
 
-            use_all_cores()
-            rows = [row for path in args.adaptation for row in speed_adaptation.read(path)]
-            if len(args.adaptation) > 1:
-                rows = [row | {"learner": f"{Path(row['results']).parent.name}: {row['learner']}"} for row in rows]
-            checkpoint.write_json(args.out / "adaptation.json", {"rows": rows} | report.environment())
-            print(speed_adaptation.table(rows))
-            plot_adaptation(speed_adaptation.fastest_first(rows), args.out / "adaptation.png")
-            return 0
-        if args.scaling:
-            points = [p for name, w in workloads.items() for p in scaling(name, w, args.device, args.quick)]
-            checkpoint.write_json(args.out / "scaling.json", points)
-            plot_scaling(points, args.out / "scaling.png")
-            print("| workload | axis | value | outer step (ms) | temporaries (MiB) |\n|---|---|---:|---:|---:|")
-            for p in points:
-                print(f"| {p['workload']} | {p['axis']} | {p['value']} | {p['outer_ms']:.2f} | {p['memory_mib']:.1f} |")
-            return 0
-        rows = []
-        for name, workload in workloads.items():
-            rows.append(benchmark(name, workload, peers, args.device, args.quick))
-            rows[-1]["device"] = rows[-1]["settings"]["metajax"]["device"]
-            checkpoint.write_json(args.out / "results.json", rows)
-    except mj.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        jax.config.update("jax_platforms", "cpu")
+        use_all_cores()
+        rows = [row for path in args.adaptation for row in speed_adaptation.read(path)]
+        if len(args.adaptation) > 1:
+            rows = [row | {"learner": f"{Path(row['results']).parent.name}: {row['learner']}"} for row in rows]
+        checkpoint.write_json(args.out / "adaptation.json", {"rows": rows} | report.environment())
+        print(f"{report.environment()['device']}\n\n{speed_adaptation.table(rows)}")
+        plot_adaptation(speed_adaptation.fastest_first(rows), args.out / "adaptation.png")
+        return
+    if args.scaling:
+        points = [p for name, w in workloads.items() for p in scaling(name, w, args.device, args.quick)]
+        checkpoint.write_json(args.out / "scaling.json", points)
+        plot_scaling(points, args.out / "scaling.png")
+        header = ("workload", "axis", "value", "outer step (ms)", "temporaries (MiB)")
+        lines = [
+            (p["workload"], p["axis"], str(p["value"]), f"{p['outer_ms']:.2f}", f"{p['memory_mib']:.1f}")
+            for p in points
+        ]
+        print(report.markdown(header, lines, left=2))
+        return
+    rows = []
+    for name, workload in workloads.items():
+        rows.append(benchmark(name, workload, peers, args.device, args.quick))
+        rows[-1]["device"] = rows[-1]["settings"]["metajax"]["device"]
+        checkpoint.write_json(args.out / "results.json", rows)
     print(f"\n{rows[0]['device']}, {args.precision}\n\n{table(rows)}\n")
     for row in rows:
         load = f"load of the machine before timing {row['load']:.1f}"
@@ -303,7 +304,11 @@ def main(argv: list[str] | None = None) -> int:
     if peers:
         plot(rows, rows[0]["device"], args.out / "ratios.png")
     print(f"Results are in {args.out}.")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    return cells.guarded(lambda: run(args), "workloads that were finished are in results.json")
 
 
 if __name__ == "__main__":

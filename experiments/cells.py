@@ -1,14 +1,17 @@
-"""Experiments that stop and go on: every cell of a table is a file of its own, with the settings it was made by."""
+"""What scripts share: checks, exit codes, and tables whose every cell is a file, so that a stopped run goes on."""
 
 import argparse
 import json
 import re
 import sys
+import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import jax
+import numpy as np
 from tqdm import tqdm
 
 import metajax as mj
@@ -69,6 +72,16 @@ def complete(
     return done
 
 
+def rate(block: Callable[..., tuple[Any, Any]], state: Any, seconds: float, *rest: Any) -> float:
+    """Calls per second of `(state, key, *rest) -> (state, metrics)`; the first, which compiles, is left out."""
+    times: list[float] = []
+    while sum(times[1:]) < seconds or len(times) < 4:
+        began = time.perf_counter()
+        state, _ = jax.block_until_ready(block(state, jax.random.key(len(times)), *rest))
+        times.append(time.perf_counter() - began)
+    return 1 / float(np.median(times[1:]))
+
+
 def check(args: argparse.Namespace, extras: Sequence[str], **least: float) -> None:
     """An `InputError` for a number below its least value, or for an extra of metajax that is not installed."""
     for name, low in least.items():
@@ -79,14 +92,14 @@ def check(args: argparse.Namespace, extras: Sequence[str], **least: float) -> No
             raise mj.InputError(f"{package} is not installed; install it with: pip install 'metajax[{extra}]'")
 
 
-def guarded(work: Callable[[], None]) -> int:
-    """Do the work; the exit code, with one sentence where it ended early."""
+def guarded(work: Callable[[], None], stopped: str = "the same command goes on with the cells that are missing") -> int:
+    """Do the work; the exit code, with one sentence where it ended early, which is `stopped` where the user did."""
     try:
         work()
-    except mj.InputError as error:
+    except (mj.InputError, mj.DivergedError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return 2 if isinstance(error, mj.InputError) else 1
     except KeyboardInterrupt:
-        print("\nstopped; the same command goes on with the cells that are missing", file=sys.stderr)
+        print(f"\nstopped; {stopped}", file=sys.stderr)
         return 130
     return 0

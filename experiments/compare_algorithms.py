@@ -19,18 +19,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
-from itertools import product
+from itertools import accumulate, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import cells
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from keyword_fewshot import CORPORA, Task, built, initial, load_task, names_of, network, sampler
 from keyword_fewshot import parse as parse_run
-from methods import METHODS, Built, graft
+from methods import METHODS, Built, chunk_of, graft
 from tqdm import tqdm
 
 import metajax as mj
@@ -38,7 +37,7 @@ from metajax import checkpoint, report
 from metajax.data.cache import default_folder
 from metajax.losses import cross_entropy
 from metajax.models import NORMALIZATIONS
-from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+from metajax.parallel import copied, hoisted, replicate, task_mesh, use_all_cores
 from metajax.train import average_of, averaged
 
 # shares of the training budget after which the methods are tested
@@ -144,30 +143,22 @@ def prepare(args: argparse.Namespace, cell: Cell, task: Task) -> Prepared:
     # no schedule, so that the curve by training time is that of shorter budgets; the average of theta stands in for one
     optimizer = averaged(optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(args.outer_rate)), 0.99)
     mesh = task_mesh(args.tasks)
-    chunk = None if method.batched or jax.default_backend() != "cpu" else 1
+    chunk = chunk_of(method)
     state = mj.init_state(made.algorithm.learner.init(initial(made.model, sample, init_key)), optimizer)
 
     def block(objective: mj.core.Objective) -> Callable[..., Any]:
         step = mj.meta_step(objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
         return hoisted(lambda state, key: jax.lax.scan(step, state, jax.random.split(key, BLOCK)), donate=(0,))
 
-    phases = [(end, block(objective)) for end, objective in made.phases]
+    ends = [*accumulate(share for share, _ in made.phases[:-1]), 1.0]
+    phases = [(end, block(objective)) for end, (_, objective) in zip(ends, made.phases, strict=True)]
     return Prepared(made, replicate(state, mesh), key, phases, test, fresh_key, options)
 
 
 def rates(args: argparse.Namespace, cell: Cell, task: Task) -> list[float]:
     """Outer steps per second of each phase of a method, compilation left out."""
-    found = []
     ready = prepare(args, cell, task)
-    for _, block in ready.phases:
-        state, _ = jax.block_until_ready(block(jax.tree.map(jnp.copy, ready.state), ready.key))
-        times: list[float] = []
-        while sum(times) < MEASURED or len(times) < 3:
-            began = time.perf_counter()
-            state, _ = jax.block_until_ready(block(state, jax.random.fold_in(ready.key, len(times))))
-            times.append(time.perf_counter() - began)
-        found.append(BLOCK / float(np.median(times)))
-    return found
+    return [BLOCK * cells.rate(block, copied(ready.state), MEASURED) for _, block in ready.phases]
 
 
 def run(args: argparse.Namespace, cell: Cell, task: Task, speeds: Sequence[float]) -> dict[str, Any]:
@@ -277,55 +268,43 @@ def summary(results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
                 "seeds": [r["accuracy"][-1]["mean"] for r in own],
                 "accuracy": curve,
                 "by_time": by_time,
-                "outer_steps_per_second": float(np.mean([r["outer_steps_per_second"] or 0 for r in own])),
+                "outer_steps_per_second": float(np.mean([r["outer_steps_per_second"] for r in own])),
             }
         )
     return sorted(rows, key=lambda row: (row["shots"], row["normalization"], -row["accuracy"][-1]["mean"]))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    lines = [
-        "| shots | normalisation | method | accuracy after adaptation | each seed | steps | outer steps/s |",
-        "|---:|---|---|---:|---|---:|---:|",
-    ]
+    header = ("method", "normalisation", "shots", "accuracy after adaptation", "each seed", "steps", "outer steps/s")
+    lines = []
     for row in rows:
         last = row["accuracy"][-1]
+        accuracy = f"{100 * last['mean']:.1f} ± {100 * last['ci95']:.1f}"
         seeds = ", ".join(f"{100 * mean:.1f}" for mean in row["seeds"])
-        lines.append(
-            f"| {row['shots']} | {row['normalization']} | {row['method']} | {100 * last['mean']:.1f} ± "
-            f"{100 * last['ci95']:.1f} | {seeds} | {last['step']} | {row['outer_steps_per_second']:.1f} |"
-        )
-    return "\n".join(lines)
+        line = (row["method"], row["normalization"], str(row["shots"]), accuracy, seeds, str(last["step"]))
+        lines.append((*line, f"{row['outer_steps_per_second']:.1f}"))
+    return report.markdown(header, lines, left=2)
 
 
 def plot(rows: list[dict[str, Any]], title: str, folder: Path) -> None:
     """One picture by adaptation step and one by training time, a panel for each normalisation and number of shots."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     panels = sorted({(row["shots"], row["normalization"]) for row in rows})
     for name, field, x, label in (
         ("by_step", "accuracy", "step", "adaptation steps"),
         ("by_time", "by_time", "seconds", "seconds of training"),
     ):
-        figure, both = pyplot.subplots(
-            1, len(panels), figsize=(7 * len(panels), 6), squeeze=False, layout="constrained"
-        )
-        for axes, panel in zip(both[0], panels, strict=True):
-            own = [row for row in rows if (row["shots"], row["normalization"]) == panel]
-            for i, row in enumerate(own):
-                at, mean, ci95 = (np.array([point[key] for point in row[field]]) for key in (x, "mean", "ci95"))
-                style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10], "marker": ".", "capsize": 2}
-                shown = f"{row['method']}: {100 * mean[-1]:.1f}"
-                axes.errorbar(at, 100 * mean, 100 * ci95, label=shown, linewidth=1, **style)
-            axes.set(title=f"{panel[0]}-shot, {panel[1]} normalisation", xlabel=label, ylabel="query accuracy (%)")
-            axes.grid(alpha=0.3)
-            axes.legend(fontsize=7, ncols=2)
-        figure.suptitle(title, fontsize=10)
-        figure.savefig(folder / f"{name}.png", dpi=130)
-        pyplot.close(figure)
+        figsize = (7 * len(panels), 6)
+        with report.picture(folder / f"{name}.png", title, len(panels), figsize=figsize) as every:
+            for axes, panel in zip(every, panels, strict=True):
+                own = [row for row in rows if (row["shots"], row["normalization"]) == panel]
+                for i, row in enumerate(own):
+                    at, mean, ci95 = (np.array([point[key] for point in row[field]]) for key in (x, "mean", "ci95"))
+                    style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10], "marker": ".", "capsize": 2}
+                    shown = f"{row['method']}: {100 * mean[-1]:.1f}"
+                    axes.errorbar(at, 100 * mean, 100 * ci95, label=shown, linewidth=1, **style)
+                axes.set(title=f"{panel[0]}-shot, {panel[1]} normalisation", xlabel=label, ylabel="query accuracy (%)")
+                axes.grid(alpha=0.3)
+                axes.legend(fontsize=7, ncols=2)
 
 
 def run_all(args: argparse.Namespace) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from cells import check, guarded
 
 import metajax as mj
 from metajax import checkpoint, models, report
@@ -69,12 +70,15 @@ def cost(num_steps: int, tasks: int, repeats: int) -> list[dict[str, Any]]:
 
 
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
-    import matplotlib
+    """Memory and time against inner steps, a line for each way."""
+    with report.picture(path, "MAML on TC-ResNet8, 5-way 1-shot, 15 queries per class", 2) as both:
+        draw(rows, both)
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    figure, both = pyplot.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+def draw(rows: list[dict[str, Any]], both: list[Any]) -> None:
+    """The two panels of `plot`."""
+    from matplotlib import ticker
+
     for axes, field, label in zip(
         both, ("memory_mib", "milliseconds"), ("temporaries (MiB)", "outer step (ms)"), strict=True
     ):
@@ -87,24 +91,19 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
         for axis, field_ in ((axes.xaxis, "num_steps"), (axes.yaxis, field)):
             values = [row[field_] for row in rows]
             ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if min(values) / 1.5 <= t]
-            axis.set_major_locator(pyplot.FixedLocator([t for t in ticks if t <= 1.5 * max(values)]))
-            axis.set_major_formatter(pyplot.ScalarFormatter())
-            axis.set_minor_locator(pyplot.NullLocator())
+            axis.set_major_locator(ticker.FixedLocator([t for t in ticks if t <= 1.5 * max(values)]))
+            axis.set_major_formatter(ticker.ScalarFormatter())
+            axis.set_minor_locator(ticker.NullLocator())
         axes.grid(alpha=0.3)
     both[0].legend(fontsize=8)
-    figure.suptitle("MAML on TC-ResNet8, 5-way 1-shot, 15 queries per class", fontsize=10)
-    figure.savefig(path, dpi=150)
 
 
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Memory and time of hypergradient modes.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--num-steps", type=int, nargs="+", default=[1, 5, 10, 50], help="inner steps")
-    parser.add_argument("--tasks", type=int, default=4, help="tasks per outer step")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls")
-    parser.add_argument("--out", type=Path, default=Path("runs/hypergradient_cost"), help="folder of the results")
-    args = parser.parse_args(argv)
+def run(args: argparse.Namespace) -> None:
+    """Measure, print the table line by line, write the results, draw the picture."""
+    check(args, ("plot",), tasks=1, repeats=1)
+    if min(args.num_steps) < 1:
+        raise mj.InputError(f"--num-steps is {min(args.num_steps)}, expected 1 or more.")
+    checkpoint.make_folder(args.out)
     use_all_cores()
     rows = []
     print("| way | inner steps | temporaries (MiB) | outer step (ms) | compile (s) |\n|---|---:|---:|---:|---:|")
@@ -116,11 +115,21 @@ def main(argv: list[str] | None = None) -> int:
                 f"{row['compile_seconds']:.1f} |",
                 flush=True,
             )
-    checkpoint.make_folder(args.out)
     checkpoint.write_json(args.out / "results.json", {"rows": rows, "tasks": args.tasks} | report.environment())
     plot(rows, args.out / "cost.png")
     print(f"\nResults and picture are in {args.out}.")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        description="Memory and time of hypergradient modes.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--num-steps", type=int, nargs="+", default=[1, 5, 10, 50], help="inner steps")
+    parser.add_argument("--tasks", type=int, default=4, help="tasks per outer step")
+    parser.add_argument("--repeats", type=int, default=5, help="timed calls")
+    parser.add_argument("--out", type=Path, default=Path("runs/hypergradient_cost"), help="folder of the results")
+    args = parser.parse_args(argv)
+    return guarded(lambda: run(args), "nothing is kept of it")
 
 
 if __name__ == "__main__":

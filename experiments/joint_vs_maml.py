@@ -28,11 +28,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from cells import check, complete, guarded, measured
+from cells import check, complete, guarded, measured, rate
 from keyword_fewshot import CORPORA, Task, load_task, names_of, sampler
 from keyword_fewshot import parse as parse_run
 from methods import scorer
-from multitask_common import clean, divide, hold_out, markdown, picture
+from multitask_common import clean, divide, hold_out
 
 import metajax as mj
 from metajax import checkpoint, report
@@ -192,7 +192,7 @@ def bench(args: argparse.Namespace, seed: int) -> Bench:
     place = jnp.asarray(np.searchsorted(words, task.corpus.columns["label"][held]), jnp.int32)
     held_out = {"speech": mj.Batch(clips, place), "image": mj.Batch(pixels[split["test"]], digit[split["test"]])}
 
-    @jax.jit
+    @hoisted
     def known(theta: Any) -> dict[str, jax.Array]:
         metrics = losses(theta, held_out)[2]
         return {f"{task}_{what}": metrics[f"{task}_{what}"] for task in held_out for what in ("accuracy", "loss")}
@@ -201,7 +201,7 @@ def bench(args: argparse.Namespace, seed: int) -> Bench:
         task, model, theta, optimizer, {kind: block(kind) for kind in samples},
         scorer(learner, tests["test"], args.episodes, args.adapt_steps, seed + 1),
         scorer(learner, tests["validation"], VALIDATION_EPISODES, args.adapt_steps, seed + 2),
-        lambda theta: known(jax.tree.map(np.asarray, theta)), len(held),
+        lambda theta: known(jax.tree.map(jnp.asarray, theta)), len(held),
     )  # fmt: skip
 
 
@@ -233,13 +233,8 @@ def speeds(args: argparse.Namespace, made: Callable[[int], Bench]) -> dict[str, 
     rates = kept["measured"]
     for kind in sorted({"joint", "maml", "mix"} - set(rates)):
         ready = made(args.seeds[0])
-        state, ramp = begin(args, ready, ready.theta), jnp.ones(3)
-        times: list[float] = []
-        while sum(times[1:]) < min(MEASURED, args.budget) or len(times) < 4:  # the first call compiles
-            began = time.perf_counter()
-            state, _ = jax.block_until_ready(ready.blocks[kind](state, jax.random.key(len(times)), ramp))
-            times.append(time.perf_counter() - began)
-        rates[kind] = BLOCK / float(np.median(times[1:]))
+        start, seconds = begin(args, ready, ready.theta), min(MEASURED, args.budget)
+        rates[kind] = BLOCK * rate(ready.blocks[kind], start, seconds, jnp.ones(3))
         checkpoint.write_json(args.out / "rates.json", kept)
     return rates
 
@@ -338,14 +333,14 @@ def table(rows: list[dict[str, Any]]) -> str:
         "digits (%)",
         "digits (nats)",
     ]
-    return markdown([*header, "gain over the better of joint and maml"], lines)
+    return report.markdown([*header, "gain over the better of joint and maml"], lines)
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Accuracy after adaptation, and of the joint heads, from MAML alone over the mixtures to joint training alone."""
     shown = [row for row in rows if row["arm"] != "from scratch"]
     shown.sort(key=lambda row: ("maml", "mix", "joint", "joint,").index(row["arm"].split()[0]))
-    with picture(path, title) as (axes,):
+    with report.picture(path, title) as (axes,):
         mean, ci95 = (np.array([row["adapted"][field] for row in shown]) for field in ("mean", "ci95"))
         axes.errorbar(range(len(shown)), 100 * mean, 100 * ci95, fmt="o", capsize=3, label="new words, adapted")
         for task, what, marker in (("speech", "joint head for words", "s"), ("image", "joint head for digits", "^")):

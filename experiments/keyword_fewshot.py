@@ -13,15 +13,15 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import cells
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from methods import METHODS, Built, build, graft, scorer
+from methods import METHODS, Built, build, chunk_of, graft, scorer
 
 import metajax as mj
 from metajax import checkpoint, models, report
@@ -205,17 +205,20 @@ def outer_optimizer(args: argparse.Namespace, outer_steps: int) -> optax.Gradien
 
 
 def train(
-    args: argparse.Namespace, model: Model, algorithm: mj.Algorithm, sample: mj.core.Sampler,
-    score: Callable[..., np.ndarray] | None, key: jax.Array, folder: Path, title: str, outer_steps: int,
+    args: argparse.Namespace, model: Model, learner: mj.Learner, phases: list[tuple[float, mj.core.Objective]],
+    sample: mj.core.Sampler, score: Callable[..., np.ndarray] | None, key: jax.Array, folder: Path, title: str,
+    outer_steps: int,
 ) -> mj.Fit:  # fmt: skip
     """Meta-train a fresh network, or go on where `folder` left off; `score` gives validation accuracies."""
     init_key, fit_key = jax.random.split(key)
-    theta = algorithm.learner.init(initial(model, sample, init_key))
+    theta = learner.init(initial(model, sample, init_key))
     mesh = task_mesh(args.tasks)
     optimizer = outer_optimizer(args, outer_steps)
-    # per-task weights: one task at a time is fastest on CPU; shared weights: all tasks in one batch
-    chunk = None if METHODS[title].batched or jax.default_backend() != "cpu" else 1
-    step = mj.meta_step(algorithm.objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
+    chunk = chunk_of(METHODS[title])
+    steps = [
+        (share, mj.meta_step(objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh))
+        for share, objective in phases
+    ]
     state = replicate(mj.init_state(theta, optimizer), mesh)
     resume = args.resume and checkpoint.exists(folder / "last")
     if args.resume and not resume:  # stopped before its first checkpoint
@@ -224,6 +227,7 @@ def train(
     print(f"{title}: {sum(leaf.size for leaf in jax.tree.leaves(theta)):,} parameters, {outer_steps} outer steps")
     validate = score and (lambda theta: float(score(theta)[:, -1].mean()))
     options = {"num_tasks": args.tasks, "block": 25, "validate": validate, "validate_every": 100}
+    step = mj.in_phases(steps, outer_steps)
     return mj.fit(step, state, fit_key, outer_steps, **options, folder=folder, resume=resume, title=title)
 
 
@@ -257,13 +261,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """The whole experiment; returns what `results.json` holds."""
-    for name, value in vars(args).items():
-        least = LEAST.get(name, 0)
-        if isinstance(value, int | float) and not least <= value < float("inf"):
-            raise mj.InputError(f"--{name.replace('_', '-')} is {value}, expected a finite number, {least} or more.")
+    numbers = [name for name, value in vars(args).items() if isinstance(value, int | float)]
+    cells.check(args, ("plot",), **{name: LEAST.get(name, 0) for name in numbers})
     outer_optimizer(args, args.outer_steps)  # refuses a decay that is none
-    if find_spec("matplotlib") is None:
-        raise mj.InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'")
     if args.also is None and args.also_root is not None:
         raise mj.InputError(f"--also-root is {args.also_root}, but no --also says which corpus that is.")
     config = settings(args)
@@ -275,7 +275,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     classes = len(names_of(source, "train", "label"))
     validation = sampler(source, "validation", args, ways=args.ways) if source.splits.validation.any() else None
     test = sampler(target, "test", args, ways=args.ways, queries=args.test_queries)
-    method, (model, algorithm, tested, num_steps, train_ways, _) = METHODS[args.algorithm], built(args, test, classes)
+    method, (model, algorithm, tested, num_steps, train_ways, phases) = (
+        METHODS[args.algorithm],
+        built(args, test, classes),
+    )
     # joint training needs a varied batch: one query of each of many words
     varied = sampler(source, "train", args, ways=min(32, classes), queries=1, training=True)
     sample = varied if method.kind == "joint" else sampler(source, "train", args, ways=train_ways, training=True)
@@ -296,7 +299,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if validation and not solo:
         score = scorer(lambda _: tested.learner, validation, 200, num_steps, args.seed + 2)
     began = time.perf_counter()
-    fitted = train(args, model, algorithm, sample, score, key, args.out, args.algorithm, args.outer_steps)
+    named = (args.out, args.algorithm, args.outer_steps)
+    fitted = train(args, model, algorithm.learner, phases, sample, score, key, *named)
     seconds = time.perf_counter() - began
     checkpoint.save(args.out / "theta", fitted.theta)
 
@@ -313,7 +317,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         if not solo:
             wide = network(classes, args)
             joint = mj.joint(cross_entropy(wide.apply, "corpus"))
-            fit = train(args, wide, joint, varied, None, key, args.out / "joint", "joint", args.joint_steps)
+            named = (args.out / "joint", "joint", args.joint_steps)
+            fit = train(args, wide, joint.learner, [(1.0, joint.objective)], varied, None, key, *named)
             joint_theta = fit.theta
         print("testing fine-tuning and training from scratch", flush=True)
         measure = baseline(args, validation, test)
@@ -379,19 +384,15 @@ def show(args: argparse.Namespace, results: dict[str, Any], curves: dict[str, re
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
+
+    def work() -> None:
         use_all_cores(args.cache / "compiled")
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
             warnings.showwarning = lambda message, *rest, **more: print(f"note: {message}", file=sys.stderr)
             run(args)
-    except (mj.InputError, mj.DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, mj.InputError) else 1
-    except KeyboardInterrupt:
-        print("\nstopped; to go on, give the same command again with --resume", file=sys.stderr)
-        return 130
-    return 0
+
+    return cells.guarded(work, "to go on, give the same command again with --resume")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """All methods in one table: what each needs, how it is made and tested. A new method is one file and one row here."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -36,7 +37,7 @@ class Method(NamedTuple):
     rate: float = 0.1  # inner learning rate, of stochastic gradient descent
     batched: bool = True  # tasks share the network's weights, so that one batch serves all
     test_steps: int | None = None  # adaptation steps when tested, where not those of training
-    # objectives that follow each other, each with the share of the training at which it ends, where there are several
+    # objectives that follow each other, each with its share of the outer steps, where there are several
     phases: Callable[[Setting], list[tuple[float, Objective]]] | None = None
 
 
@@ -53,9 +54,9 @@ def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) ->
 
 def annealed(s: Setting) -> list[tuple[float, Objective]]:
     """MAML++: first order and the losses of all steps at first, second order and the last step's in the end."""
+    make = partial(mj.mamlpp, s.loss_fn, s.inner, s.num_steps)
     phases = ((0.25, True, 0.0), (0.25, False, 0.5), (0.5, False, 1.0))
-    made = mj.mamlpp_phases(s.loss_fn, s.inner, s.num_steps, phases=phases)
-    return [(end, objective) for end, (_, objective) in zip((0.25, 0.5, 1.0), made, strict=True)]
+    return mj.multi_step_phases(make, s.num_steps, phases=phases)
 
 
 METHODS = {
@@ -100,7 +101,7 @@ class Built(NamedTuple):
     tested: mj.Algorithm  # for test episodes of `ways`
     num_steps: int  # adaptation steps when tested
     train_ways: int  # words per training episode
-    phases: list[tuple[float, Objective]]  # what theta descends until which share of the training
+    phases: list[tuple[float, Objective]]  # what theta descends for which share of the outer steps
 
 
 def build(
@@ -127,10 +128,16 @@ def build(
     setting = Setting(loss_fn, embedding.apply, inner, num_steps, ways, classes, features)
     # joint methods want many words, a head has as many as it has
     many = {"gradient": ways, "metric": max(ways, min(train_ways, classes)), "joint": min(32, classes)}[method.kind]
-    trained = method.make(setting._replace(ways=many) if method.kind == "metric" else setting)
+    training = setting._replace(ways=many) if method.kind == "metric" else setting
+    trained = method.make(training)
     steps = num_steps if method.test_steps is None else method.test_steps
-    phases = method.phases(setting) if method.phases else [(1.0, trained.objective)]
+    phases = method.phases(training) if method.phases else [(1.0, trained.objective)]
     return Built(model, trained, method.make(setting), steps, many, phases)
+
+
+def chunk_of(method: Method) -> int | None:
+    """Tasks at a time on a device: all where they share weights; one, the fastest on CPU, where each has its own."""
+    return None if method.batched or jax.default_backend() != "cpu" else 1
 
 
 def graft(theta: Any, fresh: Any) -> Any:

@@ -1,10 +1,8 @@
-"""What the multi-task experiments share: how data are held out, probes, intervals, tables and pictures."""
+"""What the multi-task experiments share: how data are held out, probes, intervals."""
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -133,26 +131,3 @@ def hold_out(
     held = np.flatnonzero(others(train) & np.isin(label, words))
     held = np.random.default_rng(seed).permutation(held)[:MOST_HELD]
     return train, held, words
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table; the first column is to the left."""
-    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
-    return "\n".join([lines[0], "|---|" + "---:|" * (len(header) - 1), *lines[1:]])
-
-
-@contextmanager
-def picture(path: Path, title: str, panels: int = 1) -> Iterator[Any]:
-    """Draw into the panels that it gives; the PNG is written in the end."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, panels, figsize=(3 + 4.5 * panels, 4.5), squeeze=False, layout="constrained")
-    yield axes[0]
-    figure.suptitle(title, fontsize=9)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=130, format="png")
-    temporary.replace(path)
-    pyplot.close(figure)

@@ -34,7 +34,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from keyword_fewshot import CORPORA, read_recordings
-from multitask_common import interval, markdown, people, picture
+from multitask_common import interval, people
 from scipy import stats
 from tqdm import tqdm
 
@@ -48,6 +48,7 @@ from metajax.data.features import FeatureSettings
 from metajax.data.images import digits
 from metajax.losses import multitask_losses, total
 from metajax.models.multitask import Multitask, embedding_heads
+from metajax.parallel import copied
 
 HEADS = {"speech": 30, "image": 10}
 TOKENS, WIDTH = 1000, 128
@@ -277,7 +278,7 @@ def train(
         state, metrics = jax.lax.scan(step, state, order)
         return state, jax.tree.map(lambda a: a.mean(0), metrics)
 
-    params = jax.tree.map(jnp.copy, params)  # donation must not take the caller's arrays
+    params = copied(params)  # donation must not take the caller's arrays
     state, history = (params, optimizer.init(params)), []
     for number in range(len(next(iter(order.values())))):
         state, metrics = epoch(state, data, {task: rows[number] for task, rows in order.items()})
@@ -384,12 +385,12 @@ def table(results: dict[str, Any]) -> str:
         gains = results["transfer"].get(name)
         rows.append((name, *map(cell, by_task.values()), *(cell(gains[t], "+") if gains else "" for t in HEADS)))
     rows.append(("chance", *(f"{100 * value:.1f}" for value in results["chance"].values()), "", ""))
-    return markdown(("", *HEADS, *(f"{task} gain" for task in HEADS)), rows)
+    return report.markdown(("", *HEADS, *(f"{task} gain" for task in HEADS)), rows)
 
 
 def plot(results: dict[str, Any], title: str, path: Path) -> None:
     """Draw the training losses of the first seed and the test accuracies into a PNG."""
-    with picture(path, title, 2) as (left, right):
+    with report.picture(path, title, 2) as (left, right):
         draw(results, left, right)
 
 
@@ -476,16 +477,15 @@ def show(args: argparse.Namespace, results: dict[str, Any]) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    try:
+
+    def work() -> None:
         results = run(args)
-    except (mj.InputError, mj.DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, mj.InputError) else 1
-    checkpoint.make_folder(args.out)
-    checkpoint.write_json(args.out / "config.json", results["config"])
-    checkpoint.write_json(args.out / "results.json", results)
-    show(args, results)
-    return 0
+        checkpoint.make_folder(args.out)
+        checkpoint.write_json(args.out / "config.json", results["config"])
+        checkpoint.write_json(args.out / "results.json", results)
+        show(args, results)
+
+    return cells.guarded(work, "nothing is kept of it")
 
 
 if __name__ == "__main__":

@@ -283,13 +283,13 @@ def table(rows: list[dict[str, Any]]) -> str:
         cells += ["" if row[name] is None else f"{row[name]:.2f}" for name in ("ms", "ratio")]
         lines.append([*cells, "" if row["method"] in PROBES else str(row["trainings"])])
     transfer = [f"transfer, {task}" for task in TASKS]
-    return common.markdown(["weighting", "speech (%)", "image (%)", *transfer, "ms/step", "/ sum", "trainings"], lines)
+    return report.markdown(["weighting", "speech (%)", "image (%)", *transfer, "ms/step", "/ sum", "trainings"], lines)
 
 
 def plot(rows: list[dict[str, Any]], title: str, path: Path) -> None:
     """Accuracy of both tasks by weighting, with those of the models alone and of the better probe as lines."""
     joint = [row for row in rows if row["method"] not in (*ALONE, *PROBES)]
-    with common.picture(path, title, 2) as both:
+    with report.picture(path, title, 2) as both:
         for axes, task in zip(both, TASKS, strict=True):
             mean, ci95 = (np.array([row["accuracy"][task][f] or 0 for row in joint], float) for f in ("mean", "ci95"))
             axes.errorbar(range(len(joint)), 100 * mean, 100 * ci95, fmt="o", capsize=3)

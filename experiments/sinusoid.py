@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import optax
+from cells import check, guarded
 
 import metajax as mj
 from metajax import checkpoint, report
@@ -67,21 +68,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return {"mean_squared_error": curves, "seconds": seconds, "episodes": args.episodes, "seed": args.seed}
 
 
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    try:
-        use_all_cores()
-        results = run(args) | {"config": vars(args) | {"out": str(args.out)}} | report.environment()
-    except (mj.InputError, mj.DivergedError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+def show(args: argparse.Namespace) -> None:
+    """Run it, write the results, print the table, draw the picture."""
+    check(args, ("plot",), episodes=2, shots=1, num_steps=0, inner_rate=0, outer_steps=1, seed=0)
+    use_all_cores()
+    results = run(args) | {"config": vars(args) | {"out": str(args.out)}} | report.environment()
     checkpoint.write_json(args.out / "results.json", results)
     curves = results["mean_squared_error"]
     title = f"Sinusoid regression, {args.shots}-shot, {args.episodes} unseen sinusoids, 95 % intervals"
     print(f"\n{title}, mean squared error\n\n{report.table(curves, None, range(11), percent=False)}")
     report.plot_curves(curves, None, title, args.out / "curve.png", percent=False, what="mean squared error")
     print(f"\nResults and picture are in {args.out}.")
-    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse(argv)
+    return guarded(lambda: show(args), "start again with another --out")
 
 
 if __name__ == "__main__":

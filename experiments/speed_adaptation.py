@@ -21,6 +21,7 @@ from methods import METHODS
 from tqdm import tqdm
 
 import metajax as mj
+from metajax import report
 from metajax.evaluate import adaptation_ms
 from metajax.losses import cross_entropy
 from metajax.models import NORMALIZATIONS
@@ -60,8 +61,9 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def of_run(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """The algorithm and its baselines, from results of `keyword_fewshot.py`."""
-    baselines = {name: one for name, one in found["baselines"].items() if name != "chance"}
-    curves = {found["algorithm"]: found["accuracy"]} | {name: one["accuracy"] for name, one in baselines.items()}
+    curves = {name: one["accuracy"] for name, one in found["baselines"].items() if name != "chance"}
+    if found["algorithm"] != "joint":  # whose accuracy is that of fine-tuning, among the baselines
+        curves = {found["algorithm"]: found["accuracy"]} | curves
     for name, points in curves.items():
         means = [point["mean"] for point in points]
         steps = reached(means, found["baselines"]["chance"])
@@ -73,6 +75,8 @@ def of_run(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def of_comparison(found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """All methods and settings, from results of `compare_algorithms.py`; `cell` is what to measure."""
+    if "settings" not in found:
+        raise ValueError("no settings in it; run compare_algorithms.py on its folder again, which adds them")
     own = [part for name in ("width", "num_steps") for part in (f"--{name.replace('_', '-')}", found["settings"][name])]
     for row in found["rows"]:
         means, method = [point["mean"] for point in row["accuracy"]], row["method"]
@@ -103,11 +107,12 @@ def milliseconds(method: str, options: Any, num_steps: int) -> float:
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """In Markdown, the fastest first."""
-    lines = ["| learner | final accuracy (%) | steps to 90 % of it | ms |", "|---|---:|---:|---:|"]
+    lines = []
     for row in fastest_first(rows):
-        steps, ms = "never" if row["steps"] is None else row["steps"], "" if row["ms"] is None else f"{row['ms']:.1f}"
-        lines.append(f"| {row['learner']} | {100 * row['final']:.1f} | {steps} | {ms} |")
-    return "\n".join(lines)
+        steps = "never" if row["steps"] is None else str(row["steps"])
+        ms = "" if row["ms"] is None else f"{row['ms']:.1f}"
+        lines.append((row["learner"], f"{100 * row['final']:.1f}", steps, ms))
+    return report.markdown(("learner", "final accuracy (%)", "steps to 90 % of it", "ms"), lines)
 
 
 def fastest_first(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

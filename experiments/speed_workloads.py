@@ -116,7 +116,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     from metajax import losses, models, report
     from metajax.ctc import Transcripts, ctc
     from metajax.data.augment import Augmentation, augment, normalize
-    from metajax.parallel import hoisted, over_tasks, replicate, task_mesh, use_all_cores
+    from metajax.parallel import copied, hoist, hoisted, over_tasks, replicate, task_mesh, use_all_cores
     from metajax.tasks.episodes import divided, episodes, with_inputs
     from metajax.tasks.probes import sinusoids
 
@@ -160,7 +160,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     theta = jax.jit(model.init)(key, jnp.zeros(jax.eval_shape(sample, key).support.x.shape))
     mesh = task_mesh(w.tasks)
     outer_step = mj.meta_step(algorithm.objective, optimizer, sample, w.tasks, chunk=chunk, mesh=mesh)
-    state = jax.tree.map(jnp.copy, replicate(mj.init_state(theta, optimizer), mesh))  # its buffers are donated
+    state = copied(replicate(mj.init_state(theta, optimizer), mesh))  # its buffers are donated
 
     def block(state: Any, count: jax.Array) -> Any:
         def body(_: jax.Array, state: Any) -> Any:
@@ -233,7 +233,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         return len(a) * 2 * size**3 / min(timed(lambda: jax.block_until_ready(run(b, a)), repeats)) / 1e9
 
     def work() -> dict[str, float]:
-        """Operations of one outer step without sampling and without anything computed twice."""
+        """Operations of one outer step without sampling and remat, but with `conv_max_pool`'s own (Conv4: 1.5 %)."""
         plain = mj.maml(make(model.apply), inner, w.steps, remat="none")
         one = jax.eval_shape(sample, key)
         grad = jax.grad(lambda theta, one: plain.objective(theta, one, key)[0])
@@ -247,13 +247,14 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     def cost(repeats: int) -> dict[str, float]:
         """Time, temporaries and compilation of one outer step."""
         began = time.perf_counter()
-        compiled = jax.jit(block, donate_argnums=0).lower(state, jnp.asarray(1)).compile()
+        consts, opened, _ = hoist(block, state, jnp.asarray(1))
+        compiled = jax.jit(opened, donate_argnums=1).lower(consts, state, jnp.asarray(1)).compile()
         seconds = time.perf_counter() - began
         memory = compiled.memory_analysis().temp_size_in_bytes / 2**20
-        states = [jax.tree.map(jnp.copy, state)]
+        states = [copied(state)]
 
         def run() -> None:
-            states[0] = jax.block_until_ready(compiled(states[0], jnp.asarray(1)))
+            states[0] = jax.block_until_ready(compiled(consts, states[0], jnp.asarray(1)))
 
         each = timed(run, repeats + 1)[1:]
         return {"outer_ms": 1e3 * float(np.median(each)), "memory_mib": memory, "compile_seconds": seconds}

@@ -11,10 +11,11 @@ from metajax.algorithms.in_context import in_context
 from metajax.algorithms.joint import joint
 from metajax.algorithms.logistic import logistic
 from metajax.algorithms.maml import maml
-from metajax.algorithms.mamlpp import mamlpp, mamlpp_phases, multi_step_weights
+from metajax.algorithms.mamlpp import mamlpp
 from metajax.algorithms.matching import matching
 from metajax.algorithms.meta_curvature import meta_curvature
 from metajax.algorithms.meta_sgd import meta_sgd
+from metajax.algorithms.multi_step import multi_step_loss, multi_step_phases, multi_step_weights
 from metajax.algorithms.proto_maml import proto_maml
 from metajax.algorithms.protonet import protonet
 from metajax.algorithms.relation import relation
@@ -27,7 +28,7 @@ from metajax.core import Algorithm, Batch, Episode, Labels, Learner, Referenced,
 from metajax.errors import InputError
 from metajax.evaluate import evaluate, mean_ci95
 from metajax.inner import Fast, closed_form, descent
-from metajax.train import DivergedError, Fit, MetaState, fit, init_state, meta_step
+from metajax.train import DivergedError, Fit, MetaState, fit, in_phases, init_state, meta_step
 
 __all__ = [
     "Algorithm",
@@ -55,18 +56,20 @@ __all__ = [
     "hypernetwork",
     "imaml",
     "in_context",
+    "in_phases",
     "init_state",
     "joint",
     "logistic",
     "maml",
     "mamlpp",
-    "mamlpp_phases",
     "matching",
     "mean_ci95",
     "meta_curvature",
     "meta_sgd",
     "meta_step",
     "mix",
+    "multi_step_loss",
+    "multi_step_phases",
     "multi_step_weights",
     "proto_maml",
     "protonet",

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from jaxtyping import PyTree
 
 from metajax.errors import InputError
@@ -17,6 +16,8 @@ from metajax.errors import InputError
 
 def save(path: Path, tree: PyTree) -> None:
     """Write a pytree of arrays to the folder `path`, whole or not at all; an older one there is replaced."""
+    import orbax.checkpoint as ocp  # half a second, which a script that saves nothing need not wait for
+
     path = path.absolute()
     fresh = path.with_name(f"{path.name}.new")
     if fresh.is_dir() and not path.is_dir():  # a crash left the only good copy there
@@ -100,6 +101,8 @@ def restore(path: Path, like: PyTree) -> PyTree:
     Raises:
       InputError: there is no checkpoint at `path`, it is damaged, or it does not fit `like`.
     """
+    import orbax.checkpoint as ocp
+
     path = path.absolute()
     if not path.is_dir():  # a crash between removing the old one and renaming the new one
         path = path.with_name(f"{path.name}.new")

@@ -40,32 +40,48 @@ def use_all_cores(cache: Path | None = None) -> None:
                 libc.mallopt(option, value)
 
 
+def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., Any], Any]:
+    """Trace `f` once, and take out what it closes over.
+
+    Args:
+      f: a function of trees of arrays.
+      *args: arguments, or ones of the same shapes.
+
+    Returns:
+      The arrays within `f`; `opened` with `opened(arrays, *args) = f(*args)`, for arguments of these shapes; the
+      shapes of the result.
+    """
+    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
+
+    def opened(consts: list[Any], *args: Any) -> Any:
+        leaves = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(args))
+        return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
+
+    return closed.consts, opened, shapes
+
+
 def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """Compile `f` at its first call, with the arrays it closes over as arguments.
+    """`f` compiled when it is called, for each set of shapes, with the arrays it closes over as arguments.
 
     `jax.jit` writes such arrays, here whole corpora, into each compiled program.
 
     Args:
-      f: a function of trees of arrays, always called with the same shapes.
+      f: a function of trees of arrays.
       donate: the arguments whose buffers the result may take.
 
     Returns:
       The compiled function; the arrays lie where the first call's first argument does.
     """
-    run = None
+    compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
-        nonlocal run
-        if run is None:
-            closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-            consts = jax.device_put(closed.consts, jax.tree.leaves(args)[0].sharding)
-
-            def flat(consts: list[Array], *args: Any) -> Any:
-                leaves = jaxpr_as_fun(ClosedJaxpr(closed.jaxpr, consts))(*jax.tree.leaves(args))
-                return jax.tree.unflatten(jax.tree.structure(shapes), leaves)
-
-            run = partial(jax.jit(flat, donate_argnums=tuple(i + 1 for i in donate)), consts)
-        return run(*args)
+        leaves, structure = jax.tree.flatten(args)
+        kind = structure, *((kind.shape, kind.dtype) for kind in map(jax.typeof, leaves))
+        if kind not in compiled:
+            consts, opened, _ = hoist(f, *args)
+            consts = jax.device_put(consts, getattr(leaves[0], "sharding", None))
+            compiled[kind] = partial(jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate)), consts)
+        return compiled[kind](*args)
 
     return call
 
@@ -76,12 +92,8 @@ def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
     As with `jax.jit`, whose trace a loop and `jax.eval_shape` can share, but what `f` closes over stays outside, where
     `hoisted` finds it; `jax.jit` would make constants of it.
     """
-    closed, shapes = jax.make_jaxpr(f, return_shape=True)(*args)
-
-    def again(*args: Any) -> Any:
-        return jax.tree.unflatten(jax.tree.structure(shapes), jaxpr_as_fun(closed)(*jax.tree.leaves(args)))
-
-    return again, shapes
+    consts, opened, shapes = hoist(f, *args)
+    return partial(opened, consts), shapes
 
 
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
@@ -89,10 +101,16 @@ def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))
 
 
+@jax.jit
+def copied(tree: PyTree) -> PyTree:
+    """A copy of a tree, one program for all of its arrays; those of the caller outlive a donation of the copy."""
+    return jax.tree.map(jnp.copy, tree)
+
+
 def over_tasks(f: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
     """`f(theta, keys [n]) -> tree with leading axis n`, with the tasks spread over the devices of `mesh`.
 
-    Where they do not divide evenly, the last ones are computed twice and left out once; `keys` may be any tree.
+    Where they do not divide evenly, the first ones are computed again at the end and left out; `keys` may be any tree.
     """
     spec = jax.sharding.PartitionSpec
     even = jax.shard_map(f, mesh=mesh, in_specs=(spec(), spec("tasks")), out_specs=spec("tasks"), check_vma=False)
@@ -133,8 +151,10 @@ def task_mean(
       `(theta, keys [tasks]) -> tree`.
 
     Raises:
-      InputError: the tasks do not divide into chunks on a device.
+      InputError: `chunk` is below 1, or the tasks do not divide into chunks on a device.
     """
+    if chunk is not None and chunk < 1:
+        raise InputError(f"chunk is {chunk}, expected 1 or more tasks at a time.")
 
     def chunked(theta: PyTree, keys: Key[Array, " n"], weights: Float[Array, " n"]) -> Any:
         num = keys.shape[0]

@@ -1,7 +1,8 @@
 """Tables and plots from a run's results."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,10 +56,47 @@ def table(curves: dict[str, Curve], chance: float | None, steps: Sequence[int], 
     return "\n".join(lines)
 
 
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
+    """A table in Markdown; its first `left` columns are to the left, the others to the right."""
+    lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]
+    return "\n".join([lines[0], "|" + "---|" * left + "---:|" * (len(header) - left), *lines[1:]])
+
+
 def plot_curves(
     curves: dict[str, Curve], chance: float | None, title: str, path: Path, *, percent: bool = True, what: str = ""
 ) -> None:
     """Draw accuracy, or `what`, against adaptation step with 95 % bands into a PNG; needs the `plot` extra.
+
+    Raises:
+      InputError: matplotlib is not installed.
+    """
+    scale = 100 if percent else 1
+    with picture(path, title) as (axes,):
+        for name, points in curves.items():
+            step, mean, ci95 = (np.array([point[field] for point in points]) for field in ("step", "mean", "ci95"))
+            last = f"{100 * mean[-1]:.1f} %" if percent else f"{mean[-1]:.3f}"
+            (line,) = axes.plot(step, scale * mean, marker="o", markersize=4, label=f"{name}: {last}")
+            axes.fill_between(step, scale * (mean - ci95), scale * (mean + ci95), color=line.get_color(), alpha=0.2)
+        if chance is not None:
+            axes.axhline(scale * chance, color="0.5", linestyle="--", label=f"chance: {scale * chance:.0f} %")
+        axes.set(xlabel="adaptation steps", ylabel=what or "query accuracy (%)")
+        axes.set_ylim(0, 100 if percent else None)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.grid(alpha=0.3)
+        # many curves leave no room within the axes
+        place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 5 else {"loc": "best"}
+        axes.legend(fontsize=9, **place)
+
+
+@contextmanager
+def picture(path: Path, title: str, columns: int = 1, **options: Any) -> Iterator[list[Any]]:
+    """Draw into the matplotlib axes that it gives, row by row; needs the `plot` extra.
+
+    Args:
+      path: the PNG, written when all is drawn, whole or not at all.
+      title: above all panels.
+      columns: panels side by side.
+      **options: passed to `pyplot.subplots`, such as `nrows` and `figsize` (inches).
 
     Raises:
       InputError: matplotlib is not installed.
@@ -69,26 +107,14 @@ def plot_curves(
         raise InputError("matplotlib is not installed; install it with: pip install 'metajax[plot]'") from error
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    from matplotlib.ticker import MaxNLocator
 
-    scale = 100 if percent else 1
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    for name, points in curves.items():
-        step, mean, ci95 = (np.array([point[field] for point in points]) for field in ("step", "mean", "ci95"))
-        last = f"{100 * mean[-1]:.1f} %" if percent else f"{mean[-1]:.3f}"
-        (line,) = axes.plot(step, scale * mean, marker="o", markersize=4, label=f"{name}: {last}")
-        axes.fill_between(step, scale * (mean - ci95), scale * (mean + ci95), color=line.get_color(), alpha=0.2)
-    if chance is not None:
-        axes.axhline(scale * chance, color="0.5", linestyle="--", label=f"chance: {scale * chance:.0f} %")
-    axes.set(xlabel="adaptation steps", ylabel=what or "query accuracy (%)")
-    axes.set_ylim(0, 100 if percent else None)
-    axes.set_title(title, fontsize=9)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    # many curves leave no room within the axes
-    place = {"loc": "center left", "bbox_to_anchor": (1, 0.5)} if len(curves) > 5 else {"loc": "best"}
-    axes.legend(fontsize=9, **place)
-    temporary = path.with_name(f".{path.name}.tmp")
-    figure.savefig(temporary, dpi=150, format="png")
-    temporary.replace(path)
-    pyplot.close(figure)
+    options = {"figsize": (3 + 4.5 * columns, 4.5), "layout": "constrained"} | options
+    figure, axes = pyplot.subplots(ncols=columns, squeeze=False, **options)
+    try:
+        yield list(axes.flat)
+        figure.suptitle(title, fontsize=9)
+        temporary = path.with_name(f".{path.name}.tmp")
+        figure.savefig(temporary, dpi=150, format="png")
+        temporary.replace(path)
+    finally:
+        pyplot.close(figure)

@@ -1,7 +1,8 @@
 """Meta-training: one outer step, and the loop around it."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +17,7 @@ from tqdm import tqdm
 from metajax import checkpoint
 from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
 from metajax.errors import InputError
-from metajax.parallel import hoisted, task_mean, traced
+from metajax.parallel import copied, hoisted, task_mean, traced
 
 
 class MetaState(NamedTuple):
@@ -27,9 +28,13 @@ class MetaState(NamedTuple):
     count: Int[Array, ""]  # type: ignore[assignment]  # outer steps taken; hides tuple.count
 
 
+OuterStep = Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]
+
+
 def init_state(theta: Theta, optimizer: optax.GradientTransformation) -> MetaState:
     """The state before the first outer step."""
-    return MetaState(theta, optimizer.init(theta), jnp.zeros((), jnp.int32))
+    # one program: on its own, every array of zeros would be a program to compile
+    return MetaState(theta, jax.jit(optimizer.init)(theta), jnp.zeros((), jnp.int32))
 
 
 class Averaged(NamedTuple):
@@ -80,7 +85,7 @@ def meta_step(
     *,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]:
+) -> OuterStep:
     """One outer step: theta <- theta + outer(-grad_theta mean_i objective(theta, episode_i)).
 
     A step whose loss or gradient is not finite changes nothing and reports its loss as NaN.
@@ -122,6 +127,33 @@ def meta_step(
     return step
 
 
+def in_phases(phases: Sequence[tuple[float, OuterStep]], outer_steps: int) -> OuterStep:
+    """One outer step for a training in phases: the step of the phase that `state.count` lies in.
+
+    Args:
+      phases: of each phase its share of the outer steps and its outer step, such as a `meta_step` on each objective of
+        `multi_step_phases`; all of them on the same state.
+      outer_steps: total number of outer steps.
+
+    Returns:
+      `(state, key) -> (state, metrics)`; beyond `outer_steps` it stays in the last phase.
+
+    Raises:
+      InputError: no phases, a negative share, or shares that do not sum to 1.
+    """
+    if not phases:
+        raise InputError("phases is empty, expected one or more.")
+    shares, steps = zip(*phases, strict=True)
+    if min(shares) < 0 or not math.isclose(sum(shares), 1):
+        raise InputError(f"The phases have shares {shares} of the outer steps, expected none below 0 and a sum of 1.")
+    ends = np.round(np.cumsum(shares[:-1]) * outer_steps)
+
+    def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
+        return jax.lax.switch((state.count >= ends).sum(), steps, state, key)
+
+    return step
+
+
 class Fit(NamedTuple):
     """What meta-training gives."""
 
@@ -133,11 +165,11 @@ class Fit(NamedTuple):
 
 
 class DivergedError(ArithmeticError):
-    """The loss or its gradient is no longer finite; the message says when, and where the last good state lies."""
+    """The loss, its gradient or a validation is not finite; the message says when, and which state is kept where."""
 
 
 def fit(
-    step: Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]],
+    step: OuterStep,
     state: MetaState,
     key: KeyArray,
     outer_steps: int,
@@ -156,8 +188,8 @@ def fit(
     The key of an outer step depends on its number alone, so a resumed run takes the same steps as an uninterrupted one.
 
     Args:
-      step: from `meta_step`.
-      state: from `init_state`; its buffers are donated.
+      step: from `meta_step`, `in_phases` or `weighting.weighted_step`.
+      state: from `init_state` or `weighting.init_weighted`; copied, so that the caller's arrays stay.
       key: fixes the tasks of all outer steps.
       outer_steps: total number of outer steps.
       num_tasks: tasks per outer step, for the rate.
@@ -173,7 +205,7 @@ def fit(
       The trained theta and how it came about.
 
     Raises:
-      DivergedError: the loss or its gradient is no longer finite.
+      DivergedError: the loss, its gradient or the validation score is not finite.
       InputError: `resume` without a checkpoint that fits, or a folder that holds a run without `resume`.
     """
     if validate_every % block:
@@ -195,7 +227,7 @@ def fit(
         best = max((line["validation"] for line in lines if "validation" in line), default=None)
         theta = checkpoint.restore(folder / "best", state.theta) if best is not None else None
         seconds = lines[-1]["seconds"] if lines else 0.0
-    state = jax.tree.map(jnp.copy, state)  # donation must not take the caller's arrays
+    state = copied(state)  # donation must not take the caller's arrays
     # bound to its devices from the start, as every step's result is: else the second call compiles again
     state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
 
@@ -248,9 +280,12 @@ def fit(
             if due and validate is not None:
                 line["validation"] = validate(average_of(state))
                 if not np.isfinite(line["validation"]):
-                    raise DivergedError(f"The validation score is {line['validation']} after {done} outer steps.")
+                    before = ""
+                    if folder and checkpoint.exists(folder / "last"):
+                        before = f"; the checkpoint before it is kept in {folder / 'last'}"
+                    raise DivergedError(f"The validation score is {line['validation']} at outer step {done}{before}.")
                 if best is None or line["validation"] > best:
-                    best, theta = line["validation"], jax.tree.map(jnp.copy, average_of(state))
+                    best, theta = line["validation"], copied(average_of(state))
                     if folder:
                         checkpoint.save(folder / "best", theta)
             if log:

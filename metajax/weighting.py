@@ -292,7 +292,7 @@ def init_weighted(
     params: Params, optimizer: optax.GradientTransformation, weighting: Weighting, num_tasks: int
 ) -> MetaState:
     """The state before the first step of `weighted_step`."""
-    return MetaState(params, (optimizer.init(params), weighting.init(num_tasks)), jnp.zeros((), jnp.int32))
+    return MetaState(params, (jax.jit(optimizer.init)(params), weighting.init(num_tasks)), jnp.zeros((), jnp.int32))
 
 
 def weighted_step(

@@ -8,12 +8,13 @@ import numpy as np
 import optax
 import pytest
 from cells import finished
+from methods import METHODS
 from new_algorithm import WAYS, my_algorithm
 
 import metajax as mj
 from metajax.models import mlp
 from metajax.tasks.probes import blobs
-from tests.conftest import assert_close
+from tests.conftest import assert_close, write_tones
 
 
 def test_the_template_is_proto_maml():
@@ -28,6 +29,35 @@ def test_the_template_is_proto_maml():
         )
     ]
     assert_close(*results, 1e-5)
+
+
+@pytest.mark.slow
+def test_a_whole_comparison_of_a_method_in_phases(tmp_path, capsys, monkeypatch):
+    """Here ProtoNet, the quickest to compile; a second call finds its cell and goes on with nothing."""
+    method = METHODS["protonet"]
+    first, second = (method.make, lambda s: mj.protonet(s.embed_fn, s.ways, metric="cosine"))
+    phases = lambda s: [(0.3, first(s).objective), (0.7, second(s).objective)]  # noqa: E731
+    monkeypatch.setitem(METHODS, "protonet", method._replace(phases=phases))
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(compare, "MEASURED", 0.01)
+    argv = ["--normalizations", "group", "--methods", "protonet", "--seeds", "0", "--budget", "0.1", "--width", "0.25"]
+    argv += ["--episodes", "20", "--tasks", "2"]
+    argv += ["--corpus", "manifest", "--root", str(write_tones(tmp_path, 17, 9, 2)), "--test-queries", "1"]
+    argv += ["--out", str(tmp_path / "out"), "--cache", str(tmp_path)]
+    for found in (0, 1):
+        assert compare.main(argv) == 0
+        assert f"1 cells, {found} of them finished before" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    (cell,) = (tmp_path / "out" / "cells").glob("protonet*.json")
+    cell = json.loads(cell.read_text())
+    # blocks of ten steps, one at least for each share of the budget
+    taken = [point["outer_steps"] for point in cell["by_time"]]
+    assert len(taken) == 4 and taken == sorted(set(taken))
+    assert cell["outer_steps"] == taken[-1] >= 40 and cell["rejected_steps"] == 0
+    assert len(cell["unseen_words"]) == 5 and len(cell["unseen_speakers"]) == 2
+    assert len(json.loads((tmp_path / "out" / "rates.json").read_text())["measured"]["protonet-group-1"]) == 2
+    assert [point["step"] for point in row["accuracy"]] == [0, 1]
+    assert row["accuracy"][1]["mean"] > 0.3
 
 
 def made_up(cell, mean, settings):
@@ -59,7 +89,7 @@ def test_cells_are_kept_averaged_and_guarded(tmp_path, capsys):
     np.testing.assert_allclose(rows[1]["accuracy"][-1]["ci95"], 0.03 / 2**0.5)
     # nothing is missing: no cell is run, the table and the pictures are made
     assert compare.main(argv) == 0
-    assert "| 1 | transductive | relation | 75.0 ± 2.1 | 70.0, 80.0 | 1 | 2.0 |" in capsys.readouterr().out
+    assert "| relation | transductive | 1 | 75.0 ± 2.1 | 70.0, 80.0 | 1 | 2.0 |" in capsys.readouterr().out
     assert (tmp_path / "by_step.png").stat().st_size > 1000 and (tmp_path / "by_time.png").exists()
     assert compare.main([*argv, "--budget", "7"]) == 2
     assert "was made with budget = 120.0, now it is 7.0" in capsys.readouterr().err

@@ -9,7 +9,19 @@ import optax
 import pytest
 
 import metajax
-from metajax import Batch, DivergedError, Episode, InputError, checkpoint, evaluate, fit, init_state, meta_step
+from metajax import (
+    Batch,
+    DivergedError,
+    Episode,
+    InputError,
+    MetaState,
+    checkpoint,
+    evaluate,
+    fit,
+    in_phases,
+    init_state,
+    meta_step,
+)
 from metajax.losses import cross_entropy
 from metajax.parallel import hoisted, replicate, task_mean, task_mesh
 from metajax.tasks.episodes import episodes
@@ -63,6 +75,8 @@ def test_chunks_and_devices_change_nothing(tasks, chunk, devices):
 def test_task_mean_refuses_chunks_that_do_not_divide():
     with pytest.raises(InputError, match="5 tasks on a device do not divide into chunks of 2"):
         task_mean(lambda theta, keys, weights: theta, chunk=2)(jnp.zeros(()), jax.random.split(KEY, 5))
+    with pytest.raises(InputError, match="chunk is 0"):
+        task_mean(lambda theta, keys, weights: theta, chunk=0)
 
 
 @pytest.mark.parametrize(("tasks", "devices"), [(1, 1), (2, 2), (3, 2), (25, 2)])
@@ -109,6 +123,15 @@ def test_fit_stops_where_the_loss_is_not_finite_and_keeps_the_last_good_state(tm
     assert float(state.theta) == 0  # the caller's arrays were not donated
 
 
+def test_fit_stops_where_a_validation_is_not_finite_and_names_the_checkpoint_before_it(tmp_path):
+    scores = iter((0.5, float("nan")))
+    with pytest.raises(DivergedError, match=r"nan at outer step 8; the checkpoint before it is kept in .*last"):
+        run(12, folder=tmp_path, validate=lambda theta: next(scores))
+    assert int(checkpoint.restore(tmp_path / "last", init_state(THETA, ADAM)).count) == 4
+    with pytest.raises(DivergedError, match=r"nan at outer step 4\."):
+        run(12, validate=lambda theta: float("nan"))
+
+
 ADAM = optax.adam(0.05)
 STEP = meta_step(OBJECTIVE, ADAM, sample, 2)
 ONE_STEP = jax.jit(STEP)
@@ -131,6 +154,30 @@ def loop(outer_steps):
 def identical(a, b):
     for left, right in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
         np.testing.assert_array_equal(left, right)
+
+
+def test_phases_follow_one_another():
+    """Here shares of 2.4 and 2.6 steps, rounded to where a phase ends; the last phase goes on."""
+
+    def adds(by):
+        return lambda state, key: (MetaState(state.theta + by, (), state.count + 1), {"loss": state.theta})
+
+    steps = [adds(by) for by in (1, 10, 100)]
+    step = in_phases([(0.24, steps[0]), (0.26, steps[1]), (0.5, steps[2])], 10)
+    state = MetaState(jnp.zeros(()), (), jnp.zeros((), jnp.int32))
+    thetas = []
+    for _ in range(12):
+        state, _ = jax.jit(step)(state, KEY)
+        thetas.append(int(state.theta))
+    assert thetas == [1, 2, 12, 22, 32, 132, 232, 332, 432, 532, 632, 732]
+    alone = in_phases([(1.0, steps[1])], 10)
+    assert int(alone(state, KEY)[0].theta) == 742
+
+
+@pytest.mark.parametrize(("shares", "told"), [((0.5, 0.4), "sum of 1"), ((1.5, -0.5), "sum of 1"), ((), "is empty")])
+def test_phases_that_are_no_shares_are_refused(shares, told):
+    with pytest.raises(InputError, match=told):
+        in_phases([(share, lambda state, key: (state, {})) for share in shares], 10)
 
 
 def test_fit_is_a_loop_of_steps_keyed_by_their_number():
@@ -175,13 +222,24 @@ def test_no_corpus_becomes_a_constant_of_the_program(monkeypatch, chunk, devices
     assert corpus.shape not in found[0]
 
 
+def test_a_hoisted_function_is_compiled_for_every_shape(caplog):
+    """Also where the shape is part of the function, as in a mean."""
+    offset = jnp.asarray([1.0])
+    mean = hoisted(lambda x: (x["x"] + offset).mean())
+    with jax.log_compiles():
+        for size in (4, 8, 8, 4):
+            assert float(mean({"x": jnp.arange(size, dtype=float)})) == (size + 1) / 2
+        assert float(mean({"x": np.full((2, 2), 3.0, np.float32)})) == 4  # not on a device yet
+    assert sum("Compiling jit(opened)" in record.getMessage() for record in caplog.records) == 3
+
+
 def test_fit_compiles_its_steps_once(caplog):
     """Also where the state lies on no device in particular, while the sampler's arrays do."""
     arrays = sample(KEY)
     step = meta_step(OBJECTIVE, OUTER, lambda key: arrays, 2)
     with jax.log_compiles():
         fit(step, init_state(THETA, OUTER), KEY, 5, num_tasks=2, block=2, validate_every=2, progress=False)
-    assert sum("Compiling jit(flat)" in record.getMessage() for record in caplog.records) == 1
+    assert sum("Compiling jit(opened)" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
@@ -276,19 +334,18 @@ def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
         averaged(OUTER, 1.0)
 
 
-def test_fit_compiles_once():
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_fit_traces_its_step_once(chunk):
     traces, at_validation = [], []
 
     def objective(theta, episode, key):
         traces.append(1)
         return OBJECTIVE(theta, episode, key)
 
-    step = meta_step(objective, ADAM, sample, 2)
+    step = meta_step(objective, ADAM, sample, 2, chunk=chunk)
     run(9, step, validate=lambda theta: at_validation.append(len(traces)) or 0.0)
     assert len(at_validation) == 3
-    assert len(traces) == at_validation[0]
-    # one abstract evaluation for the shapes of the metrics, one for the loop
-    assert len(traces) <= 2
+    assert at_validation[0] == len(traces) == 1
 
 
 def test_bad_arguments_of_fit_are_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A small perceptron, for the methods that learn one beside the model."""
+"""A small perceptron and a transformer block, for the methods that learn one beside the model."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -38,3 +38,15 @@ def dense_apply(params: Params, x: Float[Array, "... features"]) -> Float[Array,
 def standard(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
     """Rows with mean 0 and variance 1: layer normalisation, whose scale the next matrix learns."""
     return jax.nn.standardize(x, epsilon=1e-5)
+
+
+def attention_block(layer: Params, x: Float[Array, "n width"], memory: Float[Array, "m width"], heads: int) -> Array:
+    """A transformer block without masks in which x attends to the memory: x + attention, then x + perceptron."""
+    q, k, v = (
+        (standard(a) @ layer[name]).reshape(len(a), heads, -1)
+        for name, a in (("query", x), ("key", memory), ("value", memory))
+    )
+    # jax.nn.dot_product_attention would be single precision at most
+    attention = jax.nn.softmax(jnp.einsum("nhd,mhd->hnm", q, k) / q.shape[-1] ** 0.5)
+    x = x + jnp.einsum("hnm,mhd->nhd", attention, v).reshape(x.shape) @ layer["out"]
+    return x + dense_apply(layer["mlp"], standard(x))

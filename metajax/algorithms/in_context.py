@@ -2,26 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, PyTree
 
-from metajax.algorithms.dense import dense_apply, dense_init, dtype_of, standard
+from metajax.algorithms.dense import attention_block, dense_init, dtype_of, standard
 from metajax.algorithms.protonet import EmbedFn, onehot
 from metajax.core import Algorithm, Batch, KeyArray, Metrics, Params, Scalar, Theta, query_loss
 from metajax.errors import InputError
 from metajax.inner import closed_form
 from metajax.losses import classify
-
-
-def block(layer: Params, x: Float[Array, "n width"], memory: Float[Array, "m width"], heads: int) -> Array:
-    """A transformer block in which x attends to the memory: x + attention, then x + perceptron."""
-    q, k, v = (
-        (standard(a) @ layer[name]).reshape(len(a), heads, -1)
-        for name, a in (("query", x), ("key", memory), ("value", memory))
-    )
-    # jax.nn.dot_product_attention would be single precision at most
-    attention = jax.nn.softmax(jnp.einsum("nhd,mhd->hnm", q, k) / q.shape[-1] ** 0.5)
-    x = x + jnp.einsum("hnm,mhd->nhd", attention, v).reshape(x.shape) @ layer["out"]
-    return x + dense_apply(layer["mlp"], standard(x))
 
 
 def in_context(
@@ -94,13 +82,13 @@ def in_context(
         members = onehot(support.y.episode, num_classes, x.dtype)
         states = [x + members @ theta["reader"]["labels"][:num_classes]]
         for i in range(layers - 1):
-            states.append(block(theta["reader"][f"layer{i}"], states[-1], states[-1], heads))
+            states.append(attention_block(theta["reader"][f"layer{i}"], states[-1], states[-1], heads))
         return states
 
     def loss(theta: Theta, phi: list[Array], batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
         reader, x = theta["reader"], tokens(theta, batch.x)
         for i, memory in enumerate(phi):
-            x = block(reader[f"layer{i}"], x, memory, heads)
+            x = attention_block(reader[f"layer{i}"], x, memory, heads)
         logits = standard(x) @ reader["read"] @ reader["labels"][:num_classes].T / width**0.5
         return classify(logits, batch.y.episode)
 

@@ -8,30 +8,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
-from metajax.core import (
-    Algorithm,
-    Batch,
-    Episode,
-    KeyArray,
-    Learner,
-    LossFn,
-    Metrics,
-    Objective,
-    Params,
-    Remat,
-    Scalar,
-    Theta,
-    adapt,
-    query_loss,
-)
-from metajax.errors import InputError
+from metajax.algorithms.multi_step import multi_step_loss
+from metajax.core import Algorithm, Batch, KeyArray, Learner, LossFn, Metrics, Params, Remat, Scalar, Theta
 from metajax.inner import Fast, descent
-
-
-def multi_step_weights(progress: float, num_steps: int) -> tuple[float, ...]:
-    """Weights of the query losses after steps 1..K: equal at progress 0, all on the last step at progress 1."""
-    early = (1 - progress) / num_steps
-    return (*[early] * (num_steps - 1), 1 - early * (num_steps - 1))
 
 
 def mamlpp(
@@ -49,7 +28,7 @@ def mamlpp(
     phi_0 = params;  phi_{k+1} = phi_k + rates_k * inner(grad_phi loss((phi_k, norms_k), support)), a rate per layer;
     min_theta E sum_k weights_k loss((phi_k, norms_k), query).
 
-    The outer step is not seen here: anneal the weights and the order of derivatives with `mamlpp_phases`.
+    The outer step is not seen here: anneal the weights and the order of derivatives with `multi_step_phases`.
 
     Args:
       loss_fn: `(params, batch, key) -> (scalar, metrics)`, params a dict of layers.
@@ -69,11 +48,6 @@ def mamlpp(
 
     Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
     """
-    if num_steps < 1:
-        raise InputError(f"num_steps is {num_steps}, expected 1 or more: MAML++ has rates for every step.")
-    weights = multi_step_weights(0.0, num_steps) if weights is None else tuple(weights)
-    if len(weights) not in (num_steps, num_steps + 1):
-        raise InputError(f"weights has {len(weights)} entries, expected {num_steps} or, with step 0, {num_steps + 1}.")
 
     def init(params: Params) -> Theta:
         norms = {name: layer for name, layer in params.items() if name.startswith(shared)}
@@ -88,9 +62,7 @@ def mamlpp(
         return theta | {name: jax.tree.map(lambda leaf: leaf[count], theta[name]) for name in ("rates", "norms")}
 
     def precondition(theta: Theta, updates: Params) -> Params:
-        return {
-            name: jax.tree.map(lambda u, rate=theta["rates"][name]: rate * u, layer) for name, layer in updates.items()
-        }
+        return jax.tree.map(lambda rate, layer: jax.tree.map(lambda u: rate * u, layer), theta["rates"], updates)
 
     one = descent(
         loss_fn,
@@ -114,44 +86,4 @@ def mamlpp(
         return one.loss(at(theta, phi.opt_state[1]), phi, batch, key)
 
     learner = Learner(init, start, step, loss, max_steps=num_steps)
-
-    def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
-        adapt_key, loss_key = jax.random.split(key)
-
-        def probe(phi: Fast) -> tuple[Scalar, Metrics]:
-            return learner.loss(theta, phi, episode.query, loss_key)
-
-        _, (values, metrics) = adapt(learner, theta, episode.support, adapt_key, num_steps, probe, remat=remat)
-        value = jnp.asarray(weights, values.dtype) @ values[-len(weights) :]
-        return value, jax.tree.map(lambda a: a[-1], metrics)
-
-    if not any(weights[:-1]) and weights[-1] == 1:  # the query is then needed once
-        return Algorithm(learner, query_loss(learner, num_steps, remat=remat))
-    return Algorithm(learner, objective)
-
-
-def mamlpp_phases(
-    loss_fn: LossFn,
-    inner: optax.GradientTransformation,
-    num_steps: int,
-    *,
-    phases: Sequence[tuple[float, bool, float]] = ((0.3, True, 0.0), (0.2, False, 0.5), (0.5, False, 1.0)),
-    **options: Any,
-) -> list[tuple[float, Objective]]:
-    """MAML++'s annealing: objectives on the same theta, to be trained with one after the other.
-
-    Args:
-      loss_fn, inner, num_steps: as in `mamlpp`.
-      phases: of each phase its share of the outer steps, whether it is first order, and the progress of
-        `multi_step_weights`.
-      **options: passed to `mamlpp`.
-
-    Returns:
-      Each phase's share of the outer steps and its objective.
-    """
-
-    def objective(first_order: bool, progress: float) -> Objective:
-        weights = multi_step_weights(progress, num_steps)
-        return mamlpp(loss_fn, inner, num_steps, weights=weights, first_order=first_order, **options).objective
-
-    return [(share, objective(first_order, progress)) for share, first_order, progress in phases]
+    return Algorithm(learner, multi_step_loss(learner, num_steps, weights, remat=remat))

@@ -16,13 +16,15 @@ from metajax import (
     anil,
     boil,
     cavia,
+    closed_form,
     fomaml,
     imaml,
     maml,
     mamlpp,
-    mamlpp_phases,
     meta_curvature,
     meta_sgd,
+    multi_step_loss,
+    multi_step_phases,
     multi_step_weights,
     reptile,
     tnet,
@@ -247,11 +249,25 @@ def test_mamlpp_is_the_weighted_sum_of_maml_after_every_step(x64):
     assert_close(metrics["loss"], terms[-1][0], 1e-12)
 
 
+def test_the_multi_step_loss_is_for_any_learner(x64):
+    """Here one whose phi is 0 before its step and the support's mean after it."""
+    learner = closed_form(
+        lambda theta, support, key: support.y.mean(0),
+        lambda theta, phi, batch, key: (((phi - theta - batch.y) ** 2).mean(), {"loss": phi.sum()}),
+    )
+    theta, episode = jnp.asarray(0.3), task()
+    value, metrics = multi_step_loss(learner, 1, (0.25, 0.75))(theta, episode, KEY)
+    mean = episode.support.y.mean(0)
+    wanted = [((phi - theta - episode.query.y) ** 2).mean() for phi in (0 * mean, mean)]
+    np.testing.assert_allclose(value, 0.25 * wanted[0] + 0.75 * wanted[1], rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], mean.sum(), rtol=1e-12)
+
+
 def test_mamlpp_anneals_by_phases(x64):
     np.testing.assert_allclose(multi_step_weights(0.0, 4), [0.25] * 4)
     np.testing.assert_allclose(multi_step_weights(0.5, 4), [0.125, 0.125, 0.125, 0.625])
     assert multi_step_weights(1.0, 4) == (0, 0, 0, 1)
-    phases = mamlpp_phases(loss_fn, optax.sgd(RATE), STEPS)
+    phases = multi_step_phases(partial(mamlpp, loss_fn, optax.sgd(RATE), STEPS), STEPS)
     assert sum(share for share, _ in phases) == 1
     algorithm, theta = made(mamlpp)
     value, grads = value_and_grad(algorithm, theta)
@@ -390,6 +406,11 @@ def test_bad_input(x64):
         made(mamlpp, num_steps=0)
     with pytest.raises(InputError, match=r"weights has 5 entries.*3.*4"):
         made(mamlpp, weights=[0.2] * 5)
+    with pytest.raises(InputError, match=r"progress is 1.5"):
+        multi_step_weights(1.5, 3)
+    vectors = closed_form(lambda *_: jnp.zeros(3), lambda theta, phi, batch, key: (phi, {}))
+    with pytest.raises(InputError, match=r"shape \(3,\)"):
+        multi_step_loss(vectors, 1, (0.5, 0.5))(theta, task(), KEY)
     algorithm, theta = made(meta_sgd, num_steps=-1)
     with pytest.raises(InputError, match=r"num_steps is -1"):
         value_and_grad(algorithm, theta)

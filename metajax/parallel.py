@@ -61,7 +61,7 @@ def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., A
 
 
 def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """`f` compiled when it is called, for each set of shapes, with the arrays it closes over as arguments.
+    """`f` compiled when it is called, for each set of shapes and of devices, the arrays it closes over as arguments.
 
     `jax.jit` writes such arrays, here whole corpora, into each compiled program.
 
@@ -70,16 +70,18 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
       donate: the arguments whose buffers the result may take.
 
     Returns:
-      The compiled function; the arrays lie where the first call's first argument does.
+      The compiled function; the arrays lie where its first argument does.
     """
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
         leaves, structure = jax.tree.flatten(args)
-        kind = structure, *((kind.shape, kind.dtype) for kind in map(jax.typeof, leaves))
+        where = getattr(leaves[0], "sharding", None)
+        devices = where and frozenset(where.device_set)
+        kind = structure, devices, *((kind.shape, kind.dtype) for kind in map(jax.typeof, leaves))
         if kind not in compiled:
             consts, opened, _ = hoist(f, *args)
-            consts = jax.device_put(consts, getattr(leaves[0], "sharding", None))
+            consts = jax.device_put(consts, where)
             compiled[kind] = partial(jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate)), consts)
         return compiled[kind](*args)
 

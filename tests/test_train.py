@@ -233,6 +233,17 @@ def test_a_hoisted_function_is_compiled_for_every_shape(caplog):
     assert sum("Compiling jit(opened)" in record.getMessage() for record in caplog.records) == 3
 
 
+def test_a_hoisted_function_takes_arguments_on_other_devices():
+    """Where they are, its arrays are, too: first on one device, then on two, then on the second alone."""
+    offset = jnp.arange(4.0)
+    add = hoisted(lambda x: x + offset)
+    for x in (jnp.ones(4), replicate(jnp.ones(4), task_mesh(2)), jax.device_put(jnp.ones(4), jax.devices()[1])):
+        for _ in range(2):
+            result = add(x)
+            np.testing.assert_array_equal(result, [1, 2, 3, 4])
+            assert result.sharding.device_set == x.sharding.device_set
+
+
 def test_fit_compiles_its_steps_once(caplog):
     """Also where the state lies on no device in particular, while the sampler's arrays do."""
     arrays = sample(KEY)

@@ -201,7 +201,7 @@ def bench(args: argparse.Namespace, seed: int) -> Bench:
         task, model, theta, optimizer, {kind: block(kind) for kind in samples},
         scorer(learner, tests["test"], args.episodes, args.adapt_steps, seed + 1),
         scorer(learner, tests["validation"], VALIDATION_EPISODES, args.adapt_steps, seed + 2),
-        known, len(held),
+        lambda theta: known(jax.tree.map(np.asarray, theta)), len(held),
     )  # fmt: skip
 
 

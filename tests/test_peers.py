@@ -66,7 +66,7 @@ def compare(grads, wanted):
 def test_meta_gradient_is_that_of_pytorch(x64, name, method):
     model, peer, shape = NETWORKS[name]
     episodes = [episode(key, shape, name == "bilstm") for key in jax.random.split(jax.random.key(1), 2)]
-    params = model.init(jax.random.key(0), episodes[0].support.x)
+    params = jax.jit(model.init)(jax.random.key(0), episodes[0].support.x)
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
     algorithm = getattr(mj, method)((ctc if name == "bilstm" else cross_entropy)(model.apply), optax.sgd(RATE), STEPS)
     theta = algorithm.learner.init(params)

@@ -64,3 +64,17 @@ def test_normalisation_of_a_convolution_by_its_kernel_is_that_of_its_result(x64,
     got, wanted = (jax.grad(loss, (1, 2, 3), has_aux=True)(of, x, kernel, scale) for of in ("kernel", "result"))
     assert wanted[1].shape == (4, 3, 4, 4)
     assert_close(got, wanted, 1e-11)
+
+
+def test_the_gradient_of_a_maximum_is_not_lost_where_its_input_is_computed_twice(x64):
+    """XLA may round it differently the second time, and then nothing equals the maximum (seen: NaN)."""
+
+    def normalised(x):
+        x = x - x.mean((0, 1, 2))
+        return 1.3 * x * jax.lax.rsqrt(jnp.square(x).mean((0, 1, 2)) + 1e-5) + 0.1
+
+    def loss(x):
+        return jnp.sin(max_pool(jax.nn.relu(normalised(max_pool(normalised(x)))))).sum()
+
+    x = jax.random.normal(jax.random.key(0), (6, 17, 18, 3))
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(x), jax.grad(loss)(x), atol=1e-12)

@@ -1,5 +1,7 @@
 """A transformer that learns in context: support set in, query labels out."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -32,9 +34,7 @@ def in_context(
       embed_fn: `(params, x) -> embeddings [n, features]`.
       num_classes: ways, the number of classes of an episode.
       features: size of an embedding.
-      layers: number of transformer blocks.
-      heads: of attention.
-      width: of the transformer.
+      layers, heads, width: of the transformer: its blocks, their attention heads, its channels.
       max_classes: labels that theta has embeddings for, so that `num_classes` may differ at test.
       seed: of the transformer's start.
 
@@ -60,11 +60,8 @@ def in_context(
         def draw(key: KeyArray, rows: int) -> Array:
             return jax.random.normal(key, (rows, width), dtype) / rows**0.5
 
+        same = partial(jnp.eye, width, dtype=dtype)  # an array of its own each time: donated buffers may not be shared
         embed_key, label_key, *keys = jax.random.split(jax.random.key(seed), 2 + layers)
-
-        def same() -> Array:  # an array of its own each time: donated buffers may not be shared
-            return jnp.eye(width, dtype=dtype)
-
         labels = draw(label_key, max_classes) * max_classes**0.5
         reader = {"embed": draw(embed_key, features), "labels": labels, "read": same()}
         for i, key in enumerate(keys):
@@ -79,8 +76,7 @@ def in_context(
 
     def solve(theta: Theta, support: Batch, key: KeyArray) -> list[Array]:
         x = tokens(theta, support.x)
-        members = onehot(support.y.episode, num_classes, x.dtype)
-        states = [x + members @ theta["reader"]["labels"][:num_classes]]
+        states = [x + onehot(support.y.episode, num_classes, x.dtype) @ theta["reader"]["labels"][:num_classes]]
         for i in range(layers - 1):
             states.append(attention_block(theta["reader"][f"layer{i}"], states[-1], states[-1], heads))
         return states

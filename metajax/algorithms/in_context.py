@@ -1,7 +1,5 @@
 """A transformer that learns in context: support set in, query labels out."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -60,14 +58,14 @@ def in_context(
         def draw(key: KeyArray, rows: int) -> Array:
             return jax.random.normal(key, (rows, width), dtype) / rows**0.5
 
-        same = partial(jnp.eye, width, dtype=dtype)  # an array of its own each time: donated buffers may not be shared
         embed_key, label_key, *keys = jax.random.split(jax.random.key(seed), 2 + layers)
         labels = draw(label_key, max_classes) * max_classes**0.5
-        reader = {"embed": draw(embed_key, features), "labels": labels, "read": same()}
+        reader = {"embed": draw(embed_key, features), "labels": labels, "read": jnp.eye(width, dtype=dtype)}
         for i, key in enumerate(keys):
             match_key, mlp_key = jax.random.split(key)
             # at the start an example collects the labels of those that it resembles
-            layer = {"query": draw(match_key, width), "key": draw(match_key, width), "value": same(), "out": same()}
+            layer = {name: draw(match_key, width) for name in ("query", "key")}
+            layer |= {name: jnp.eye(width, dtype=dtype) for name in ("value", "out")}  # donated: no array twice
             reader[f"layer{i}"] = layer | {"mlp": dense_init(mlp_key, (width, 2 * width, width), dtype, last=0.0)}
         return {"params": params, "reader": reader}
 

@@ -308,7 +308,9 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    return cells.guarded(lambda: run(args), "workloads that were finished are in results.json")
+    lost = args.scaling or args.adaptation
+    kept = "nothing was written" if lost else f"finished workloads are in {args.out / 'results.json'}"
+    return cells.guarded(lambda: run(args), kept)
 
 
 if __name__ == "__main__":

@@ -37,7 +37,8 @@ class Method(NamedTuple):
     rate: float = 0.1  # inner learning rate, of stochastic gradient descent
     batched: bool = True  # tasks share the network's weights, so that one batch serves all
     test_steps: int | None = None  # adaptation steps when tested, where not those of training
-    # objectives that follow each other, each with its share of the outer steps, where there are several
+    # objectives that follow each other, where there are several, each with its share of the training: of outer steps in
+    # keyword_fewshot.py, of seconds in compare_algorithms.py
     phases: Callable[[Setting], list[tuple[float, Objective]]] | None = None
 
 
@@ -55,7 +56,7 @@ def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) ->
 def annealed(s: Setting) -> list[tuple[float, Objective]]:
     """MAML++: first order and the losses of all steps at first, second order and the last step's in the end."""
     make = partial(mj.mamlpp, s.loss_fn, s.inner, s.num_steps)
-    phases = ((0.25, True, 0.0), (0.25, False, 0.5), (0.5, False, 1.0))
+    phases = ((0.25, True, 0.0), (0.25, False, 0.5), (0.5, False, 1.0))  # they end where the comparison tests
     return mj.multi_step_phases(make, s.num_steps, phases=phases)
 
 
@@ -101,7 +102,7 @@ class Built(NamedTuple):
     tested: mj.Algorithm  # for test episodes of `ways`
     num_steps: int  # adaptation steps when tested
     train_ways: int  # words per training episode
-    phases: list[tuple[float, Objective]]  # what theta descends for which share of the outer steps
+    phases: list[tuple[float, Objective]]  # what theta descends for which share of the training
 
 
 def build(

@@ -10,6 +10,7 @@ and speakers never heard; a picture is in `runs/new_algorithm.png`. About 3 minu
 import argparse
 from pathlib import Path
 
+import cells
 import jax
 import jax.numpy as jnp
 import optax
@@ -44,6 +45,8 @@ def main():
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     use_all_cores()
     args = parse([])
+    cells.check(args, ("plot",))
+    checkpoint.make_folder(Path("runs"))
     task = load_task("espeak", None, args)
     train, test = sampler(task, "train", args, ways=WAYS, training=True), sampler(task, "test", args, ways=WAYS)
     embedding, classifier = network(None, args), network(WAYS, args)
@@ -64,7 +67,6 @@ def main():
 
         curves[name] = report.curve(*mj.mean_ci95(hoisted(measure)(replicate(theta, test_mesh))["accuracy"]))
     print(report.table(curves, 1 / WAYS, range(NUM_STEPS + 1)))
-    checkpoint.make_folder(Path("runs"))
     title = "Synthetic words, 5-way 1-shot, unseen words and speakers"
     report.plot_curves(curves, 1 / WAYS, title, Path("runs/new_algorithm.png"))
 

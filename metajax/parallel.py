@@ -61,7 +61,7 @@ def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., A
 
 
 def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """`f` compiled when it is called, for each set of shapes and of devices, the arrays it closes over as arguments.
+    """`f` compiled when called, for each set of shapes, types and devices; the arrays it closes over become arguments.
 
     `jax.jit` writes such arrays, here whole corpora, into each compiled program.
 
@@ -78,7 +78,7 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
         leaves, structure = jax.tree.flatten(args)
         where = getattr(leaves[0], "sharding", None)
         devices = where and frozenset(where.device_set)
-        kind = structure, devices, *((kind.shape, kind.dtype) for kind in map(jax.typeof, leaves))
+        kind = structure, devices, *((a.shape, a.dtype, a.weak_type) for a in map(jax.typeof, leaves))
         if kind not in compiled:
             consts, opened, _ = hoist(f, *args)
             consts = jax.device_put(consts, where)

@@ -32,7 +32,7 @@ OuterStep = Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]
 
 
 def init_state(theta: Theta, optimizer: optax.GradientTransformation) -> MetaState:
-    """The state before the first outer step."""
+    """The state before the first outer step; to have it on several devices, `replicate` it, not theta alone."""
     # one program: on its own, every array of zeros would be a program to compile
     return MetaState(theta, jax.jit(optimizer.init)(theta), jnp.zeros((), jnp.int32))
 
@@ -91,7 +91,7 @@ def meta_step(
     A step whose loss or gradient is not finite changes nothing and reports its loss as NaN.
 
     Args:
-      objective: `(theta, episode, key) -> (scalar, metrics)`.
+      objective: `(theta, episode, key) -> (scalar, metrics)`, with `loss` among the metrics.
       optimizer: outer optimiser, any optax transformation.
       sample: task distribution; runs on the device inside the step.
       num_tasks: episodes per outer step.
@@ -100,6 +100,9 @@ def meta_step(
 
     Returns:
       `(state, key) -> (state, metrics)`, pure and jittable; metrics are means over the tasks, with `grad_norm`.
+
+    Raises:
+      InputError: the objective's metrics lack `loss`.
     """
 
     def weighted_objective(
@@ -117,6 +120,8 @@ def meta_step(
 
     def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
         grads, metrics = mean_gradient(state.theta, jax.random.split(key, num_tasks))
+        if "loss" not in metrics:
+            raise InputError(f"The objective's metrics are {sorted(metrics)}, expected loss among them.")
         norm = optax.tree.norm(grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.theta)
         new = MetaState(optax.apply_updates(state.theta, updates), opt_state, state.count + 1)
@@ -217,19 +222,19 @@ def fit(
         checkpoint.make_folder(folder)
         if taken := [name for name in ("metrics.jsonl", "last", "best") if (folder / name).exists()]:
             raise InputError(f"{folder} already holds {taken[0]} of another run; choose another folder, or resume.")
+    state = copied(state)  # donation must not take the caller's arrays
+    # bound to its devices from the start, as every step's result is: else the second call compiles again
+    places = jax.tree.map(lambda leaf: leaf.sharding, state)
+    state = jax.device_put(state, places)
     if resume:
         if folder is None or log is None:
             raise InputError("resume needs the folder of the run to go on from.")
-        restored = checkpoint.restore(folder / "last", state)
-        state = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), restored, state)
+        state = jax.device_put(checkpoint.restore(folder / "last", state), places)
         lines = [line for line in checkpoint.read_lines(log) if line["step"] <= int(state.count)]
         checkpoint.write_lines(log, lines)
         best = max((line["validation"] for line in lines if "validation" in line), default=None)
         theta = checkpoint.restore(folder / "best", state.theta) if best is not None else None
         seconds = lines[-1]["seconds"] if lines else 0.0
-    state = copied(state)  # donation must not take the caller's arrays
-    # bound to its devices from the start, as every step's result is: else the second call compiles again
-    state = jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, state))
 
     @partial(hoisted, donate=(0,))
     def steps(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:

@@ -4,6 +4,7 @@ import json
 
 import compare_algorithms as compare
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -33,10 +34,18 @@ def test_the_template_is_proto_maml():
 
 @pytest.mark.slow
 def test_a_whole_comparison_of_a_method_in_phases(tmp_path, capsys, monkeypatch):
-    """Here ProtoNet, the quickest to compile; a second call finds its cell and goes on with nothing."""
+    """Here ProtoNet, the quickest to compile, whose second phase rejects every step; a second call finds its cell."""
     method = METHODS["protonet"]
-    first, second = (method.make, lambda s: mj.protonet(s.embed_fn, s.ways, metric="cosine"))
-    phases = lambda s: [(0.3, first(s).objective), (0.7, second(s).objective)]  # noqa: E731
+
+    def phases(s):
+        objective = method.make(s).objective
+
+        def broken(theta, episode, key):
+            loss, metrics = objective(theta, episode, key)
+            return loss * jnp.nan, metrics
+
+        return [(0.3, objective), (0.7, broken)]
+
     monkeypatch.setitem(METHODS, "protonet", method._replace(phases=phases))
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     monkeypatch.setattr(compare, "MEASURED", 0.01)
@@ -53,7 +62,8 @@ def test_a_whole_comparison_of_a_method_in_phases(tmp_path, capsys, monkeypatch)
     # blocks of ten steps, one at least for each share of the budget
     taken = [point["outer_steps"] for point in cell["by_time"]]
     assert len(taken) == 4 and taken == sorted(set(taken))
-    assert cell["outer_steps"] == taken[-1] >= 40 and cell["rejected_steps"] == 0
+    assert cell["outer_steps"] == taken[-1] >= 40
+    assert taken[1] <= cell["outer_steps"] - cell["rejected_steps"] <= taken[2] - 10
     assert len(cell["unseen_words"]) == 5 and len(cell["unseen_speakers"]) == 2
     assert len(json.loads((tmp_path / "out" / "rates.json").read_text())["measured"]["protonet-group-1"]) == 2
     assert [point["step"] for point in row["accuracy"]] == [0, 1]

@@ -238,6 +238,23 @@ def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monke
     assert f"but {source.data!r} in" in capsys.readouterr().err.replace("eval_data", "data")
 
 
+def test_mamlpp_trains_in_phases(capsys, tones, tmp_path, monkeypatch):
+    """And another method in one."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    shares = []
+
+    def in_phases(phases, outer_steps):
+        shares.append([share for share, _ in phases])
+        raise keyword_fewshot.mj.InputError("far enough")
+
+    monkeypatch.setattr(keyword_fewshot.mj, "in_phases", in_phases)
+    argv = ["--corpus", "manifest", "--root", str(tones), *SMALL, "--cache", str(tmp_path)]
+    for algorithm in ("mamlpp", "maml"):
+        assert keyword_fewshot.main([*argv, "--algorithm", algorithm, "--out", str(tmp_path / algorithm)]) == 2
+        assert "far enough" in capsys.readouterr().err
+    assert shares == [[0.25, 0.25, 0.5], [1.0]]
+
+
 def test_a_damaged_feature_cache_is_told_and_built_anew(refuse, tones, tmp_path):
     tried = ("--corpus", "manifest", "--root", tones, "--ways", 5)
     refuse(*tried)

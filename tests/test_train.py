@@ -233,6 +233,13 @@ def test_a_hoisted_function_is_compiled_for_every_shape(caplog):
     assert sum("Compiling jit(opened)" in record.getMessage() for record in caplog.records) == 3
 
 
+def test_a_hoisted_function_keeps_the_types_of_its_arguments():
+    """A Python number takes the type of the array it meets, an array has one of its own: as in `jax.jit`."""
+    half = jnp.ones((), jnp.bfloat16)
+    times = hoisted(lambda x: x * half)
+    assert [times(x).dtype for x in (jnp.asarray(1.5), jnp.float32(1.5))] == [jnp.bfloat16, jnp.float32]
+
+
 def test_a_hoisted_function_takes_arguments_on_other_devices():
     """Where they are, its arrays are, too: first on one device, then on two, then on the second alone."""
     offset = jnp.arange(4.0)
@@ -314,6 +321,50 @@ def test_fit_keeps_the_best_theta(tmp_path):
     assert differs(result.theta, result.state.theta, 1e-4)
     validations = [line.get("validation") for line in checkpoint.read_lines(tmp_path / "metrics.jsonl")]
     assert validations == [None, 0.2, None, 0.9, None, 0.5]
+
+
+def test_an_objective_without_a_loss_among_its_metrics_is_refused():
+    step = meta_step(lambda *args: (OBJECTIVE(*args)[0], {"accuracy": jnp.ones(())}), OUTER, sample, 2)
+    with pytest.raises(InputError, match=r"metrics are \['accuracy'\], expected loss among them"):
+        step(init_state(THETA, OUTER), KEY)
+
+
+def test_a_training_in_phases_resumes_within_its_second(tmp_path):
+    """A tenth of the gradient from the fourth step on."""
+
+    def scaled(rate):
+        def objective(*args):
+            loss, metrics = OBJECTIVE(*args)
+            return rate * loss, metrics
+
+        return meta_step(objective, OUTER, sample, 2)
+
+    def phased(outer_steps, phases, folder=None, **options):
+        options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False, "folder": folder}
+        return fit(in_phases(phases, 10), init_state(THETA, OUTER), KEY, outer_steps, **options)
+
+    steps = [(0.3, scaled(1.0)), (0.7, scaled(0.1))]
+    whole = phased(10, steps)
+    phased(4, steps, tmp_path)
+    identical(phased(10, steps, tmp_path, resume=True).state, whole.state)
+    for share in (0.0, 1.0):  # neither phase alone does the same
+        alone = phased(10, [(share, steps[0][1]), (1 - share, steps[1][1])])
+        assert differs(alone.theta, whole.theta, 1e-4)
+
+
+def test_a_run_resumes_where_theta_alone_was_placed(tmp_path):
+    mesh = task_mesh(2)
+    step = meta_step(OBJECTIVE, ADAM, sample, 2, mesh=mesh)
+
+    def placed(outer_steps, **options):
+        state = init_state(replicate(THETA, mesh), ADAM)
+        options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False}
+        return fit(step, state, KEY, outer_steps, **options)
+
+    placed(4, folder=tmp_path)
+    resumed = placed(8, folder=tmp_path, resume=True)
+    identical(resumed.state, placed(8).state)
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(resumed.state)} == {2}
 
 
 def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):

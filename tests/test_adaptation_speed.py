@@ -232,6 +232,17 @@ def test_a_child_that_fails_says_why():
 
 
 @pytest.mark.slow
+def test_one_step_costs_more_for_more_tasks(monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")
+    costs = []
+    for tasks in (2, 64):
+        with speed.child("metajax", WORKLOADS["sinusoid"]._replace(tasks=tasks), "cpu") as ask:
+            costs.append(ask("cost", repeats=2))
+    assert costs[0].keys() == {"outer_ms", "memory_mib", "compile_seconds"}
+    assert costs[1]["memory_mib"] > 4 * costs[0]["memory_mib"] > 0 and costs[0]["outer_ms"] > 0
+
+
+@pytest.mark.slow
 @pytest.mark.peers
 def test_one_small_run(capsys, monkeypatch, tmp_path):
     pytest.importorskip("torch", reason="torch is the peer")

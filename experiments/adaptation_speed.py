@@ -308,9 +308,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     args = parse(argv)
-    lost = args.scaling or args.adaptation
-    kept = "nothing was written" if lost else f"finished workloads are in {args.out / 'results.json'}"
-    return cells.guarded(lambda: run(args), kept)
+    return cells.guarded(lambda: run(args), f"what was finished is in {args.out}")
 
 
 if __name__ == "__main__":

@@ -55,9 +55,7 @@ def metric(factory: Callable[..., mj.Algorithm], *needs: str, **options: Any) ->
 
 def annealed(s: Setting) -> list[tuple[float, Objective]]:
     """MAML++: first order and the losses of all steps at first, second order and the last step's in the end."""
-    make = partial(mj.mamlpp, s.loss_fn, s.inner, s.num_steps)
-    phases = ((0.25, True, 0.0), (0.25, False, 0.5), (0.5, False, 1.0))  # they end where the comparison tests
-    return mj.multi_step_phases(make, s.num_steps, phases=phases)
+    return mj.multi_step_phases(partial(mj.mamlpp, s.loss_fn, s.inner, s.num_steps), s.num_steps)
 
 
 METHODS = {

@@ -30,17 +30,16 @@ from typing import Any, NamedTuple
 
 import cells
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from keyword_fewshot import CORPORA, read_recordings
 from multitask_common import interval, people
+from multitask_tokens import Vectors, frames, moved, patches, tokenise
 from scipy import stats
 from tqdm import tqdm
 
 import metajax as mj
 from metajax import checkpoint, report
-from metajax.data.augment import normalize
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak
 from metajax.data.corpus import Recordings, fingerprint, load
@@ -52,7 +51,6 @@ from metajax.parallel import copied
 
 HEADS = {"speech": 30, "image": 10}
 TOKENS, WIDTH = 1000, 128
-FIT_ON = 50_000  # training vectors that a codebook is fitted on, drawn at random where there are more
 MODELS = ("joint, own ids", "joint, same ids", "single-task")
 NOTE = """\
 Accuracy in percent, mean over seeds ± 95 % over the test examples of one run (Wilson); clips of one speaker are not
@@ -94,15 +92,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Vectors(NamedTuple):
-    """Inputs as vectors to be quantised, and their labels."""
-
-    vectors: np.ndarray  # [n, length, ...] float32
-    mask: np.ndarray  # [n, length], False for padding
-    place: np.ndarray  # [n, length, axes] position within the input, -1..1
-    label: np.ndarray  # [n]
-
-
 class Speech(NamedTuple):
     """The clips of a corpus, and who speaks."""
 
@@ -134,72 +123,6 @@ def read_speech(args: argparse.Namespace) -> Speech:
     inputs = inputs._replace(label=np.searchsorted(used, label[keep]))
     words = tuple(corpus.names["label"][i] for i in used)
     return Speech(inputs, np.unique(person[keep], return_inverse=True)[1], words, fingerprint(recordings, corpus))
-
-
-def frames(features: jax.Array, lengths: np.ndarray, stack: int, every: int) -> Vectors:
-    """Every `every`-th run of `stack` log-mel frames of each clip; those that leave the recording itself are masked."""
-    normal = np.asarray(jax.jit(jax.vmap(lambda clip: normalize(clip, "mean_variance")))(features))
-    vectors = np.lib.stride_tricks.sliding_window_view(normal, stack, axis=1)[:, ::every]
-    last = np.maximum(lengths[:, None] - stack, 0)  # frame where the last run of a recording starts
-    start = np.minimum((normal.shape[1] - lengths[:, None]) // 2, normal.shape[1] - stack - last)
-    since = every * (np.arange(vectors.shape[1]) - start // every)  # each recording has a run at 0
-    place = 2 * since / np.maximum(last, 1) - 1
-    return Vectors(vectors, (since >= 0) & (since <= last), place[..., None], np.zeros(len(normal), int))
-
-
-def patches(pixels: np.ndarray, label: np.ndarray, size: int) -> Vectors:
-    """Every `size` x `size` patch of each image, overlapping."""
-    if not size <= min(pixels.shape[1:]):
-        raise mj.InputError(f"--patch is {size}, expected at most the image's {min(pixels.shape[1:])} pixels.")
-    views = np.lib.stride_tricks.sliding_window_view(pixels, (size, size), axis=(1, 2))
-    count, rows, columns = views.shape[:3]
-    place = np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in (rows, columns)), indexing="ij"), -1).reshape(-1, 2)
-    vectors = views.reshape(count, rows * columns, -1).astype(np.float32)
-    return Vectors(vectors, np.ones(vectors.shape[:2], bool), np.broadcast_to(place, (count, *place.shape)), label)
-
-
-def codebook(vectors: np.ndarray, num_tokens: int, seed: int, what: str) -> np.ndarray:
-    """The centres `[num_tokens, features]` of k-means over training vectors `[n, features]`."""
-    from sklearn.cluster import MiniBatchKMeans
-
-    if (found := len(np.unique(vectors, axis=0))) < num_tokens:
-        raise mj.InputError(f"--tokens is {num_tokens}, but the training data hold only {found} different {what}.")
-    # k-means++ over scikit-learn's own init_size, three batches, would take longer than the fit
-    means = MiniBatchKMeans(num_tokens, batch_size=4096, init_size=3 * num_tokens, n_init=1, random_state=seed)
-    return means.fit(vectors).cluster_centers_
-
-
-def tokenise(
-    inputs: Vectors, train: np.ndarray, num_tokens: int, place: float, seed: int, what: str
-) -> tuple[mj.Batch, mj.Batch]:
-    """Training and test examples as tokens 0..num_tokens - 1, -1 for padding, by a codebook of the training examples.
-
-    Args:
-      inputs: all examples.
-      train: which of them train, a mask.
-      num_tokens: centres of the codebook.
-      place: weight of the position, in units of the content's standard deviation; 0 leaves it out.
-      seed: of the codebook.
-      what: the vectors' name, for messages.
-    """
-    from sklearn.metrics import pairwise_distances_argmin
-
-    def content(where: np.ndarray) -> np.ndarray:
-        return inputs.vectors[tuple(where.T)].reshape(len(where), -1)
-
-    def whole(where: np.ndarray) -> np.ndarray:
-        return np.concatenate([content(where), (scale * inputs.place[tuple(where.T)]).astype(np.float32)], -1)
-
-    drawn = np.random.default_rng(seed).permutation(np.argwhere(inputs.mask & train[:, None]))[:FIT_ON]
-    scale = place * np.sqrt(content(drawn).var(0).sum())
-    centres = codebook(whole(drawn), num_tokens, seed, what)
-    ids = np.full(inputs.mask.shape, -1, np.int32)
-    there = np.argwhere(inputs.mask)
-    for where in np.array_split(there, -(-len(there) // FIT_ON)):  # bounds the memory
-        ids[tuple(where.T)] = pairwise_distances_argmin(whole(where), centres)
-    label = inputs.label.astype(np.int32)
-    trained, tested = (mj.Batch(jnp.asarray(ids[part]), jnp.asarray(label[part])) for part in (train, ~train))
-    return trained, tested
 
 
 def held_out_people(speech: Speech, share: float, seed: int) -> np.ndarray:
@@ -303,7 +226,7 @@ def run_seed(args: argparse.Namespace, speech: Speech, images: Vectors, seed: in
         task: tokenise(inputs, masks[task], args.tokens, args.place, seed, what)
         for task, inputs, what in (("speech", speech.inputs, "frames"), ("image", images, "patches"))
     }
-    own = {task: tuple(_moved(part, TOKENS // 2 * i) for part in parts[task]) for i, task in enumerate(HEADS)}
+    own = {task: tuple(moved(part, TOKENS // 2 * i) for part in parts[task]) for i, task in enumerate(HEADS)}
     fresh = embedding_heads(HEADS, num_tokens=TOKENS, width=WIDTH).init(
         init_key, {task: own[task][0].x for task in HEADS}
     )
@@ -334,11 +257,6 @@ def run_seed(args: argparse.Namespace, speech: Speech, images: Vectors, seed: in
         "test_people": len(np.unique(speech.person[~masks["speech"]])),
         "train_people": len(np.unique(speech.person[masks["speech"]])),
     }
-
-
-def _moved(batch: mj.Batch, by: int) -> mj.Batch:
-    """The same tokens under ids `by` higher; padding stays padding."""
-    return batch._replace(x=jnp.where(batch.x < 0, batch.x, batch.x + by))
 
 
 def _tell(bar: tqdm, number: int, metrics: dict[str, float], *, aloud: bool) -> None:
@@ -388,14 +306,8 @@ def table(results: dict[str, Any]) -> str:
     return report.markdown(("", *HEADS, *(f"{task} gain" for task in HEADS)), rows)
 
 
-def plot(results: dict[str, Any], title: str, path: Path) -> None:
-    """Draw the training losses of the first seed and the test accuracies into a PNG."""
-    with report.picture(path, title, 2) as (left, right):
-        draw(results, left, right)
-
-
 def draw(results: dict[str, Any], left: Any, right: Any) -> None:
-    """The two panels of `plot`."""
+    """The training losses of the first seed, and the test accuracies."""
     losses = results["runs"][0]["losses"]
     for task, colour in zip(HEADS, ("C0", "C1"), strict=True):
         # the single-task line lies exactly on the first one: drawn below it, wide and pale
@@ -426,19 +338,14 @@ def draw(results: dict[str, Any], left: Any, right: Any) -> None:
     right.legend(fontsize=8, loc="upper center", ncol=4)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Refuse arguments that mean nothing, before anything is read."""
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """The whole experiment; returns what `results.json` holds."""
+    began = time.perf_counter()
     cells.check(args, ("plot", "images"), **LEAST)
     if args.tokens > TOKENS // 2:
         raise mj.InputError(f"--tokens is {args.tokens}, expected at most {TOKENS // 2}: half of the table.")
     if not 0 < args.held_out < 1:
         raise mj.InputError(f"--held-out is {args.held_out}, expected a share between 0 and 1.")
-
-
-def run(args: argparse.Namespace) -> dict[str, Any]:
-    """The whole experiment; returns what `results.json` holds."""
-    began = time.perf_counter()
-    check(args)
     config = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k not in ("out", "cache")}
     checkpoint.check_folder(args.out, config, resume=False)
     pictures = digits()
@@ -471,7 +378,8 @@ def show(args: argparse.Namespace, results: dict[str, Any]) -> None:
         for task in HEADS
     )
     print(f"\n{title}\n{sizes}.\n\n{table(results)}\n\n{NOTE}")
-    plot(results, title, args.out / "loss.png")
+    with report.picture(args.out / "loss.png", title, 2) as (left, right):
+        draw(results, left, right)
     print(f"\nResults and picture are in {args.out}; the whole run took {results['wall_seconds']:.0f} s.")
 
 

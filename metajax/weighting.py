@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from metajax.core import Batch, KeyArray, Metrics, Params
 from metajax.errors import InputError
 from metajax.solvers import bargain, interior_point, stand_ins, unit
-from metajax.train import MetaState
+from metajax.train import MetaState, init_state
 
 State: TypeAlias = PyTree
 Losses: TypeAlias = Float[Array, " tasks"]
@@ -274,25 +274,12 @@ def combine(weights: Losses, gradients: PyTree) -> PyTree:
     return jax.tree.map(lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1, precision="highest"), gradients)
 
 
-def task_gradients(losses: Callable[[Params], Losses], shared: Params) -> tuple[Losses, PyTree]:
-    """The losses of all tasks and the gradient of each, by one forward pass and one backward pass batched over tasks.
-
-    Args:
-      losses: shared parameters to the losses `[tasks]`.
-      shared: what all tasks share.
-
-    Returns:
-      The losses, and a tree like `shared` with a leading axis `[tasks]`.
-    """
-    values, pullback = jax.vjp(losses, shared)
-    return values, jax.vmap(pullback)(jnp.eye(len(values), dtype=values.dtype))[0]
-
-
 def init_weighted(
     params: Params, optimizer: optax.GradientTransformation, weighting: Weighting, num_tasks: int
 ) -> MetaState:
     """The state before the first step of `weighted_step`."""
-    return MetaState(params, (jax.jit(optimizer.init)(params), weighting.init(num_tasks)), jnp.zeros((), jnp.int32))
+    state = init_state(params, optimizer)
+    return state._replace(opt_state=(state.opt_state, weighting.init(num_tasks)))
 
 
 def weighted_step(

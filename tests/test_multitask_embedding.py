@@ -13,6 +13,7 @@ from tests.conftest import write_tones
 
 pytest.importorskip("sklearn", reason="codebooks and handwritten digits are scikit-learn's")
 import multitask_embedding as script
+import multitask_tokens as tokens
 
 WORDS, SPEAKERS, TAKES = 4, 4, 3
 
@@ -85,12 +86,12 @@ def vectors(seed=0, n=20, length=7):
     draw = np.random.default_rng(seed)
     mask = np.arange(length) < draw.integers(3, length + 1, (n, 1))
     place = np.broadcast_to(np.linspace(-1, 1, length)[:, None], (n, length, 1))
-    return script.Vectors(draw.normal(size=(n, length, 4)).astype(np.float32), mask, place, draw.integers(0, 3, n))
+    return tokens.Vectors(draw.normal(size=(n, length, 4)).astype(np.float32), mask, place, draw.integers(0, 3, n))
 
 
 def test_tokens_are_the_nearest_centre_and_padding_is_negative():
     inputs, train = vectors(), np.arange(20) < 15
-    parts = script.tokenise(inputs, train, 6, 0.0, 0, "frames")
+    parts = tokens.tokenise(inputs, train, 6, 0.0, 0, "frames")
     ids = np.concatenate([np.asarray(part.x) for part in parts])
     np.testing.assert_array_equal(ids >= 0, inputs.mask)
     np.testing.assert_array_equal(np.unique(ids[inputs.mask]), range(6))
@@ -100,7 +101,7 @@ def test_tokens_are_the_nearest_centre_and_padding_is_negative():
     means = np.stack([inputs.vectors[rows & (ids == token)].mean(0) for token in range(6)])
     nearest = np.square(inputs.vectors[rows][:, None] - means).sum(-1).argmin(-1)
     assert (nearest == ids[rows]).mean() > 0.8
-    high = script._moved(parts[0], 500).x
+    high = tokens.moved(parts[0], 500).x
     np.testing.assert_array_equal(high, np.where(ids[:15] < 0, -1, ids[:15] + 500))
 
 
@@ -108,7 +109,7 @@ def test_the_codebook_sees_training_examples_alone():
     inputs, train = vectors(), np.arange(20) < 15
     other = inputs._replace(vectors=np.where(train[:, None, None], inputs.vectors, 9.0).astype(np.float32))
     for place in (0.0, 1.0):
-        before, after = (script.tokenise(one, train, 6, place, 0, "frames") for one in (inputs, other))
+        before, after = (tokens.tokenise(one, train, 6, place, 0, "frames") for one in (inputs, other))
         np.testing.assert_array_equal(before[0].x, after[0].x)
         assert (np.asarray(before[1].x) != np.asarray(after[1].x)).any()
 
@@ -116,7 +117,7 @@ def test_the_codebook_sees_training_examples_alone():
 def test_place_tells_equal_vectors_apart():
     inputs, train = vectors(), np.ones(20, bool)
     inputs = inputs._replace(vectors=inputs.vectors[:, :1].repeat(7, 1))  # the same at all times
-    plain, placed = (script.tokenise(inputs, train, 6, place, 0, "frames")[0].x for place in (0.0, 3.0))
+    plain, placed = (tokens.tokenise(inputs, train, 6, place, 0, "frames")[0].x for place in (0.0, 3.0))
     constant = [len(set(row[row >= 0].tolist())) == 1 for row in np.asarray(plain)]
     assert all(constant)
     assert not any(len(set(row[row >= 0].tolist())) == 1 for row in np.asarray(placed))
@@ -125,17 +126,17 @@ def test_place_tells_equal_vectors_apart():
 def test_frames_of_short_clips_keep_to_the_recording():
     features = jax.random.normal(jax.random.key(0), (3, 10, 4))
     lengths = np.array([10, 5, 2])  # frames 0 to 9, 2 to 6, 4 to 5
-    found = script.frames(features, lengths, 3, 1)
+    found = tokens.frames(features, lengths, 3, 1)
     wanted = [[1] * 8, [0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]]
     np.testing.assert_array_equal(found.mask, np.array(wanted, bool))
     np.testing.assert_allclose(found.place[1, 2:5, 0], [-1, 0, 1])
-    sparse = script.frames(features, lengths, 3, 3)
+    sparse = tokens.frames(features, lengths, 3, 3)
     np.testing.assert_array_equal(sparse.vectors, found.vectors[:, ::3])
     np.testing.assert_array_equal(sparse.mask, np.array([[1, 1, 1], [1, 0, 0], [0, 1, 0]], bool))
 
 
 def test_patches_overlap_row_by_row():
-    found = script.patches(np.arange(12.0).reshape(1, 3, 4), np.zeros(1, int), 2)
+    found = tokens.patches(np.arange(12.0).reshape(1, 3, 4), np.zeros(1, int), 2)
     assert found.vectors.shape == (1, 6, 4) and found.mask.all()
     np.testing.assert_array_equal(found.vectors[0, 1], [1, 2, 5, 6])
     np.testing.assert_allclose(found.place[0, 4], [1, 0])

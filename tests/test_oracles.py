@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import Batch, Episode, fomaml, maml
+from metajax import Batch, Episode, anil, fomaml, maml
 from tests.conftest import assert_close, differs, mlp_params, quadratic, square_loss
 
 RATE = 0.1
@@ -112,6 +112,37 @@ def test_meta_gradients_are_those_of_pytorch(x64):
         assert_close(grads, wanted, 1e-12)
         results.append(grads)
     assert differs(*results, 1e-2)
+
+
+def test_anil_with_a_linear_head_is_the_closed_form(x64):
+    """h_K = h* + M^K (h - h*), M = I - 2 rate Z'Z / (n o), Z = X W; the body's gradient by finite differences of it."""
+    draw = np.random.default_rng(5).normal
+    (x, y), (x_query, y_query) = ((draw(size=(n, 3)), draw(size=(n, 2))) for n in (6, 4))
+    body, head = draw(size=(3, 3)), draw(size=(3, 2))
+    episode = Episode(*(Batch(jnp.asarray(a), jnp.asarray(b)) for a, b in ((x, y), (x_query, y_query))))
+
+    def linear(params, batch, key):
+        loss = jnp.square(batch.x @ params["body"] @ params["head"] - batch.y).mean()
+        return loss, {"loss": loss}
+
+    def closed(body):
+        z, z_query = x @ body, x_query @ body
+        best = np.linalg.lstsq(z, y, rcond=None)[0]
+        power = np.linalg.matrix_power(np.eye(3) - 2 * RATE * z.T @ z / y.size, 3)
+        learned = best + power @ (head - best)
+        error = z_query @ learned - y_query
+        return np.square(error).mean(), power.T @ z_query.T @ error * 2 / error.size
+
+    objective = anil(linear, optax.sgd(RATE), 3).objective
+    theta = {"body": jnp.asarray(body), "head": jnp.asarray(head)}
+    value, grads = jax.jit(jax.value_and_grad(lambda t: objective(t, episode, jax.random.key(0))[0]))(theta)
+    np.testing.assert_allclose(value, closed(body)[0], rtol=1e-12)
+    np.testing.assert_allclose(grads["head"], closed(body)[1], rtol=1e-10)
+    for i in np.ndindex(body.shape):
+        shift = np.zeros_like(body)
+        shift[i] = 1e-5
+        difference = (closed(body + shift)[0] - closed(body - shift)[0]) / 2e-5
+        np.testing.assert_allclose(grads["body"][i], difference, rtol=1e-6, atol=1e-7)
 
 
 def test_the_inner_rate_can_itself_be_learned(x64):

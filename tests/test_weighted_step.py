@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from metajax import Batch, checkpoint, fit
-from metajax.weighting import combine, equal, gradnorm, gram_matrix, init_weighted, task_gradients, weighted_step
-from tests.conftest import assert_close, differs
+from metajax.weighting import combine, equal, gradnorm, gram_matrix, init_weighted, weighted_step
+from tests.conftest import differs
 from tests.test_weighting import ALL, KEY, weigh
 
 
@@ -37,16 +37,12 @@ def sample(key):
     return {"a": Batch(x[0], y[0]), "b": Batch(x[1], 10 * y[1])}
 
 
-def test_task_gradients_are_those_of_each_loss(x64):
-    params, batch = hand_made_params(), sample(KEY)
-    of = lambda shared: hand_made(params | {"shared": shared}, batch)[0]  # noqa: E731
-    values, gradients = task_gradients(of, params["shared"])
-    np.testing.assert_allclose(values, of(params["shared"]))
-    single = [jax.grad(lambda shared, i=i: of(shared)[i])(params["shared"]) for i in range(2)]
-    assert_close(gradients, jax.tree.map(lambda *leaves: jnp.stack(leaves), *single), 1e-14)
-    flat = np.stack([np.asarray(g["w"]).ravel() for g in single])
-    np.testing.assert_allclose(gram_matrix(gradients), flat @ flat.T, rtol=1e-12)
-    np.testing.assert_allclose(combine(jnp.array([2.0, -1.0]), gradients)["w"].ravel(), [2, -1] @ flat, rtol=1e-12)
+def test_products_and_sums_of_the_gradients_of_several_arrays(x64):
+    a, b = jax.random.normal(KEY, (2, 3, 4)), jax.random.normal(jax.random.key(1), (2, 5))
+    flat = np.concatenate([a.reshape(2, -1), b], 1)
+    np.testing.assert_allclose(gram_matrix({"a": a, "b": b}), flat @ flat.T, rtol=1e-12)
+    weighed = combine(jnp.array([2.0, -1.0]), {"a": a, "b": b})
+    np.testing.assert_allclose(np.append(weighed["a"], weighed["b"]), [2, -1] @ flat, rtol=1e-12)
 
 
 def test_equal_weights_take_the_steps_of_the_plain_sum():

@@ -81,7 +81,7 @@ def multi_step_phases(
     make: Callable[..., Algorithm],
     num_steps: int,
     *,
-    phases: Sequence[tuple[float, bool, float]] = ((0.3, True, 0.0), (0.2, False, 0.5), (0.5, False, 1.0)),
+    phases: Sequence[tuple[float, bool, float]] = ((0.25, True, 0.0), (0.25, False, 0.5), (0.5, False, 1.0)),
 ) -> list[tuple[float, Objective]]:
     """The annealing of MAML++: objectives on the same theta, to be trained with one after the other.
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 from tqdm import tqdm
 
 from metajax.data import cache as disk
@@ -138,25 +138,6 @@ def load(
         names=dict(recordings.names),
         settings=settings,
         skipped=skipped,
-    )
-
-
-def select(corpus: Corpus, mask: Bool[np.ndarray, " clips"]) -> Corpus:
-    """Return the clips of `corpus` where `mask` is true; the names, and so the meaning of all indices, stay.
-
-    Raises:
-        InputError: the mask does not have one entry per clip, or leaves no clip.
-    """
-    clips = corpus.features.shape[0]
-    if mask.shape != (clips,):
-        raise InputError(f"mask has shape {mask.shape}, but {corpus.name} has {clips} clips")
-    if not mask.any():
-        raise InputError(f"mask selects none of the {clips} clips of {corpus.name}")
-    index = np.flatnonzero(mask)
-    return corpus._replace(
-        features=corpus.features[index],
-        lengths=corpus.lengths[index],
-        columns={name: column[index] for name, column in corpus.columns.items()},
     )
 
 

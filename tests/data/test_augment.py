@@ -1,7 +1,5 @@
 """Augmentation: each part does what it says, per example."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +10,6 @@ from metajax.data.augment import Augmentation, augment, normalize
 from metajax.errors import InputError
 
 # Compiling is most of the time.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 OFF = Augmentation(*[0] * len(Augmentation._fields))
 ALONE = {
     "warp": OFF._replace(warp=0.1),
@@ -34,7 +31,7 @@ def clip(key=0, time=98, mel=40):
 
 def draws(function, *numbers):
     """Return `function` of each row of `numbers`, 400 uniform ones where there are none."""
-    return np.asarray(jit(jax.vmap(function))(*(numbers or (UNIFORM[:, 0],))))
+    return np.asarray(jax.jit(jax.vmap(function))(*(numbers or (UNIFORM[:, 0],))))
 
 
 def power(x):
@@ -46,7 +43,7 @@ def decibel(ratio):
 
 
 def test_parts_depend_on_the_key_and_differ_between_examples():
-    function = jit(lambda x, key: {name: augment(settings)(x, key) for name, settings in ALONE.items()})
+    function = jax.jit(lambda x, key: {name: augment(settings)(x, key) for name, settings in ALONE.items()})
     x = jnp.stack([clip()] * 6)
     given, again, other = (function(x, jax.random.key(seed)) for seed in (1, 1, 2))
     for name, y in given.items():
@@ -73,13 +70,13 @@ def test_vmap_is_the_loop():
             ]
         )
 
-    loop = [jit(one)(*example) for example in zip(x, UNIFORM, BITS[:3], strict=False)]
-    np.testing.assert_allclose(jit(jax.vmap(one))(x, UNIFORM[:3], BITS[:3]), np.stack(loop), atol=1e-4)
+    loop = [jax.jit(one)(*example) for example in zip(x, UNIFORM, BITS[:3], strict=False)]
+    np.testing.assert_allclose(jax.jit(jax.vmap(one))(x, UNIFORM[:3], BITS[:3]), np.stack(loop), atol=1e-4)
 
 
 def test_zero_strength_is_the_identity():
     x = jnp.stack([clip(0), clip(1)])
-    np.testing.assert_array_equal(jit(augment(OFF))(x, jax.random.key(0)), x)
+    np.testing.assert_array_equal(jax.jit(augment(OFF))(x, jax.random.key(0)), x)
     for draw in np.float32([0, 0.3, 1 - 2**-24]):
         for given in (
             parts.warp_frequency(x[0], jnp.asarray(draw), 1.0),
@@ -144,7 +141,7 @@ def test_recorded_noise_is_a_segment_of_the_recording():
 def test_augment_takes_its_noise_from_the_recording():
     quiet, noise = jnp.full((6, 50, 2), -200.0), jnp.arange(200.0)[:, None] * jnp.array([[0.1, 0.0]])
     settings = OFF._replace(noise=1.0, noise_low=-200.0, noise_high=-200.0)
-    mixed = np.asarray(jit(augment(settings, noise))(quiet, jax.random.key(0)))
+    mixed = np.asarray(jax.jit(augment(settings, noise))(quiet, jax.random.key(0)))
     slope = mixed[..., 0] - mixed[..., 1]  # 0.1 * (start + t)
     np.testing.assert_allclose(np.diff(slope, axis=1), 0.1, atol=1e-2)
     assert len(np.unique(np.round(slope[:, 0] * 10))) >= 4
@@ -212,7 +209,7 @@ def test_stretch_moves_frames_from_the_centre_by_the_ratio():
 
 def test_noise_is_added_with_its_probability():
     x = jnp.broadcast_to(clip(time=20), (400, 20, 40))
-    given = jit(augment(OFF._replace(noise=0.3)))(x, jax.random.key(0))
+    given = jax.jit(augment(OFF._replace(noise=0.3)))(x, jax.random.key(0))
     assert 0.22 < float((given != x).any(axis=(1, 2)).mean()) < 0.38
 
 
@@ -240,7 +237,7 @@ def test_strengths_longer_than_the_axis_are_refused():
 
 def test_normalize():
     x = clip() + jnp.linspace(-3, 3, 40)
-    clamped, unclamped, mean, full, wide, coloured, louder = jit(
+    clamped, unclamped, mean, full, wide, coloured, louder = jax.jit(
         lambda x: (
             normalize(x, "none", 20.0),
             normalize(x, "none", float("inf")),
@@ -265,7 +262,7 @@ def test_normalize_is_finite_for_constant_clips(mode):
     given = normalize(constant, mode)
     assert given.dtype == jnp.float32 and jnp.isfinite(given).all()
     np.testing.assert_allclose(given, constant if mode == "none" else 0, atol=0.05)
-    assert jnp.isfinite(jit(jax.grad(lambda x: normalize(x, mode).sum()))(constant)).all()
+    assert jnp.isfinite(jax.jit(jax.grad(lambda x: normalize(x, mode).sum()))(constant)).all()
 
 
 def test_normalize_makes_silences_alike():

@@ -15,8 +15,6 @@ from metajax.models.conv_pool import max_pool
 from metajax.models.formulations import LAYOUTS, chosen, conv_groups, kernel_grad_groups
 from tests.conftest import assert_close, equations
 
-QUICK = {"xla_backend_optimization_level": "0"}  # compile fast, run slowly
-
 
 def lax_conv(x, kernel, stride=1):
     axes = kernel.ndim - 2
@@ -82,9 +80,7 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
     x_lead, kernel_lead, transform = VMAPS[name]
     x = operands(space, taps, x_lead, 1, 2, 0, np.float64)[0]
     kernel = operands(space, taps, kernel_lead, 1, 2, 1, np.float64)[1]
-    results, wanted = (
-        jax.jit(transform(derivatives(f, stride)), compiler_options=QUICK)(x, kernel) for f in (conv, lax_conv)
-    )
+    results, wanted = (jax.jit(transform(derivatives(f, stride)))(x, kernel) for f in (conv, lax_conv))
     assert jax.tree.leaves(results)[0].dtype == jnp.float64
     for (path, a), b in zip(jax.tree.leaves_with_path(results), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11, err_msg=str(path))
@@ -111,7 +107,7 @@ def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, featur
 
     def results():
         lowered = jax.jit(jax.vmap(second_order)).lower(x, kernel)
-        return lowered.compile(QUICK)(x, kernel), lowered.as_text().count("stablehlo.while")
+        return lowered.compile()(x, kernel), lowered.as_text().count("stablehlo.while")
 
     whole, loops = results()
     monkeypatch.setattr("metajax.models.formulations.CACHE", 0)

@@ -13,7 +13,6 @@ from tests.algorithms.test_gradient import (
     RATE,
     STEPS,
     descend,
-    jit,
     loss_fn,
     made,
     parameters,
@@ -35,9 +34,9 @@ def test_reptile_gradient_is_theta_minus_phi(x64):
     both = Batch(*(jnp.concatenate(pair) for pair in zip(support, query, strict=True)))
     for on, batch in (("both", both), ("support", support)):
         algorithm, _ = made(reptile, on=on)
-        phi = jit(reptile_phi)(theta, batch)
+        phi = jax.jit(reptile_phi)(theta, batch)
         assert_close(value_and_grad(algorithm, theta)[1], jax.tree.map(jnp.subtract, theta, phi), 1e-12)
-        metrics = jit(algorithm.objective)(theta, task(), KEY)[1]
+        metrics = jax.jit(algorithm.objective)(theta, task(), KEY)[1]
         assert_close(metrics["loss"], loss_fn(phi, query, KEY)[0], 1e-12)
 
 
@@ -57,7 +56,7 @@ def test_reptile_on_both_normalises_by_the_support_set(x64):
     assert (seen[0].x.shape, seen[0].reference.shape) == ((10, 3), (4, 3))
     mean = support.x.mean(0)
     both = Batch(jnp.concatenate([support.x, query.x]) - mean, jnp.concatenate([support.y, query.y]))
-    phi = jit(reptile_phi)(parameters(), both)
+    phi = jax.jit(reptile_phi)(parameters(), both)
     assert_close(grads, jax.tree.map(jnp.subtract, parameters(), phi), 1e-12)
 
 
@@ -78,7 +77,7 @@ def test_imaml_is_the_implicit_function_theorem_on_a_quadratic(x64, steps):
     algorithm = imaml(quadratic, optax.sgd(rate), steps, strength=strength, cg_steps=8)
     _, grads = value_and_grad(algorithm, jnp.asarray(theta), episode)
     np.testing.assert_allclose(grads, wanted, rtol=1e-9)
-    _, metrics = jit(algorithm.objective)(jnp.asarray(theta), episode, KEY)
+    _, metrics = jax.jit(algorithm.objective)(jnp.asarray(theta), episode, KEY)
     np.testing.assert_allclose(metrics["loss"], (phi - q) @ b @ (phi - q) / 2, rtol=1e-9)
     if steps == 400:  # the same as the gradient through all the steps
 

@@ -9,7 +9,7 @@ from metajax.models.conv import conv
 from metajax.models.conv_pool import conv_max_pool, conv_moments, max_pool
 from metajax.models.norm import NORMALIZATIONS, Norm
 from tests.conftest import assert_close
-from tests.models.test_conv import QUICK, operands
+from tests.models.test_conv import operands
 
 
 @pytest.mark.parametrize(("space", "taps", "features"), [((6, 7), (3, 3), 1), ((5,), (4,), 2)])
@@ -45,7 +45,7 @@ def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, blo
             grads, vhp = jax.vjp(jax.grad(loss, (0, 1)), x, kernel)
             return f(x, kernel), grads, vhp(grads)
 
-        return jax.jit(jax.vmap(second_order), compiler_options=QUICK)(x, kernel)
+        return jax.jit(jax.vmap(second_order))(x, kernel)
 
     got, wanted = all_of(lambda x, kernel: conv_max_pool(x, kernel, 2)), all_of(lambda x, k: max_pool(conv(x, k), 2))
     assert_close(got, wanted, 1e-11)

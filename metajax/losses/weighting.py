@@ -13,10 +13,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, PyTree
 
-from metajax.core import Batch, KeyArray, Metrics, Params
+from metajax.core import KeyArray
 from metajax.errors import InputError
-from metajax.solvers import bargain, interior_point, stand_ins, unit
-from metajax.train import MetaState, init_state
+from metajax.losses.solvers import bargain, interior_point, stand_ins, unit
 
 State: TypeAlias = PyTree
 Losses: TypeAlias = Float[Array, " tasks"]
@@ -272,70 +271,3 @@ def gram_matrix(gradients: PyTree) -> Gram:
 def combine(weights: Losses, gradients: PyTree) -> PyTree:
     """d = sum_i w_i g_i of gradients stacked to `[tasks, ...]`."""
     return jax.tree.map(lambda g: jnp.tensordot(weights.astype(g.dtype), g, 1, precision="highest"), gradients)
-
-
-def init_weighted(
-    params: Params, optimizer: optax.GradientTransformation, weighting: Weighting, num_tasks: int
-) -> MetaState:
-    """The state before the first step of `weighted_step`."""
-    state = init_state(params, optimizer)
-    return state._replace(opt_state=(state.opt_state, weighting.init(num_tasks)))
-
-
-def weighted_step(
-    losses: Callable[[Params, dict[str, Batch]], tuple[Losses, Present, Metrics]],
-    weighting: Weighting,
-    optimizer: optax.GradientTransformation,
-    sample: Callable[[KeyArray], dict[str, Batch]],
-    *,
-    split: Callable[[Params], Params] = lambda params: params["shared"],
-    join: Callable[[Params, Params], Params] = lambda params, shared: params | {"shared": shared},
-) -> Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]:
-    """One step of joint training: shared <- shared + outer(-sum_i w_i g_i), for `fit`.
-
-    The other parameters descend sum_i w_i L_i where the weighting weighs losses, and the plain sum where it combines
-    gradients (PCGrad, MGDA, CAGrad, Nash-MTL). Under plain SGD mind the length of d, which is that of a mean of
-    gradients for MGDA and CAGrad and the root of the number of tasks for Nash-MTL; Adam does not see it. A step whose
-    loss or gradient is not finite changes nothing, the weighting's state included, and reports its loss as NaN.
-
-    Args:
-      losses: `(params, batch) -> (losses, present, metrics)`, e.g. from `multitask_losses`; metrics hold `loss`.
-      weighting: how the tasks are weighed.
-      optimizer: any optax transformation, of all parameters.
-      sample: draws the batches of the tasks; runs on the device inside the step.
-      split: the part of the parameters that the tasks share, whose gradients are weighed.
-      join: `(params, shared) -> params` with that part replaced.
-
-    Returns:
-      `(state, key) -> (state, metrics)`, pure and jittable, on states from `init_weighted`; metrics are those of
-      `losses` with `grad_norm` and the weights, `weight_0`, `weight_1`, ... in the order of the losses.
-    """
-
-    def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
-        sample_key, key = jax.random.split(key)
-        batch = sample(sample_key)
-        opt_state, kept = state.opt_state
-
-        def of(params: Params, shared: Params) -> tuple[Losses, tuple[Present, Metrics]]:
-            values, present, metrics = losses(join(params, shared), batch)
-            return values, (present, metrics)
-
-        theta = state.theta, split(state.theta)
-        values, pullback, (present, metrics) = jax.vjp(of, *theta, has_aux=True)
-        if not weighting.by_gradient:
-            weights, kept = weighting.weigh(kept, values, present, None, key)
-            grads = join(*pullback(weights))
-        else:
-            each = jax.vmap(lambda one: pullback(one)[1])(jnp.eye(len(values), dtype=values.dtype))
-            weights, kept = weighting.weigh(kept, values, present, gram_matrix(each), key)
-            outer = weights if weighting.heads else present.astype(values.dtype)
-            grads = join(pullback(outer)[0], combine(weights, each))
-        norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, opt_state, state.theta)
-        new = MetaState(optax.apply_updates(state.theta, updates), (opt_state, kept), state.count + 1)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        metrics = metrics | {f"weight_{i}": weight for i, weight in enumerate(weights)}
-        return state, metrics | {"grad_norm": norm, "loss": jnp.where(finite, metrics["loss"], jnp.nan)}
-
-    return step

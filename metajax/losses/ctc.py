@@ -4,32 +4,15 @@ Token 0 is the blank. Lengths travel with inputs and transcripts; past an uttera
 which neither the loss nor decoding can tell from nothing.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int
 
-from metajax.core import Batch, KeyArray, LossFn, Metrics, Params, Scalar
+from metajax.core import Metrics, Scalar, Transcripts
 from metajax.errors import InputError
 
 LOG_ZERO = -1e5  # the logarithm of probability 0; finite, so that derivatives are
-
-
-class Utterances(NamedTuple):
-    """Padded inputs: a batch's `x`."""
-
-    frames: Array  # [n, time, mel], anything past the lengths
-    lengths: Array  # [n], how many frames count
-
-
-class Transcripts(NamedTuple):
-    """Padded token sequences: a batch's `y`."""
-
-    tokens: Array  # [n, length], in 1..vocabulary - 1, anything past the lengths
-    lengths: Array  # [n], how many tokens count
 
 
 def blank_after(logits: Float[Array, "n time vocabulary"], lengths: Int[Array, " n"]) -> Array:
@@ -94,36 +77,24 @@ def log_likelihood(logits: Float[Array, "n time vocabulary"], transcripts: Trans
     return jax.nn.logsumexp(ends, 1, where=jnp.stack([lengths >= 0, lengths > 0], 1))
 
 
-def ctc(apply: Callable[[Params, PyTree], Array]) -> LossFn:
+def ctc(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Scalar, Metrics]:
     """-log p(transcript | utterance), the sum over all alignments, in nats per token of the batch.
 
     Args:
-      apply: `(params, x) -> logits [n, time, vocabulary]`, certain blanks past each utterance's end (`blank_after`).
+      logits: scores, `[n, time, vocabulary]`, certain blanks past each utterance's end (`blank_after`).
+      y: what was said.
 
     Returns:
-      `loss_fn(params, batch, key)` for batches whose `y` is a `Transcripts`, with metric `loss`.
-
-    Raises:
-      InputError: when called, logits and transcripts do not fit together; outside `jax.jit` also as
-        `check_transcripts`. Compiled, a transcript without an alignment costs 100,000 nats and more.
+      The mean and the metric `loss`.
 
     Reference: Graves et al., "Connectionist Temporal Classification", ICML 2006.
     """
-
-    def loss_fn(params: Params, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
-        logits, (tokens, lengths) = apply(params, batch.x), batch.y
-        if logits.ndim != 3 or tokens.ndim != 2 or len(logits) != len(tokens):
-            raise InputError(
-                f"logits have shape {logits.shape} and tokens {tokens.shape}, expected [n, time, vocabulary] and "
-                "[n, length]."
-            )
-        if not any(isinstance(a, jax.core.Tracer) for a in (logits, tokens, lengths)):
-            frames = np.asarray((logits[..., 1:] > LOG_ZERO).any(-1).sum(-1))
-            check_transcripts(Transcripts(tokens, lengths), frames, logits.shape[-1])
-        loss = -log_likelihood(logits, batch.y).sum() / jnp.maximum(lengths.sum(), 1)
-        return loss, {"loss": loss}
-
-    return loss_fn
+    tokens, lengths = y
+    if not any(isinstance(a, jax.core.Tracer) for a in (logits, tokens, lengths)):
+        frames = np.asarray((logits[..., 1:] > LOG_ZERO).any(-1).sum(-1))
+        check_transcripts(Transcripts(tokens, lengths), frames, logits.shape[-1])
+    loss = -log_likelihood(logits, y).sum() / jnp.maximum(lengths.sum(), 1)
+    return loss, {"loss": loss}
 
 
 def greedy(logits: Float[Array, "n time vocabulary"]) -> Transcripts:

@@ -1,20 +1,17 @@
-"""Models: two pure functions each."""
+"""Models: pure functions on parameters."""
 
 from metajax.models.bilstm import bilstm
 from metajax.models.conv4 import conv4
 from metajax.models.crnn import crnn
-from metajax.models.formulations import FORMULATIONS, Formulation
 from metajax.models.image import image_encoder
+from metajax.models.layers import NORMALIZATIONS, Normalization
 from metajax.models.mlp import mlp
 from metajax.models.model import Model, from_linen, in_bfloat16
 from metajax.models.multitask import Multitask, embedding_heads, multitask
-from metajax.models.norm import NORMALIZATIONS, Normalization
 from metajax.models.tcresnet import tcresnet8
 
 __all__ = [
-    "FORMULATIONS",
     "NORMALIZATIONS",
-    "Formulation",
     "Model",
     "Multitask",
     "Normalization",

@@ -7,17 +7,15 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from metajax.core import KeyArray, Params, Referenced
-from metajax.ctc import Utterances, blank_after
+from metajax.core import Utterances
 from metajax.errors import InputError
-from metajax.models.formulations import Formulation
-from metajax.models.model import Model
-from metajax.models.norm import Norm
+from metajax.losses.ctc import blank_after
+from metajax.models.layers import Conv, Norm
+from metajax.models.model import Model, check_shape, from_linen
 from metajax.models.recurrent import Recurrent
-from metajax.models.tcresnet import Conv
 
 FrameNormalization = Literal["layer", "group"]
-Inputs: TypeAlias = Array | Utterances | Referenced
+Inputs: TypeAlias = Array | Utterances
 
 
 class BiLSTM(nn.Module):
@@ -27,11 +25,14 @@ class BiLSTM(nn.Module):
     normalization: FrameNormalization
     width: int
     num_layers: int
-    convolution: Formulation
 
     @nn.compact
-    def __call__(self, utterances: Utterances) -> Array:
-        x, lengths = utterances
+    def __call__(self, inputs: Inputs) -> Array:
+        x = inputs.frames if isinstance(inputs, Utterances) else inputs
+        check_shape(x, "n time mel")
+        lengths = inputs.lengths if isinstance(inputs, Utterances) else jnp.full(len(x), x.shape[1])
+        if lengths.shape != x.shape[:1]:
+            raise InputError(f"lengths has shape {lengths.shape}, expected one for each of {len(x)} utterances.")
 
         def masked(x: Array) -> Array:  # zeros past the end, as if the array ended there
             return jnp.where((jnp.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0)
@@ -43,8 +44,8 @@ class BiLSTM(nn.Module):
         x = jnp.pad(masked(x), ((0, 0), (0, -x.shape[1] % 4), (0, 0)))
         for i in range(2):
             lengths = (lengths + 1) // 2
-            conv = Conv(self.width, (5,), 2, self.convolution, name=f"conv{i}")
-            x = masked(jax.nn.relu(norm(conv(x), f"norm{i}")))
+            x = Conv(self.width, (5,), 2, name=f"conv{i}")(x)
+            x = masked(jax.nn.relu(norm(x, f"norm{i}")))
         mask = jnp.arange(x.shape[1]) < lengths[:, None]
         for i in range(self.num_layers):
             layer = Recurrent(self.width // 2, "lstm", both=True, name=f"lstm{i}")
@@ -58,7 +59,6 @@ def bilstm(
     normalization: FrameNormalization = "layer",
     width: int = 128,
     num_layers: int = 2,
-    convolution: Formulation = "auto",
 ) -> Model:
     """A BiLSTM encoder (0.3 M parameters) on log-mels `[n, time, mel]`, or on `Utterances` where their lengths differ.
 
@@ -68,13 +68,12 @@ def bilstm(
       normalization: `layer` or `group`, of each frame by itself; see `Norm`.
       width: channels of the convolutions, and of both directions of a layer together.
       num_layers: bidirectional layers.
-      convolution: how convolutions are computed; see `conv`.
 
     Returns:
       The model.
 
     Raises:
-      InputError: when called, another normalisation, or an odd width.
+      InputError: another normalisation, or an odd width; when called, inputs of another shape.
 
     Reference: Graves et al., "Hybrid Speech Recognition with Deep Bidirectional LSTM", ASRU 2013.
     """
@@ -83,18 +82,6 @@ def bilstm(
             f"normalization is {normalization!r}, expected one of {', '.join(get_args(FrameNormalization))}: "
             "padded frames must not count."
         )
-    if width % 2:
-        raise InputError(f"width is {width}, expected an even number: half of it for each direction.")
-    module = BiLSTM(num_outputs, normalization, width, num_layers, convolution)
-
-    def whole(x: Inputs) -> Utterances:
-        x = x.x if isinstance(x, Referenced) else x  # a frame's statistics are its own: a reference has no part in them
-        return x if isinstance(x, Utterances) else Utterances(x, jnp.full(x.shape[0], x.shape[1]))
-
-    def init(key: KeyArray, x: Inputs) -> Params:
-        return dict(module.init(key, whole(x)))["params"]
-
-    def apply(params: Params, x: Inputs) -> Array:
-        return jnp.asarray(module.apply({"params": params}, whole(x)))
-
-    return Model(init, apply)
+    if width < 2 or width % 2:
+        raise InputError(f"width is {width}, expected an even number, 2 or more: half of it for each direction.")
+    return from_linen(BiLSTM(num_outputs, normalization, width, num_layers))

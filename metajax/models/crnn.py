@@ -4,9 +4,8 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from metajax.models.conv4 import conv_blocks
-from metajax.models.formulations import Formulation
+from metajax.models.layers import Norm, Normalization
 from metajax.models.model import Model, from_linen
-from metajax.models.norm import Norm, Normalization
 from metajax.models.recurrent import Cell, Recurrent
 
 
@@ -17,14 +16,12 @@ class CRNN(nn.Module):
     normalization: Normalization
     width: int
     cell: Cell
-    convolution: Formulation
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n time mel"], num_reference: int | None = None) -> Array:
-        x = conv_blocks(x, self.width, self.normalization, self.convolution, num_reference)
-        x = x.mean(2)
+    def __call__(self, x: Float[Array, "n time mel"]) -> Array:
+        x = conv_blocks(x, self.width, self.normalization).mean(2)
         x = (x + Recurrent(self.width, self.cell, name="recurrent")(x))[:, -1]
-        x = Norm(self.normalization, name="norm4")(x, num_reference)
+        x = Norm(self.normalization, name="norm4")(x)
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
 
 
@@ -34,7 +31,6 @@ def crnn(
     normalization: Normalization = "transductive",
     width: int = 64,
     cell: Cell = "rnn",
-    convolution: Formulation = "auto",
 ) -> Model:
     """MetaAudio's CRNN (120 k parameters) on log-mels `[n, time, mel]` with at least 16 frames and 16 mel bins.
 
@@ -47,11 +43,13 @@ def crnn(
       normalization: one of `transductive`, `support`, `group`, `layer`; see `Norm`.
       width: channels of every block and of the recurrent layer.
       cell: `rnn`, as in MetaAudio's published settings, or `lstm`.
-      convolution: how convolutions are computed; see `conv`.
 
     Returns:
       The model.
 
+    Raises:
+      InputError: when called, inputs of another shape, or an unknown normalisation or cell.
+
     Reference: Heggan et al., "MetaAudio: A Few-Shot Audio Classification Benchmark", ICANN 2022.
     """
-    return from_linen(CRNN(num_outputs, normalization, width, cell, convolution))
+    return from_linen(CRNN(num_outputs, normalization, width, cell))

@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from metajax.models.model import Model, from_linen
+from metajax.models.model import Model, check_shape, from_linen
 
 
 class MLP(nn.Module):
@@ -16,7 +16,8 @@ class MLP(nn.Module):
     hidden: tuple[int, ...]
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n features"], num_reference: int | None = None) -> Array:
+    def __call__(self, x: Float[Array, "n features"]) -> Array:
+        check_shape(x, "n features")
         for i, width in enumerate(self.hidden):
             x = jax.nn.relu(nn.Dense(width, name=f"dense{i}")(x))
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
@@ -31,5 +32,8 @@ def mlp(num_outputs: int | None = None, *, hidden: Sequence[int] = (40, 40)) -> 
 
     Returns:
       The model.
+
+    Raises:
+      InputError: when called, inputs of another shape.
     """
     return from_linen(MLP(num_outputs, tuple(hidden)))

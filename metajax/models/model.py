@@ -1,45 +1,60 @@
-"""A model is two functions; flax stays behind them."""
+"""A model is three functions; flax stays behind them."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import errors
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 from jaxtyping import Array, PyTree
 
-from metajax.core import KeyArray, Params, Referenced
+from metajax.core import KeyArray, Params
+from metajax.errors import InputError
 
 
 class Model(NamedTuple):
-    """A pure-functional model."""
+    """A pure-functional model of inputs `x`, an array or a tree of arrays."""
 
-    init: Callable[[KeyArray, Array], Params]  # key, one batch of inputs -> parameters, a nested dict by layer name
-    apply: Callable[[Params, Array | Referenced], Array]  # parameters, inputs -> outputs
+    init: Callable[[KeyArray, PyTree], Params]  # key, one batch of inputs -> parameters, a nested dict by layer name
+    apply: Callable[..., Array]  # parameters, inputs, key=None -> outputs; without a key they are deterministic
+    # parameters, a support set's inputs -> mean and variance of each `support` normalisation, which `apply` uses where
+    # they are among the parameters, by dotted names such as "norm0.mean"; empty under any other normalisation
+    statistics: Callable[[Params, PyTree], dict[str, Array]]
 
 
 def from_linen(module: nn.Module) -> Model:
-    """A `Model` from a flax.linen module that is called as `module(x, num_reference)`.
+    """A `Model` from a flax.linen module that is called as `module(x)` and keeps nothing but parameters.
 
     Args:
-      module: keeps nothing but parameters. `num_reference`: how many leading examples give the normalisation
-        statistics; None for all of them.
+      module: the layers. One that is random, such as dropout, must be deterministic where
+        `self.has_rng("dropout")` is false.
 
     Returns:
-      The model. Given `Referenced` inputs it normalises by the reference and returns outputs for `x` alone.
+      The model. Parameters may be any tree that flax reads, a `FrozenDict` for one.
+
+    Raises:
+      InputError: when called, parameters that do not fit the inputs.
     """
 
-    def init(key: KeyArray, x: Array) -> Params:
+    def run(params: Params, x: PyTree, **options: Any) -> Any:
+        try:
+            return module.apply({"params": params}, x, **options)
+        except (errors.ScopeParamShapeError, errors.ScopeParamNotFoundError) as error:
+            shape, reason = jax.tree.map(jnp.shape, x), str(error).split(" (http")[0]
+            raise InputError(f"x of shape {shape} and params do not fit each other: {reason}") from error
+
+    def init(key: KeyArray, x: PyTree) -> Params:
         return dict(module.init(key, x))["params"]
 
-    def apply(params: Params, x: Array | Referenced) -> Array:
-        if not isinstance(x, Referenced):
-            return jnp.asarray(module.apply({"params": params}, x))
-        num_reference = x.reference.shape[0]
-        outputs = module.apply({"params": params}, jnp.concatenate([x.reference, x.x]), num_reference)
-        return jnp.asarray(outputs)[num_reference:]
+    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
+        return jnp.asarray(run(params, x, rngs=None if key is None else {"dropout": key}))
 
-    return Model(init, apply)
+    def statistics(params: Params, x: PyTree) -> dict[str, Array]:
+        return flatten_dict(run(params, x, mutable=["statistics"])[1].get("statistics", {}), sep=".")
+
+    return Model(init, apply, statistics)
 
 
 def in_bfloat16(model: Model) -> Model:
@@ -58,12 +73,28 @@ def in_bfloat16(model: Model) -> Model:
     Reference: Micikevicius et al., "Mixed Precision Training", ICLR 2018.
     """
 
-    def apply(params: Params, x: PyTree) -> Array:
-        return model.apply(rounded(params), rounded(x)).astype(jnp.float32)
+    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
+        return model.apply(_rounded(params), _rounded(x), key).astype(jnp.float32)
 
-    return Model(model.init, apply)
+    def statistics(params: Params, x: PyTree) -> dict[str, Array]:
+        return model.statistics(_rounded(params), _rounded(x))
+
+    return Model(model.init, apply, statistics)
 
 
-def rounded(tree: PyTree) -> PyTree:
-    """All floating-point leaves in bfloat16."""
-    return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+def check_shape(x: Array, axes: str, least: int = 1) -> None:
+    """Raise InputError unless x has these axes, `[n, ...]`, all but the first at least so long."""
+    if x.ndim != len(axes.split()) or min(x.shape[1:], default=least) < least:
+        first, *rest = axes.split()
+        wanted = f"[{', '.join((first, *rest))}] with {least} or more of {' and '.join(rest)}"
+        raise InputError(f"x has shape {x.shape}, expected {wanted}.")
+
+
+def _rounded(tree: PyTree) -> PyTree:
+    """All floating-point leaves in bfloat16, but for statistics of a support set."""
+
+    def leaf(path: tuple, a: Array) -> Array:
+        kept = path and jax.tree_util.keystr(path[-1:], simple=True) in ("mean", "variance")
+        return a if kept or not jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.bfloat16)
+
+    return jax.tree.map_with_path(leaf, tree)

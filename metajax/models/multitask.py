@@ -8,20 +8,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, PyTree
 
 from metajax.core import KeyArray, Params
 from metajax.errors import InputError
+from metajax.models.layers import Norm
 from metajax.models.model import Model, from_linen
-from metajax.models.norm import Norm
 
 
 class Multitask(NamedTuple):
     """A pure-functional model of several tasks; `params["shared"]` is what all share, `params["heads"]` the heads."""
 
-    init: Callable[[KeyArray, dict[str, Array]], Params]  # key, one batch of inputs for every task -> parameters
-    apply: Callable[[Params, dict[str, Array]], dict[str, Array]]  # inputs of any tasks -> their logits, [n, classes]
-    embed: Callable[[Params, str, Array], Array]  # parameters, task, inputs -> what its head sees, [n, width]
+    init: Callable[[KeyArray, Mapping[str, PyTree]], Params]  # key, one batch of inputs for every task -> parameters
+    apply: Callable[..., dict[str, Array]]  # parameters, inputs of any tasks, key=None -> their logits, [n, classes]
+    embed: Callable[..., Array]  # parameters, task, its inputs, key=None -> what its head sees, [n, width]
     heads: dict[str, int]  # classes of each task, 2 or more
 
 
@@ -44,15 +44,17 @@ def embedding_heads(heads: Mapping[str, int] | None = None, *, num_tokens: int =
       InputError: a head has fewer than 2 classes, or there is none; when called, a task has no head, a head has no
         task, or a token is beyond the table (where tokens are traced, their logits are NaN).
     """
-    heads = checked({"speech": 30, "image": 10} if heads is None else heads)
+    heads = _checked({"speech": 30, "image": 10} if heads is None else heads)
 
-    def init(key: KeyArray, inputs: dict[str, Array]) -> Params:
-        check_inputs(heads, inputs)
+    def init(key: KeyArray, inputs: Mapping[str, PyTree]) -> Params:
+        _check_inputs(heads, inputs)
         table_key, heads_key = jax.random.split(key)
         table = jax.random.normal(table_key, (num_tokens, width))
-        return {"shared": {"embedding": table}, "heads": init_heads(heads_key, width, heads)}
+        return {"shared": {"embedding": table}, "heads": _init_heads(heads_key, width, heads)}
 
-    def embed(params: Params, task: str, x: Int[Array, "n length"]) -> Float[Array, "n width"]:
+    def embed(
+        params: Params, task: str, x: Int[Array, "n length"], key: KeyArray | None = None
+    ) -> Float[Array, "n width"]:
         if x.size and not isinstance(x, jax.core.Tracer) and (found := np.asarray(x).max()) >= num_tokens:
             raise InputError(f"The inputs of task {task!r} hold token {found}, expected at most {num_tokens - 1}.")
         table, real = params["shared"]["embedding"], x >= 0
@@ -62,7 +64,7 @@ def embedding_heads(heads: Mapping[str, int] | None = None, *, num_tokens: int =
         # a product with the frequencies of the tokens: the gradient of looking rows up is up to seven times slower
         return jnp.zeros((len(x), num_tokens), table.dtype).at[rows, columns].add(share) @ table
 
-    return Multitask(init, partial(apply_heads, embed, heads), embed, heads)
+    return Multitask(init, partial(_apply_heads, embed, heads), embed, heads)
 
 
 def multitask(
@@ -94,7 +96,7 @@ def multitask(
 
     Reference: Caruana, "Multitask Learning", Machine Learning 1997.
     """
-    heads, modality = checked(heads), dict(modality or {})
+    heads, modality = _checked(heads), dict(modality or {})
     if unknown := [task for task in modality if task not in heads]:
         raise InputError(f"modality names task {unknown[0]!r} without a head, expected some of {', '.join(heads)}.")
     source = {task: modality.get(task, task) for task in heads}
@@ -106,8 +108,8 @@ def multitask(
         raise InputError(f"The encoder {unused[0]!r} has no task: the tasks are {', '.join(heads)}.")
     trunk = from_linen(Trunk(depth))
 
-    def init(key: KeyArray, inputs: dict[str, Array]) -> Params:
-        check_inputs(heads, inputs)
+    def init(key: KeyArray, inputs: Mapping[str, PyTree]) -> Params:
+        _check_inputs(heads, inputs)
         trunk_key, heads_key, *keys = jax.random.split(key, 2 + len(encoders))
         parts = {}
         for (name, encoder), key in zip(encoders.items(), keys, strict=True):
@@ -115,15 +117,16 @@ def multitask(
             body_key, key = jax.random.split(key)
             body = encoder.init(body_key, x)
             features = jax.eval_shape(encoder.apply, body, x).shape[-1]
-            parts[name] = {"body": body, "projection": init_linear(key, features, width)}
+            parts[name] = {"body": body, "projection": _init_linear(key, features, width)}
         shared = trunk.init(trunk_key, jnp.zeros((1, width)))
-        return {"encoders": parts, "shared": shared, "heads": init_heads(heads_key, width, heads)}
+        return {"encoders": parts, "shared": shared, "heads": _init_heads(heads_key, width, heads)}
 
-    def embed(params: Params, task: str, x: Array) -> Float[Array, "n width"]:
+    def embed(params: Params, task: str, x: PyTree, key: KeyArray | None = None) -> Float[Array, "n width"]:
         part = params["encoders"][source[task]]
-        return trunk.apply(params["shared"], linear(part["projection"], encoders[source[task]].apply(part["body"], x)))
+        features = encoders[source[task]].apply(part["body"], x, key)
+        return trunk.apply(params["shared"], linear(part["projection"], features))
 
-    return Multitask(init, partial(apply_heads, embed, heads), embed, heads)
+    return Multitask(init, partial(_apply_heads, embed, heads), embed, heads)
 
 
 class Trunk(nn.Module):
@@ -132,14 +135,14 @@ class Trunk(nn.Module):
     depth: int
 
     @nn.compact
-    def __call__(self, z: Float[Array, "n width"], num_reference: int | None = None) -> Array:
+    def __call__(self, z: Float[Array, "n width"]) -> Array:
         for i in range(self.depth):
             y = nn.Dense(z.shape[-1], name=f"dense{i}a")(Norm("layer", name=f"norm{i}")(z))
             z = z + nn.Dense(z.shape[-1], name=f"dense{i}b")(jax.nn.relu(y))
         return Norm("layer", name="norm")(z)
 
 
-def checked(heads: Mapping[str, int]) -> dict[str, int]:
+def _checked(heads: Mapping[str, int]) -> dict[str, int]:
     """The heads as a dict of their own, once they are known to be sound."""
     if not heads:
         raise InputError("heads is empty, expected the classes of one task or more.")
@@ -149,26 +152,31 @@ def checked(heads: Mapping[str, int]) -> dict[str, int]:
     return dict(heads)
 
 
-def check_tasks(heads: Mapping[str, int], tasks: Mapping[str, object]) -> None:
+def _check_tasks(heads: Mapping[str, int], tasks: Mapping[str, object]) -> None:
     """Raise InputError where a task of the batch has no head."""
     if unknown := [task for task in tasks if task not in heads]:
         raise InputError(f"The batch holds task {unknown[0]!r}, but the model has heads for {', '.join(heads)} only.")
 
 
-def check_inputs(heads: Mapping[str, int], inputs: Mapping[str, object]) -> None:
+def _check_inputs(heads: Mapping[str, int], inputs: Mapping[str, object]) -> None:
     """Raise InputError where a task of the batch has no head, or a head no task."""
-    check_tasks(heads, inputs)
+    _check_tasks(heads, inputs)
     if absent := [task for task in heads if task not in inputs]:
         found = ", ".join(inputs) or "none"
         raise InputError(f"The head {absent[0]!r} has no task: init needs inputs of every task, found {found}.")
 
 
-def apply_heads(
-    embed: Callable[[Params, str, Array], Array], heads: dict[str, int], params: Params, inputs: dict[str, Array]
+def _apply_heads(
+    embed: Callable[..., Array],
+    heads: dict[str, int],
+    params: Params,
+    inputs: Mapping[str, PyTree],
+    key: KeyArray | None = None,
 ) -> dict[str, Array]:
     """The logits of every task that `inputs` holds."""
-    check_tasks(heads, inputs)
-    return {task: linear(params["heads"][task], embed(params, task, x)) for task, x in inputs.items()}
+    _check_tasks(heads, inputs)
+    keys = {task: None if key is None else jax.random.fold_in(key, i) for i, task in enumerate(heads)}
+    return {task: linear(params["heads"][task], embed(params, task, x, keys[task])) for task, x in inputs.items()}
 
 
 def linear(params: Params, x: Float[Array, "n features"]) -> Float[Array, "n outputs"]:
@@ -176,7 +184,7 @@ def linear(params: Params, x: Float[Array, "n features"]) -> Float[Array, "n out
     return x @ params["kernel"] + params["bias"]
 
 
-def init_linear(key: KeyArray, features: int, outputs: int) -> Params:
+def _init_linear(key: KeyArray, features: int, outputs: int) -> Params:
     """Kernel and bias, uniform within 1 / sqrt(features) of 0."""
     kernel_key, bias_key = jax.random.split(key)
     bound = features**-0.5
@@ -184,7 +192,7 @@ def init_linear(key: KeyArray, features: int, outputs: int) -> Params:
     return {"kernel": kernel, "bias": jax.random.uniform(bias_key, (outputs,), minval=-bound, maxval=bound)}
 
 
-def init_heads(key: KeyArray, width: int, heads: dict[str, int]) -> Params:
+def _init_heads(key: KeyArray, width: int, heads: dict[str, int]) -> Params:
     """A linear head for each task."""
     keys = jax.random.split(key, len(heads))
-    return {task: init_linear(key, width, classes) for (task, classes), key in zip(heads.items(), keys, strict=True)}
+    return {task: _init_linear(key, width, classes) for (task, classes), key in zip(heads.items(), keys, strict=True)}

@@ -1,7 +1,9 @@
 """The ways to compute a convolution and its kernel's gradient for a group of tasks, and which of them is fast where."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 from itertools import product
 from typing import Literal, TypeAlias, get_args
@@ -10,12 +12,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from metajax.models import winograd
+from metajax.conv import winograd
+from metajax.errors import InputError
 
-# direct: as the definition says, one task after the other. products: one matrix product of all tasks.
-# winograd: 3x3 kernels with a third of the multiplications, others direct. auto: by platform and shape.
 Formulation = Literal["auto", "direct", "products", "winograd"]
-FORMULATIONS: tuple[str, ...] = get_args(Formulation)
 Pads: TypeAlias = tuple[tuple[int, int], ...]  # zeros before and after, for each axis of space; below 0: cells cut off
 FEW = 4  # features
 # features and outputs, their product, and cells, from which Winograd's sums cost less than they save, on CPU
@@ -24,6 +24,36 @@ BROAD, WIDE, LARGE = 2**5, 2**11, 2**7
 CACHE, BLOCK = 2**20, {"direct": 5 * 2**17, "winograd": 5 * 2**15}
 # layouts by the number of axes of space
 LAYOUTS = {1: ("NTC", "TIO", "NTC"), 2: ("NHWC", "HWIO", "NHWC")}
+
+_CURRENT: ContextVar[Formulation] = ContextVar("formulation", default="auto")
+
+
+@contextmanager
+def formulation(name: Formulation) -> Iterator[None]:
+    """Within it, how every convolution that is traced, and all its derivatives, are computed: for benchmarks and tests.
+
+    It changes speed and rounding alone, and nothing in a function that `jax.jit` has traced before.
+
+    Args:
+      name: `direct`: one task after the other; `products`: one matrix product of all tasks; `winograd`: 3x3 kernels at
+        stride 1 with a third of the multiplications, all others direct; `auto`, as without it: by device and shape, on
+        CPU the fastest measured.
+
+    Raises:
+      InputError: another name.
+    """
+    if name not in get_args(Formulation):
+        raise InputError(f"name is {name!r}, expected one of {', '.join(get_args(Formulation))}.")
+    token = _CURRENT.set(name)
+    try:
+        yield
+    finally:
+        _CURRENT.reset(token)
+
+
+def current() -> Formulation:
+    """The formulation of what is traced now."""
+    return _CURRENT.get()
 
 
 def chosen(formulation: Formulation, platform: str, groups: int, cells: int, kernel: Sequence[int]) -> str:
@@ -42,8 +72,8 @@ def conv_groups(x: Array, kernel: Array, pads: Pads, formulation: Formulation, p
     cells = math.prod(reached(x.shape[2:-1], kernel.shape[1:-2], pads))
     way = chosen(formulation, platform, len(x), cells, kernel.shape[1:])
     if way == "products":
-        return conv_products(x, kernel, pads)
-    once = partial(winograd.conv3x3 if way == "winograd" else conv_one, pads=pads)
+        return _conv_products(x, kernel, pads)
+    once = partial(winograd.conv3x3 if way == "winograd" else _conv_one, pads=pads)
 
     def one(x: Array, kernel: Array) -> Array:
         if (count := num_blocks(len(x), x.nbytes, platform, way)) == 1:
@@ -51,14 +81,14 @@ def conv_groups(x: Array, kernel: Array, pads: Pads, formulation: Formulation, p
         y = jax.lax.map(lambda x: once(x, kernel), x.reshape(count, -1, *x.shape[1:]))
         return y.reshape(len(x), *y.shape[2:])
 
-    return one_by_one(one, x, kernel)
+    return _one_by_one(one, x, kernel)
 
 
 def kernel_grad_groups(x: Array, g: Array, pads: Pads, formulation: Formulation, platform: str) -> Array:
     """kernel_grad for groups: x `[b, n, *space, features]`, g `[b, n, *out, outputs]`."""
     shape = [*reached(x.shape[2:-1], g.shape[2:-1], pads), x.shape[-1], g.shape[-1]]
     way = chosen(formulation, platform, len(x), math.prod(g.shape[2:-1]), shape)
-    once = partial(winograd.kernel_grad3x3 if way == "winograd" else tap_products, pads=pads)
+    once = partial(winograd.kernel_grad3x3 if way == "winograd" else _tap_products, pads=pads)
 
     def one(x: Array, g: Array) -> Array:
         if (way == "direct" and x.shape[-1] <= FEW) or (count := num_blocks(len(x), x.nbytes, platform, way)) == 1:
@@ -68,11 +98,11 @@ def kernel_grad_groups(x: Array, g: Array, pads: Pads, formulation: Formulation,
         blocks = [a.reshape(count, -1, *a.shape[1:]) for a in (x, g)]
         return jax.lax.scan(lambda total, pair: (total + once(*pair), None), zeros, blocks)[0].astype(x.dtype)
 
-    grads = jax.vmap(once)(x, g) if way == "products" else one_by_one(one, x, g)
+    grads = jax.vmap(once)(x, g) if way == "products" else _one_by_one(one, x, g)
     return grads.mT.reshape(len(x), *shape)
 
 
-def one_by_one(f: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
+def _one_by_one(f: Callable[[Array, Array], Array], a: Array, b: Array) -> Array:
     """f of every group."""
     return f(a[0], b[0])[None] if len(a) == 1 else jax.lax.map(lambda pair: f(*pair), (a, b))
 
@@ -100,7 +130,7 @@ def windows(x: Array, out: Sequence[int], taps: Sequence[int]) -> list[Array]:
     return [x[(..., *place, slice(None))] for place in places]
 
 
-def conv_products(x: Array, kernel: Array, pads: Pads) -> Array:
+def _conv_products(x: Array, kernel: Array, pads: Pads) -> Array:
     """conv of all groups as one matrix product, batched over them."""
     x, taps = jax.vmap(partial(padded, pads=pads))(x), kernel.shape[1:-2]
     out = [size - tap + 1 for size, tap in zip(x.shape[2:-1], taps, strict=True)]
@@ -109,12 +139,12 @@ def conv_products(x: Array, kernel: Array, pads: Pads) -> Array:
     return y.reshape(*x.shape[:2], *out, kernel.shape[-1])
 
 
-def conv_one(x: Array, kernel: Array, pads: Pads) -> Array:
+def _conv_one(x: Array, kernel: Array, pads: Pads) -> Array:
     """conv of one group."""
     return jax.lax.conv_general_dilated(x, kernel, [1] * len(pads), pads, dimension_numbers=LAYOUTS[len(pads)])
 
 
-def tap_products(x: Array, g: Array, pads: Pads) -> Array:
+def _tap_products(x: Array, g: Array, pads: Pads) -> Array:
     """kernel_grad of one group, `[taps, outputs, features]`."""
     x = padded(x, pads)
     out, features = g.shape[1:-1], x.shape[-1]

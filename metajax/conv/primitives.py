@@ -24,23 +24,20 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from metajax.errors import InputError
-from metajax.models.formulations import (
-    FORMULATIONS,
+from metajax.conv.formulations import (
     Formulation,
     Pads,
     conv_groups,
+    current,
     kernel_grad_groups,
     padded,
     reached,
 )
+from metajax.errors import InputError
 
 
 def conv(
-    x: Float[Array, "n *space features"],
-    kernel: Float[Array, "*taps"],
-    stride: int = 1,
-    formulation: Formulation = "auto",
+    x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], stride: int = 1
 ) -> Float[Array, "n *out outputs"]:
     """Convolution with SAME padding, y[t] = sum_j x[stride * t + j - left] @ kernel[j], over one or two axes of space.
 
@@ -48,27 +45,27 @@ def conv(
       x: inputs, `[n, time, features]` or `[n, time, mel, features]`.
       kernel: weights, `[taps..., features, outputs]`.
       stride: step along every axis of space.
-      formulation: how it and all its derivatives are computed; changes speed and rounding alone. `direct`: one task
-        after the other; `products`: one matrix product of all tasks; `winograd`: 3x3 kernels at stride 1 with a third
-        of the multiplications, all others direct; `auto`: by device and shape, on CPU the fastest measured.
 
     Returns:
       `[n, ceil(time / stride), ..., outputs]`, equal to `jax.lax.conv_general_dilated` with SAME padding.
 
     Raises:
-      InputError: `formulation` is not one of its names.
+      InputError: x and kernel do not fit each other.
     """
-    if formulation not in FORMULATIONS:
-        raise InputError(f"formulation is {formulation!r}, expected one of {', '.join(FORMULATIONS)}.")
+    if x.ndim != kernel.ndim or x.ndim not in (3, 4) or x.shape[-1] != kernel.shape[-2] or x.dtype != kernel.dtype:
+        raise InputError(
+            f"x is {x.dtype} of shape {x.shape} and kernel {kernel.dtype} of shape {kernel.shape}, "
+            "expected one type, [n, *space, features] and [*taps, features, outputs] with one or two axes of space."
+        )
     taps = kernel.shape[:-2]
     pads = same_pads(x.shape[1:-1], taps, stride)
     if stride == 1:
-        return conv_p.bind(x[None], kernel[None], pads=pads, formulation=formulation)[0]
+        return conv_p.bind(x[None], kernel[None], pads=pads, formulation=current())[0]
     # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features
     ends = [(0, -tap % stride) for tap in taps]
-    kernel = fold(jnp.pad(kernel, [*ends, (0, 0), (0, 0)]), stride, range(len(taps)))
-    x = fold(padded(x, pads), stride, range(1, 1 + len(taps)))
-    return conv_p.bind(x[None], kernel[None], pads=((0, 0),) * len(taps), formulation=formulation)[0]
+    kernel = _fold(jnp.pad(kernel, [*ends, (0, 0), (0, 0)]), stride, range(len(taps)))
+    x = _fold(padded(x, pads), stride, range(1, 1 + len(taps)))
+    return conv_p.bind(x[None], kernel[None], pads=((0, 0),) * len(taps), formulation=current())[0]
 
 
 def same_pads(space: Sequence[int], taps: Sequence[int], stride: int = 1) -> Pads:
@@ -81,7 +78,7 @@ def same_pads(space: Sequence[int], taps: Sequence[int], stride: int = 1) -> Pad
     return tuple(pads)
 
 
-def fold(x: Array, stride: int, space: Sequence[int]) -> Array:
+def _fold(x: Array, stride: int, space: Sequence[int]) -> Array:
     """Blocks of `stride` cells along the axes `space` as features, joined to the axis after the last of them."""
     first, last = space[0], space[-1] + 1
     blocks = [part for size in x.shape[first:last] for part in (size // stride, stride)]
@@ -96,67 +93,67 @@ conv_p = Primitive("metajax_conv")
 kernel_grad_p = Primitive("metajax_conv_kernel_grad")
 
 
-def conv_shape(x: Any, kernel: Any, pads: Pads, formulation: Formulation) -> Any:
+def _conv_shape(x: Any, kernel: Any, pads: Pads, formulation: Formulation) -> Any:
     out = reached(x.shape[2:-1], kernel.shape[1:-2], pads)
     return x.update(shape=(*x.shape[:2], *out, kernel.shape[-1]))
 
 
-def kernel_grad_shape(x: Any, g: Any, pads: Pads, formulation: Formulation) -> Any:
+def _kernel_grad_shape(x: Any, g: Any, pads: Pads, formulation: Formulation) -> Any:
     taps = reached(x.shape[2:-1], g.shape[2:-1], pads)
     return x.update(shape=(x.shape[0], *taps, x.shape[-1], g.shape[-1]))
 
 
-def input_grad(g: Array, kernel: Array, pads: Pads, **how: Formulation) -> Array:
+def _input_grad(g: Array, kernel: Array, pads: Pads, **how: Formulation) -> Array:
     """The transpose of conv in x: g with the flipped kernel, itself a conv."""
     taps = kernel.shape[1:-2]
     around = tuple((tap - 1 - low, tap - 1 - high) for tap, (low, high) in zip(taps, pads, strict=True))
     return conv_p.bind(g, jax.lax.rev(kernel, range(1, 1 + len(taps))).mT, pads=around, **how)
 
 
-def batch_both(primitive: Primitive, args: Sequence[Array], dims: Sequence[int], **how: Any) -> tuple[Array, int]:
+def _batch_both(primitive: Primitive, args: Sequence[Array], dims: Sequence[int], **how: Any) -> tuple[Array, int]:
     """vmap over both operands: more groups."""
     a, b = (jnp.moveaxis(arg, dim, 0) for arg, dim in zip(args, dims, strict=True))
     y = primitive.bind(a.reshape(-1, *a.shape[2:]), b.reshape(-1, *b.shape[2:]), **how)
     return y.reshape(a.shape[0], -1, *y.shape[1:]), 0
 
 
-def merge(a: Array, dim: int, axis: int) -> tuple[Array, int]:
-    """Move the vmapped axis in front of `axis` (counted without it) and merge the two."""
+def _merge(a: Array, dim: int, axis: int) -> tuple[Array, int]:
+    """Move the vmapped axis in front of `axis` (counted without it) and _merge the two."""
     size = a.shape[dim]
     a = jnp.moveaxis(a, dim, axis)
     return a.reshape(*a.shape[:axis], -1, *a.shape[axis + 2 :]), size
 
 
-def unmerge(y: Array, size: int, axis: int) -> tuple[Array, int]:
-    """Undo `merge` on a result; returns the vmapped axis's place too."""
+def _unmerge(y: Array, size: int, axis: int) -> tuple[Array, int]:
+    """Undo `_merge` on a result; returns the vmapped axis's place too."""
     return y.reshape(*y.shape[:axis], size, -1, *y.shape[axis + 1 :]), axis
 
 
-def batch_conv(args: Sequence[Array], dims: Sequence[Any], **how: Any) -> tuple[Array, int]:
+def _batch_conv(args: Sequence[Array], dims: Sequence[Any], **how: Any) -> tuple[Array, int]:
     (x, kernel), (x_dim, kernel_dim) = args, dims
     if kernel_dim is None:  # shared weights: more examples
-        x, size = merge(x, x_dim, 1)
-        return unmerge(conv_p.bind(x, kernel, **how), size, 1)
+        x, size = _merge(x, x_dim, 1)
+        return _unmerge(conv_p.bind(x, kernel, **how), size, 1)
     if x_dim is None:  # shared inputs: more outputs
-        kernel, size = merge(kernel, kernel_dim, kernel.ndim - 2)
-        return unmerge(conv_p.bind(x, kernel, **how), size, x.ndim - 1)
-    return batch_both(conv_p, args, dims, **how)
+        kernel, size = _merge(kernel, kernel_dim, kernel.ndim - 2)
+        return _unmerge(conv_p.bind(x, kernel, **how), size, x.ndim - 1)
+    return _batch_both(conv_p, args, dims, **how)
 
 
-def batch_kernel_grad(args: Sequence[Array], dims: Sequence[Any], **how: Any) -> tuple[Array, int]:
+def _batch_kernel_grad(args: Sequence[Array], dims: Sequence[Any], **how: Any) -> tuple[Array, int]:
     (x, g), (x_dim, g_dim) = args, dims
     if g_dim is None:  # more features
-        x, size = merge(x, x_dim, x.ndim - 2)
-        return unmerge(kernel_grad_p.bind(x, g, **how), size, x.ndim - 2)
+        x, size = _merge(x, x_dim, x.ndim - 2)
+        return _unmerge(kernel_grad_p.bind(x, g, **how), size, x.ndim - 2)
     if x_dim is None:  # more outputs
-        g, size = merge(g, g_dim, g.ndim - 2)
-        return unmerge(kernel_grad_p.bind(x, g, **how), size, x.ndim - 1)
-    return batch_both(kernel_grad_p, args, dims, **how)
+        g, size = _merge(g, g_dim, g.ndim - 2)
+        return _unmerge(kernel_grad_p.bind(x, g, **how), size, x.ndim - 1)
+    return _batch_both(kernel_grad_p, args, dims, **how)
 
 
 for primitive, groups, shape, batch in (
-    (conv_p, conv_groups, conv_shape, batch_conv),
-    (kernel_grad_p, kernel_grad_groups, kernel_grad_shape, batch_kernel_grad),
+    (conv_p, conv_groups, _conv_shape, _batch_conv),
+    (kernel_grad_p, kernel_grad_groups, _kernel_grad_shape, _batch_kernel_grad),
 ):
     primitive.def_impl(jax.jit(primitive.bind, static_argnames=("pads", "formulation")))
     primitive.def_abstract_eval(shape)
@@ -166,11 +163,11 @@ for primitive, groups, shape, batch in (
     batching.primitive_batchers[primitive] = batch
 ad.defbilinear(
     conv_p,
-    lambda g, x, kernel, **how: input_grad(g, kernel, **how),
+    lambda g, x, kernel, **how: _input_grad(g, kernel, **how),
     lambda g, x, kernel, **how: kernel_grad_p.bind(x, g, **how),
 )
 ad.defbilinear(
     kernel_grad_p,
-    lambda w, x, g, **how: input_grad(g, w, **how),
+    lambda w, x, g, **how: _input_grad(g, w, **how),
     lambda w, x, g, **how: conv_p.bind(x, w, **how),
 )

@@ -17,21 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-Matrix = Sequence[Sequence[int | float]]
+_Matrix = Sequence[Sequence[int | float]]
 
 # along each axis: results of a tile, and B^T, G, A^T
 TILE = (4, 2)
-INPUTS: tuple[Matrix, Matrix] = (
+INPUTS: tuple[_Matrix, _Matrix] = (
     ((4, 0, -5, 0, 1, 0), (0, -4, -4, 1, 1, 0), (0, 4, -4, -1, 1, 0), (0, -2, -1, 2, 1, 0), (0, 2, -1, -2, 1, 0),
      (0, 4, 0, -5, 0, 1)),
     ((1, 0, -1, 0), (0, 1, 1, 0), (0, -1, 1, 0), (0, 1, 0, -1)),
 )  # fmt: skip
-KERNEL: tuple[Matrix, Matrix] = (
+KERNEL: tuple[_Matrix, _Matrix] = (
     ((1 / 4, 0, 0), (-1 / 6, -1 / 6, -1 / 6), (-1 / 6, 1 / 6, -1 / 6), (1 / 24, 1 / 12, 1 / 6),
      (1 / 24, -1 / 12, 1 / 6), (0, 0, 1)),
     ((1, 0, 0), (1 / 2, 1 / 2, 1 / 2), (1 / 2, -1 / 2, 1 / 2), (0, 0, 1)),
 )  # fmt: skip
-OUTPUTS: tuple[Matrix, Matrix] = (
+OUTPUTS: tuple[_Matrix, _Matrix] = (
     ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1)),
     ((1, 1, 1, 0), (0, 1, -1, -1)),
 )
@@ -45,14 +45,14 @@ def conv3x3(
     """y[t] = sum_j x[t + j - low] @ kernel[j], with `pads`, low and high for each axis, zeros around x."""
     out = [size + low + high - 2 for size, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
     count = [-(-size // tile) for size, tile in zip(out, TILE, strict=True)]
-    seen = planes(x, pads, count, INPUTS)
+    seen = _planes(x, pads, count, INPUTS)
     weights = jnp.matmul(
         np.kron(*KERNEL).astype(seen.dtype), kernel.reshape(9, -1).astype(seen.dtype), precision="highest"
     )
     y = seen @ weights.reshape(-1, *kernel.shape[2:])
     y = y.reshape(len(KERNEL[0]), len(KERNEL[1]), len(x), *count, -1)
-    y = jnp.stack(combined(OUTPUTS[1], list(y.swapaxes(0, 1))), -2)
-    y = jnp.stack(combined(OUTPUTS[0], list(y)), 2).reshape(len(x), count[0] * TILE[0], count[1] * TILE[1], -1)
+    y = jnp.stack(_combined(OUTPUTS[1], list(y.swapaxes(0, 1))), -2)
+    y = jnp.stack(_combined(OUTPUTS[0], list(y)), 2).reshape(len(x), count[0] * TILE[0], count[1] * TILE[1], -1)
     return y[:, : out[0], : out[1]].astype(x.dtype)
 
 
@@ -63,14 +63,14 @@ def kernel_grad3x3(
 ) -> Float[Array, "9 outputs features"]:
     """sum_t g[t]^T x[t + j - low] of every tap j."""
     count = [-(-size // tile) for size, tile in zip(g.shape[1:-1], TILE, strict=True)]
-    seen = planes(x, pads, count, INPUTS)
-    grads = planes(g, [(0, 0), (0, 0)], count, [tuple(zip(*matrix, strict=True)) for matrix in OUTPUTS])
+    seen = _planes(x, pads, count, INPUTS)
+    grads = _planes(g, [(0, 0), (0, 0)], count, [tuple(zip(*matrix, strict=True)) for matrix in OUTPUTS])
     products = jnp.einsum("pto,ptc->poc", grads, seen)
     taps = jnp.matmul(np.kron(*KERNEL).T.astype(seen.dtype), products.reshape(len(products), -1), precision="highest")
     return taps.reshape(9, *products.shape[1:]).astype(x.dtype)
 
 
-def planes(x: Array, pads: Sequence[tuple[int, int]], count: Sequence[int], matrices: Sequence[Matrix]) -> Array:
+def _planes(x: Array, pads: Sequence[tuple[int, int]], count: Sequence[int], matrices: Sequence[_Matrix]) -> Array:
     """M cells M'^T of every tile, one matrix for each axis: `[planes, n * tiles, features]`, at least float32."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # its sums would take the digits of half precision
     sides = [len(matrix[0]) for matrix in matrices]
@@ -79,12 +79,12 @@ def planes(x: Array, pads: Sequence[tuple[int, int]], count: Sequence[int], matr
         for size, (low, _), c, tile, side in zip(x.shape[1:-1], pads, count, TILE, sides, strict=True)
     ]
     x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *ends, (0, 0, 0)])
-    x = jnp.stack(combined(matrices[0], [x[:, i :: TILE[0]][:, : count[0]] for i in range(sides[0])]))
-    x = jnp.stack(combined(matrices[1], [x[..., j :: TILE[1], :][..., : count[1], :] for j in range(sides[1])]), 1)
+    x = jnp.stack(_combined(matrices[0], [x[:, i :: TILE[0]][:, : count[0]] for i in range(sides[0])]))
+    x = jnp.stack(_combined(matrices[1], [x[..., j :: TILE[1], :][..., : count[1], :] for j in range(sides[1])]), 1)
     return x.reshape(len(x) * x.shape[1], -1, x.shape[-1])
 
 
-def combined(matrix: Matrix, parts: Sequence[Array]) -> list[Array]:
+def _combined(matrix: _Matrix, parts: Sequence[Array]) -> list[Array]:
     """matrix @ parts, its zeros left out."""
     used = [[float(m) * part for m, part in zip(row, parts, strict=True) if m] for row in matrix]
     return [sum(rest, first) for first, *rest in used]

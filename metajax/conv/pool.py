@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metajax.models.conv import conv, same_pads
-from metajax.models.formulations import Formulation, num_blocks, padded, windows
+from metajax.conv.formulations import num_blocks, padded, windows
+from metajax.conv.primitives import conv, same_pads
 
 
 def conv_moments(
@@ -43,14 +43,14 @@ def conv_moments(
 
 
 def conv_max_pool(
-    x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], size: int, formulation: Formulation = "auto"
+    x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], size: int = 2
 ) -> Float[Array, "n *out outputs"]:
     """max_pool(conv(x, kernel), size), on CPU by blocks of examples that stay in a core's cache; computed again for
     the gradient."""
 
     @jax.checkpoint
     def part(x: Array) -> Array:
-        return max_pool(conv(x, kernel, 1, formulation), size)
+        return max_pool(conv(x, kernel), size)
 
     nbytes = x.nbytes // x.shape[-1] * kernel.shape[-1]
     count = num_blocks(len(x), nbytes, jax.default_backend())
@@ -67,27 +67,27 @@ def max_pool(x: Float[Array, "n *space features"], size: int = 2) -> Float[Array
     """
     for axis in range(1, x.ndim - 1):
         x = jax.lax.slice_in_dim(x, 0, x.shape[axis] // size * size, axis=axis)
-    return largest(x.reshape([len(x), *(n for cells in x.shape[1:-1] for n in (cells // size, size)), x.shape[-1]]))
+    return _largest(x.reshape([len(x), *(n for cells in x.shape[1:-1] for n in (cells // size, size)), x.shape[-1]]))
 
 
 @jax.custom_jvp
-def largest(x: Array) -> Array:
+def _largest(x: Array) -> Array:
     """The largest of every block, `[n, *out, features]` of `[n, *(out, size), features]`."""
-    return winners(x)[0]
+    return _winners(x)[0]
 
 
-@largest.defjvp
-def largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     """A choice by number, not by comparing x with the maximum: XLA may compute x once more, rounded differently."""
     (x,), (tangent,) = primals, tangents
-    best, number = winners(x)
+    best, number = _winners(x)
     axes = tuple(range(2, x.ndim - 1, 2))
     sizes = [size if axis in axes else 1 for axis, size in enumerate(x.shape)]
     chosen = jnp.expand_dims(number, axes) == jnp.arange(math.prod(sizes)).reshape(sizes)
     return best, jnp.where(chosen, tangent, 0).sum(axes)
 
 
-def winners(x: Array) -> tuple[Array, Array]:
+def _winners(x: Array) -> tuple[Array, Array]:
     """The largest of every block and its number, the first of equals."""
     best, *others = (
         x[(slice(None), *(index for j in place for index in (slice(None), j)))]

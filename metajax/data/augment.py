@@ -1,21 +1,23 @@
 """Augmentation and normalisation of log-mel spectrograms on the device, each example with its own random numbers.
 
 The parts take one example and `draw`s, numbers uniform in [0, 1), and are deterministic; `augment` does the drawing.
+Those that look along time take a `length` too: frames past it are not looked at, and what becomes of them is undefined.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int, UInt32
 
-from metajax.core import KeyArray
+from metajax.core import KeyArray, Utterances
 from metajax.errors import InputError
 
 LogMel: TypeAlias = Float[Array, "time mel"]
 Draw: TypeAlias = Float[Array, ""]  # uniform in [0, 1)
+Length: TypeAlias = Int[Array, ""] | None  # frames of the example that count; None for all
 
 _NEPER = math.log(10) / 10  # natural logarithm of one decibel of power
 
@@ -44,8 +46,10 @@ def scaled(factor: float) -> Augmentation:
 
 def augment(
     settings: Augmentation, noise: Float[Array, "noise_time mel"] | None = None
-) -> Callable[[Float[Array, "n time mel"], KeyArray], Float[Array, "n time mel"]]:
+) -> Callable[[Any, KeyArray], Any]:
     """Return (x, key) -> x, which augments each example by its own draw of all parts, in the order of the fields.
+
+    x is `[n, time, mel]` or `Utterances`, of which the frames within the lengths are augmented and the others kept.
 
     Args:
         settings: strengths.
@@ -69,33 +73,36 @@ def augment(
         raise InputError(f"noise_low is {low} dB, expected at most noise_high = {high} dB")
     settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
-    def one(x: LogMel, draws: Float[Array, " draws"], bits: UInt32[Array, "_ _"]) -> LogMel:
+    def one(x: LogMel, length: Length, draws: Float[Array, " draws"], bits: UInt32[Array, "_ _"]) -> LogMel:
         warp, tempo, shift, level, chance, ratio, tilt, hump, start, *masks = draws
+        given = x
         if settings.warp:
             x = warp_frequency(x, warp, 1 + settings.warp)
         if settings.stretch:
-            x = stretch(x, tempo, 1 + settings.stretch)
+            x = stretch(x, tempo, 1 + settings.stretch, length)
         if settings.shift:
-            x = time_shift(x, shift, settings.shift)
+            x = time_shift(x, shift, settings.shift, length)
         if settings.gain:
             x = gain(x, level, settings.gain)
         if settings.noise:
             segment = coloured_noise(tilt, hump, bits) if noise is None else cut(noise, start, x.shape[0])
-            mixed = add_noise(x, segment, ratio, settings.noise_low, settings.noise_high)
+            mixed = add_noise(x, segment, ratio, settings.noise_low, settings.noise_high, length)
             x = jnp.where(chance < settings.noise, mixed, x)
         if settings.time_mask:
-            x = time_mask(x, masks[0], masks[1], settings.time_mask)
+            x = time_mask(x, masks[0], masks[1], settings.time_mask, length)
         if settings.frequency_mask:
-            x = frequency_mask(x, masks[2], masks[3], settings.frequency_mask)
-        return x
+            x = frequency_mask(x, masks[2], masks[3], settings.frequency_mask, length)
+        return _within(x, length, given)
 
-    def many(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
+    def many(x: Any, key: KeyArray) -> Any:
+        frames, lengths = x if isinstance(x, Utterances) else (x, None)
         # all random numbers from two calls of the generator: each call costs a second of compilation on CPU
         draw_key, noise_key = jax.random.split(key)
-        draws = jax.random.uniform(draw_key, (13, x.shape[0]), x.dtype)
-        cells = x.shape if settings.noise and noise is None else (x.shape[0], 0, 0)
+        draws = jax.random.uniform(draw_key, (13, frames.shape[0]), frames.dtype)
+        cells = frames.shape if settings.noise and noise is None else (frames.shape[0], 0, 0)
         bits = jax.random.bits(noise_key, cells, jnp.uint32)
-        return jax.vmap(one, (0, 1, 0))(x, draws, bits)
+        changed = jax.vmap(one, (0, 0, 1, 0))(frames, lengths, draws, bits)
+        return changed if lengths is None else Utterances(changed, lengths)
 
     return many
 
@@ -112,25 +119,25 @@ def warp_frequency(x: LogMel, draw: Draw, max_ratio: float) -> LogMel:
     return _interpolate(x.T, jnp.arange(bands) / _ratio(draw, max_ratio)).T
 
 
-def stretch(x: LogMel, draw: Draw, max_ratio: float) -> LogMel:
+def stretch(x: LogMel, draw: Draw, max_ratio: float, length: Length = None) -> LogMel:
     """Return x(c + (t - c) / r, m) about the centre c, log r uniform in [-log max_ratio, log max_ratio].
 
     Between frames the value is interpolated linearly; beyond the ends it is the band's minimum.
     """
-    last = x.shape[0] - 1
-    position = last / 2 + (jnp.arange(last + 1) - last / 2) / _ratio(draw, max_ratio)
+    last = (x.shape[0] if length is None else length) - 1
+    position = last / 2 + (jnp.arange(x.shape[0]) - last / 2) / _ratio(draw, max_ratio)
     inside = (position >= 0) & (position <= last)
-    return jnp.where(inside[:, None], _interpolate(x, position), x.min(0))
+    return jnp.where(inside[:, None], _interpolate(x, position), _within(x, length, jnp.inf).min(0))
 
 
-def time_shift(x: LogMel, draw: Draw, max_frames: int) -> LogMel:
+def time_shift(x: LogMel, draw: Draw, max_frames: int, length: Length = None) -> LogMel:
     """Return x(t - s, m), s uniform in -max_frames..max_frames; vacated frames hold each band's minimum."""
     frames = x.shape[0]
     if not 0 <= max_frames < frames:
         raise InputError(f"shift is at most {max_frames} frames, expected 0 to {frames - 1} with {frames} frames")
     source = jnp.arange(frames) - (_whole(draw, 2 * max_frames + 1) - max_frames)
-    inside = (source >= 0) & (source < frames)
-    return jnp.where(inside[:, None], x[jnp.clip(source, 0, frames - 1)], x.min(0))
+    inside = (source >= 0) & (source < (frames if length is None else length))
+    return jnp.where(inside[:, None], x[jnp.clip(source, 0, frames - 1)], _within(x, length, jnp.inf).min(0))
 
 
 def gain(x: LogMel, draw: Draw, max_db: float) -> LogMel:
@@ -138,7 +145,7 @@ def gain(x: LogMel, draw: Draw, max_db: float) -> LogMel:
     return x + _NEPER * max_db * (2 * draw - 1)
 
 
-def add_noise(x: LogMel, noise: LogMel, draw: Draw, low_db: float, high_db: float) -> LogMel:
+def add_noise(x: LogMel, noise: LogMel, draw: Draw, low_db: float, high_db: float, length: Length = None) -> LogMel:
     """Return log(exp(x) + a exp(noise)), with the signal-to-noise ratio uniform in [low_db, high_db] dB.
 
     The ratio is that of the mel powers of signal and noise, each averaged over all cells of the clip. Adding powers
@@ -146,7 +153,8 @@ def add_noise(x: LogMel, noise: LogMel, draw: Draw, low_db: float, high_db: floa
     shape of x and comes from `coloured_noise` or `cut`.
     """
     ratio = _NEPER * (low_db + (high_db - low_db) * draw)
-    return jnp.logaddexp(x, noise + (_log_power(x) - _log_power(noise) - ratio))
+    power, noise_power = (jax.nn.logsumexp(_within(a, length, -jnp.inf)) for a in (x, noise))
+    return jnp.logaddexp(x, noise + (power - noise_power - ratio))
 
 
 def coloured_noise(tilt: Draw, hump: Draw, bits: UInt32[Array, "time mel"]) -> LogMel:
@@ -173,31 +181,32 @@ def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMe
     return jax.lax.dynamic_slice_in_dim(noise, _whole(draw, noise.shape[0] - frames + 1), frames)
 
 
-def time_mask(x: LogMel, width: Draw, start: Draw, max_width: int) -> LogMel:
+def time_mask(x: LogMel, width: Draw, start: Draw, max_width: int, length: Length = None) -> LogMel:
     """Return x with w successive frames set to its mean, w uniform in 0..max_width.
 
     Reference:
         Park et al., SpecAugment (2019).
     """
-    return jnp.where(_mask(width, start, x.shape[0], max_width, "frames")[:, None], x.mean(), x)
+    mask = _mask(width, start, x.shape[0], max_width, "frames", length)
+    return jnp.where(mask[:, None], _mean(x, length).mean(), x)
 
 
-def frequency_mask(x: LogMel, width: Draw, start: Draw, max_width: int) -> LogMel:
+def frequency_mask(x: LogMel, width: Draw, start: Draw, max_width: int, length: Length = None) -> LogMel:
     """Return x with w successive mel bands set to its mean, w uniform in 0..max_width; as `time_mask`."""
-    return jnp.where(_mask(width, start, x.shape[1], max_width, "bands"), x.mean(), x)
+    return jnp.where(_mask(width, start, x.shape[1], max_width, "bands"), _mean(x, length).mean(), x)
 
 
-def normalize(x: LogMel, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> LogMel:
+def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> Any:
     """Clamp one clip from below, so that digital silence and room noise look alike, then normalise it.
 
     Args:
-        x: one example.
+        x: one example, `[time, mel]`, or `Utterances` of one, of which the frames past the length become 0.
         mode: "none" only clamps; "mean" also subtracts each band's mean over time, which removes the channel;
             "mean_variance" then divides by the standard deviation over all cells.
         dynamic_range_db: cells further below the clip's maximum are raised to it; infinite for no clamp.
 
     Returns:
-        The same shape; finite, and zero for a constant clip but in mode "none".
+        The same shapes; finite, and zero for a constant clip but in mode "none".
 
     Raises:
         InputError: the mode is another, or `dynamic_range_db` is not positive.
@@ -206,16 +215,24 @@ def normalize(x: LogMel, mode: Literal["none", "mean", "mean_variance"], dynamic
         raise InputError(f'mode is {mode!r}, expected "none", "mean" or "mean_variance"')
     if not dynamic_range_db > 0:
         raise InputError(f"dynamic_range_db is {dynamic_range_db}, expected more than 0")
-    x = jnp.maximum(x, x.max() - _NEPER * dynamic_range_db)
+    frames, length = x if isinstance(x, Utterances) else (x, None)
+    frames = jnp.maximum(frames, _within(frames, length, -jnp.inf).max() - _NEPER * dynamic_range_db)
     if mode != "none":
-        x = x - x.mean(0)
+        frames = frames - _mean(frames, length)
     if mode == "mean_variance":
-        x = x * jax.lax.rsqrt(jnp.square(x).mean() + 1e-6)  # the offset keeps constant clips, and gradients, finite
-    return x
+        variance = _mean(jnp.square(frames), length).mean()
+        frames = frames * jax.lax.rsqrt(variance + 1e-6)  # the offset keeps constant clips, and gradients, finite
+    return frames if length is None else Utterances(_within(frames, length, 0.0), length)
 
 
-def _log_power(x: LogMel) -> Float[Array, ""]:
-    return jax.nn.logsumexp(x) - math.log(x.size)
+def _within(x: LogMel, length: Length, other: LogMel | float) -> LogMel:
+    """Return x up to `length` and `other` past it."""
+    return x if length is None else jnp.where(jnp.arange(x.shape[0])[:, None] < length, x, other)
+
+
+def _mean(x: LogMel, length: Length) -> Float[Array, " mel"]:
+    """The mean over the frames within `length`."""
+    return x.mean(0) if length is None else _within(x, length, 0.0).sum(0) / length
 
 
 def _whole(draw: Draw, count: int | Array) -> Array:
@@ -223,11 +240,12 @@ def _whole(draw: Draw, count: int | Array) -> Array:
     return jnp.floor(draw * count).astype(jnp.int32)
 
 
-def _mask(width: Draw, start: Draw, size: int, max_width: int, unit: str) -> Array:
+def _mask(width: Draw, start: Draw, size: int, max_width: int, unit: str, length: Length = None) -> Array:
     if not 0 <= max_width <= size:
         raise InputError(f"mask is at most {max_width} {unit} wide, expected 0 to {size}, all {unit}")
-    cells = _whole(width, max_width + 1)
-    first = _whole(start, size - cells + 1)
+    limit = size if length is None else length
+    cells = _whole(width, jnp.minimum(max_width, limit) + 1)
+    first = _whole(start, limit - cells + 1)
     place = jnp.arange(size)
     return (place >= first) & (place < first + cells)
 

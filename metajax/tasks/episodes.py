@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int, PyTree
 
-from metajax.core import Batch, Episode, KeyArray, Labels, Referenced, Sampler
+from metajax.core import Batch, Episode, KeyArray, Labels, Sampler
 from metajax.errors import InputError
 
 Across = Literal["speaker", "none", "same"]
@@ -27,10 +27,11 @@ class Tables(NamedTuple):
 
 
 def episodes(
-    features: Float[Array, "clips ..."],
+    features: PyTree,
     label: Int[np.ndarray, " clips"],
     speaker: Int[np.ndarray, " clips"],
     *,
+    y: PyTree | None = None,
     ways: int,
     shots: int,
     queries: int,
@@ -48,9 +49,10 @@ def episodes(
     - `same`: one speaker says everything in an episode.
 
     Args:
-      features: inputs of all clips, on the device.
-      label: class of each clip; clips with a negative one are left out.
+      features: inputs of all clips; an array, `Utterances` or any tree of arrays with the leading axis clips.
+      label: class of each clip; clips of class -1, unknown, are left out.
       speaker: speaker of each clip, -1 where unknown.
+      y: targets of all clips, a tree such as `Transcripts`, in place of `Labels`.
       ways: classes of an episode.
       shots: support clips per class.
       queries: query clips per class.
@@ -58,12 +60,14 @@ def episodes(
       name: of the corpus or split, for messages.
 
     Returns:
-      `sample(key) -> Episode`, jittable, with `x` of shape `[ways * shots, ...]` and `[ways * queries, ...]` and `y` a
-      `Labels`.
+      `sample(key) -> Episode`, jittable; the leaves of `x` and `y` have the shapes `[ways * shots, ...]` and
+      `[ways * queries, ...]`, and `y` is a `Labels` unless targets are given.
 
     Raises:
-      InputError: too few classes, speakers or clips, with how many there are.
+      InputError: too few classes, speakers or clips, with how many there are; or arguments for other numbers of clips.
     """
+    count_clips(features=features, label=label, speaker=speaker, y=y)
+    features, y = jax.tree.map(jnp.asarray, (features, y))
     tables = index_tables(label, speaker, ways, shots, queries, across, name)
     cut = ways * shots
 
@@ -105,8 +109,8 @@ def episodes(
         classes, clips, _ = carry[1]
         chosen = jnp.concatenate([clips[:, :shots].reshape(-1), clips[:, shots:].reshape(-1)])
         episode = jnp.concatenate([jnp.repeat(jnp.arange(ways), shots), jnp.repeat(jnp.arange(ways), queries)])
-        labels = Labels(episode, tables.labels[classes][episode])
-        return divided(Batch(features[chosen], labels), cut)
+        x, targets = jax.tree.map(lambda a: a[chosen], (features, y))
+        return divided(Batch(x, Labels(episode, tables.labels[classes][episode]) if y is None else targets), cut)
 
     return sample
 
@@ -126,6 +130,8 @@ def index_tables(
             raise InputError(f"{argument} is {value}, expected at least {least}.")
     if across not in ACROSS:
         raise InputError(f"across is {across!r}, expected one of {', '.join(ACROSS)}.")
+    check_column("label", label)
+    check_column("speaker", speaker)
     known = label >= 0
     if across != "none" and (speaker[known] < 0).any():
         count = int((speaker[known] < 0).sum())
@@ -200,6 +206,27 @@ def check_halves(speakers: list[np.ndarray], count: int, ways: int, shots: int, 
         )
 
 
+def count_clips(**trees: PyTree) -> int:
+    """The leading axis that all leaves of all arguments share; an `InputError` naming those that differ."""
+    counts = {
+        name + jax.tree_util.keystr(path): jnp.shape(leaf)[:1]
+        for name, tree in trees.items()
+        for path, leaf in jax.tree.leaves_with_path(tree)
+    }
+    if len(found := set(counts.values())) != 1 or () in found:
+        told = ", ".join(f"{name} {count[0] if count else 'no'}" for name, count in counts.items())
+        raise InputError(f"One number of clips is expected in all arguments, found: {told}.")
+    return found.pop()[0]
+
+
+def check_column(name: str, column: np.ndarray) -> None:
+    """Raise `InputError` unless `column` holds whole numbers, 0 or more, or -1 where unknown."""
+    if not np.issubdtype(column.dtype, np.integer):
+        raise InputError(f"{name} holds {column.dtype}, expected whole numbers, -1 where unknown.")
+    if column.min(initial=0) < -1:
+        raise InputError(f"{name} holds {column.min()}, expected 0 or more, or -1 where unknown.")
+
+
 def pad(rows: list) -> Int[np.ndarray, "rows width"]:
     """Rows of unequal length as one array, padded with -1."""
     table = np.full((len(rows), max(len(row) for row in rows)), -1, np.int32)
@@ -208,15 +235,14 @@ def pad(rows: list) -> Int[np.ndarray, "rows width"]:
     return table
 
 
-def with_inputs(sample: Sampler, transform: Callable[[Array, KeyArray], Array]) -> Sampler:
+def with_inputs(sample: Sampler, transform: Callable[[PyTree, KeyArray], PyTree]) -> Sampler:
     """Episodes whose inputs went through `transform(x, key)`, e.g. augmentation, support and query in one call."""
 
     def transformed(key: KeyArray) -> Episode:
         sample_key, key = jax.random.split(key)
         support, query = sample(sample_key)
-        x = transform(jnp.concatenate([support.x, query.x]), key)
-        cut = support.x.shape[0]
-        return Episode(support._replace(x=x[:cut]), query._replace(x=x[cut:]))
+        both: Batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), support, query)
+        return divided(both._replace(x=transform(both.x, key)), count_clips(x=support.x))
 
     return transformed
 
@@ -245,13 +271,3 @@ def mixture(sample: Sampler, other: Sampler, share: float) -> Sampler:
         return jax.lax.cond(jax.random.uniform(choice_key) < share, other, sample, key)
 
     return mixed
-
-
-def with_reference(sample: Sampler) -> Sampler:
-    """Episodes whose query inputs are `Referenced`: normalised by the support set (`normalization="support"`)."""
-
-    def referenced(key: KeyArray) -> Episode:
-        support, query = sample(key)
-        return Episode(support, query._replace(x=Referenced(query.x, support.x)))
-
-    return referenced

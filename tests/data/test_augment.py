@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from metajax.core import Utterances
 from metajax.data import augment as parts
 from metajax.data.augment import Augmentation, augment, normalize
 from metajax.errors import InputError
@@ -72,6 +73,47 @@ def test_vmap_is_the_loop():
 
     loop = [jax.jit(one)(*example) for example in zip(x, UNIFORM, BITS[:3], strict=False)]
     np.testing.assert_allclose(jax.jit(jax.vmap(one))(x, UNIFORM[:3], BITS[:3]), np.stack(loop), atol=1e-4)
+
+
+def test_an_utterance_is_augmented_and_normalised_as_if_its_padding_were_not_there():
+    x, length, draw = clip(time=60), 41, jnp.asarray(UNIFORM[3])
+    padded = x.at[length:].set(jax.random.normal(jax.random.key(9), (19, 40)) * 30)
+    noise = clip(4, time=60)
+
+    def both(x, noise, length):
+        return jnp.stack(
+            [
+                parts.stretch(x, draw[0], 1.2, length),
+                parts.time_shift(x, draw[0], 20, length),
+                parts.add_noise(x, noise, draw[0], 0.0, 20.0, length),
+                parts.time_mask(x, draw[0], draw[1], 20, length),
+                parts.frequency_mask(x, draw[0], draw[1], 20, length),
+            ]
+        )
+
+    given = jax.jit(both)(padded, noise, length)[:, :length]
+    np.testing.assert_allclose(given, both(x[:length], noise[:length], None), atol=1e-4)
+    for mode in ("none", "mean", "mean_variance"):
+        one = normalize(Utterances(padded, jnp.asarray(length)), mode)
+        np.testing.assert_allclose(one.frames[:length], normalize(x[:length], mode), atol=1e-5)
+        assert one.lengths == length and (one.frames[length:] == 0).all()
+
+
+def test_augment_leaves_what_is_past_the_lengths_alone():
+    lengths = np.array([20, 41, 60])
+    past = np.arange(60) >= lengths[:, None]
+    frames = jnp.stack([clip(i, time=60) for i in range(3)])
+    other = jnp.where(past[..., None], 25.0, frames)
+    change = jax.jit(augment(Augmentation()))
+    key = jax.random.key(3)
+    given, again = (change(Utterances(x, lengths), key) for x in (frames, other))
+    np.testing.assert_array_equal(given.lengths, lengths)
+    np.testing.assert_array_equal(given.frames[past], frames[past])
+    np.testing.assert_array_equal(again.frames[past], other[past])
+    np.testing.assert_array_equal(given.frames[~past], again.frames[~past])
+    assert (given.frames[~past] != frames[~past]).mean() > 0.9
+    whole = change(frames, key)
+    np.testing.assert_allclose(given.frames[2], whole[2], atol=1e-4)
 
 
 def test_zero_strength_is_the_identity():

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax import Batch, Episode, InputError, Labels, Referenced
-from metajax.tasks.episodes import ACROSS, episodes, index_tables, mixture, with_inputs, with_reference
+from metajax import Batch, Episode, InputError, Labels, Transcripts, Utterances
+from metajax.tasks.episodes import ACROSS, episodes, index_tables, mixture, with_inputs
 from tests.conftest import words
 
 WAYS, SHOTS, QUERIES, DRAWS = 3, 2, 2, 600
@@ -132,9 +132,9 @@ def tables(classes=4, speakers=3, takes=2, *, ways=2, shots=1, queries=1, across
         ({"shots": 2, "across": "same"}, "train split: no speaker has 3 clips of 2 classes each"),
         ({"change": lambda a, b: (a, np.where(a == 0, -1, b))}, "train split: 6 clips have no speaker"),
         ({"change": lambda a, b: (a, np.where(a == 0, -1, b)), "across": "same"}, "6 clips have no speaker"),
-        ({"change": lambda a, b: (a - 9, b), "across": "none"}, "train split: 0 of 0 classes"),
-        ({"change": lambda a, b: (a - 9, b)}, "train split: "),
-        ({"change": lambda a, b: (a - 9, b), "across": "same"}, "train split: "),
+        ({"change": lambda a, b: (0 * a - 1, b), "across": "none"}, "train split: 0 of 0 classes"),
+        ({"change": lambda a, b: (0 * a - 1, b)}, "train split: "),
+        ({"change": lambda a, b: (0 * a - 1, b), "across": "same"}, "train split: "),
     ],
 )
 def test_what_cannot_be_drawn_is_refused(unchecked, options, message):
@@ -168,15 +168,48 @@ def test_with_inputs_transforms_support_and_query_by_keys_of_their_own(plain):
     np.testing.assert_array_equal(words(3, 4, 3)[0][clips], corpus)
 
 
-def test_with_reference_hands_the_support_set_to_the_query(plain):
+def test_inputs_and_targets_are_trees_with_one_row_a_clip():
+    """Every leaf is that of the same clip, through the sampler, a transformation and a mixture."""
+    label, speaker = words(3, 4, 3)
+    rows = np.arange(len(label))
+    x = {"audio": Utterances(rows[:, None, None] * np.ones((1, 5, 2)), rows), "image": rows[:, None] + 0.5}
+    options = {"ways": 2, "shots": 1, "queries": 2}
+    sample = episodes(x, label, speaker, y=Transcripts(rows[:, None] + [100, 200], rows), **options)
+    change = with_inputs(sample, lambda x, key: x | {"image": -x["image"]})
     key = jax.random.key(0)
-    support, query = jax.jit(plain)(key)
-    referenced = jax.jit(with_reference(plain))(key)
-    np.testing.assert_array_equal(referenced.support.x, support.x)
-    assert isinstance(referenced.query.x, Referenced)
-    np.testing.assert_array_equal(referenced.query.x.x, query.x)
-    np.testing.assert_array_equal(referenced.query.x.reference, support.x)
-    np.testing.assert_array_equal(referenced.query.y.episode, query.y.episode)
+    support, query = jax.jit(mixture(change, change, 0.5))(key)
+    for batch, size in ((support, 2), (query, 4)):
+        row = np.asarray(batch.x["audio"].lengths)
+        assert row.shape == (size,)
+        np.testing.assert_array_equal(batch.x["audio"].frames, row[:, None, None] * np.ones((1, 5, 2)))
+        np.testing.assert_array_equal(batch.x["image"][:, 0], -row - 0.5)
+        np.testing.assert_array_equal(batch.y.tokens, row[:, None] + [100, 200])
+        np.testing.assert_array_equal(batch.y.lengths, row)
+    # the same clips as of a plain array, whose targets are labels
+    plain = jax.jit(episodes(rows, label, speaker, **options))(jax.random.split(key)[0])
+    assert isinstance(plain.support.y, Labels)
+    np.testing.assert_array_equal(plain.query.y.corpus, label[plain.query.x])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": np.zeros((20, 2))}, "features 20, label 24, speaker 24"),
+        ({"features": {"a": np.zeros(24), "b": np.zeros(23)}}, r"features\['a'\] 24, features\['b'\] 23"),
+        ({"features": np.zeros(())}, "features no, label 24"),
+        ({"label": np.zeros(25, int)}, "label 25"),
+        ({"speaker": np.zeros(23, int)}, "speaker 23"),
+        ({"y": np.zeros(12)}, "y 12"),
+        ({"label": np.full(24, -2)}, "label holds -2, expected 0 or more, or -1 where unknown"),
+        ({"label": np.full(24, np.nan)}, "label holds float64, expected whole numbers"),
+        ({"speaker": np.full(24, -3)}, "speaker holds -3, expected 0 or more, or -1 where unknown"),
+    ],
+)
+def test_rows_that_do_not_belong_together_are_refused(unchecked, change, message):
+    label, speaker = words(3, 4, 2)
+    arguments = {"features": np.zeros((24, 2)), "label": label, "speaker": speaker} | change
+    with pytest.raises(InputError, match=message):
+        episodes(**arguments, ways=2, shots=1, queries=1)
 
 
 def test_the_query_half_of_three_speakers_is_two():

@@ -1,0 +1,65 @@
+"""Tasks that are values of a column: one speaker, one language, one accent each."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int, PyTree
+
+from metajax.core import Batch, Episode, KeyArray, Sampler
+from metajax.errors import InputError
+from metajax.tasks.episodes import check_column, count_clips, divided
+
+
+def groups(
+    x: PyTree, y: PyTree, group: Int[np.ndarray, " clips"], *, shots: int, queries: int, name: str = "corpus"
+) -> Sampler:
+    """A distribution over tasks: `shots` support and `queries` query clips of one group, drawn without replacement.
+
+    Groups are drawn uniformly, whatever their size; so are the clips of a group.
+
+    Args:
+      x: inputs of all clips; an array, `Utterances` or any tree of arrays with the leading axis clips.
+      y: targets of all clips, a tree such as `Transcripts`; () where there are none.
+      group: value of each clip in a column of the corpus; a clip of group -1, unknown, is in no task.
+      shots: support clips of a task.
+      queries: query clips of a task.
+      name: of the corpus or split, for messages.
+
+    Returns:
+      `sample(key) -> Episode`, jittable; the leaves of `x` and `y` have the shapes `[shots, ...]` and `[queries, ...]`.
+
+    Raises:
+      InputError: no group has clips enough, or the arguments are for unequal numbers of clips.
+
+    Example:
+      ``sample = groups(x, (), corpus.columns["speaker"], shots=5, queries=5)``
+    """
+    for argument, value in (("shots", shots), ("queries", queries)):
+        if value < 1:
+            raise InputError(f"{argument} is {value}, expected at least 1.")
+    count_clips(x=x, y=y, group=group)
+    check_column("group", group)
+    x, y = jax.tree.map(jnp.asarray, (x, y))
+    _, start, size = np.unique(np.sort(group[group >= 0]), return_index=True, return_counts=True)
+    enough, need = size >= shots + queries, shots + queries
+    if not enough.any():
+        raise InputError(
+            f"{name}: none of {len(size)} groups has {need} clips, as {shots} shots and {queries} queries need; the "
+            f"largest has {size.max(initial=0)}."
+        )
+    if not enough.all():
+        warnings.warn(f"{name}: {(~enough).sum()} of {len(size)} groups have fewer than {need} clips.", stacklevel=2)
+    clips = jnp.asarray(np.argsort(group, kind="stable")[(group < 0).sum() :])
+    starts, sizes, width = jnp.asarray(start[enough]), jnp.asarray(size[enough]), int(size[enough].max())
+
+    def sample(key: KeyArray) -> Episode:
+        # one call of the generator: each costs compile time
+        numbers = jax.random.uniform(key, (1 + width,))
+        task = jnp.floor(numbers[0] * len(starts)).astype(jnp.int32)
+        place = jax.lax.top_k(jnp.where(jnp.arange(width) < sizes[task], numbers[1:], -1.0), need)[1]
+        chosen = clips[starts[task] + place]
+        return divided(Batch(*jax.tree.map(lambda a: a[chosen], (x, y))), shots)
+
+    return sample

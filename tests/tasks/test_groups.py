@@ -1,0 +1,80 @@
+"""Tasks that are values of a column."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax import InputError, Transcripts, Utterances
+from metajax.tasks.groups import groups
+
+GROUP = np.random.default_rng(0).permutation(np.repeat([-1, 2, 3, 7, 9], [4, 5, 3, 9, 6]))  # 3: too few of them
+ROWS = np.arange(len(GROUP))
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """2,000 tasks of 3 support and 2 query clips, whose inputs and targets are the clips' own numbers."""
+    x = {"audio": Utterances(jnp.ones((len(ROWS), 4, 2)) * ROWS[:, None, None], ROWS), "image": ROWS[:, None] + 0.5}
+    y = Transcripts(ROWS[:, None] + [100, 200], ROWS)
+    with pytest.warns(UserWarning, match="train: 1 of 4 groups have fewer than 5 clips"):
+        sample = groups(x, y, GROUP, shots=3, queries=2, name="train")
+    return jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 2000))
+
+
+def test_a_task_is_of_one_group_without_a_clip_twice(drawn):
+    rows = np.concatenate([batch.x["audio"].lengths for batch in drawn], 1)
+    assert rows.shape == (2000, 5)
+    assert (np.diff(np.sort(rows, 1), axis=1) > 0).all()
+    task = GROUP[rows]
+    assert (task == task[:, :1]).all()
+    assert set(task.ravel()) == {2, 7, 9}
+
+
+def test_every_leaf_is_of_the_same_clip(drawn):
+    for batch, count in zip(drawn, (3, 2), strict=True):
+        row = np.asarray(batch.x["audio"].lengths)
+        assert row.shape == (2000, count)
+        np.testing.assert_array_equal(batch.x["audio"].frames[..., 0, 0], row)
+        np.testing.assert_array_equal(batch.x["image"][..., 0], row + 0.5)
+        np.testing.assert_array_equal(batch.y.tokens, row[..., None] + [100, 200])
+        np.testing.assert_array_equal(batch.y.lengths, row)
+
+
+def test_groups_are_drawn_evenly_and_so_are_their_clips(drawn):
+    support, query = (np.asarray(batch.x["audio"].lengths) for batch in drawn)
+    tasks = np.bincount(GROUP[support[:, 0]], minlength=10)[[2, 7, 9]]
+    assert np.abs(tasks - 2000 / 3).max() < 5 * np.sqrt(2000 * 2 / 9)
+    for rows, count in ((support, 3), (query, 2)):
+        for group, times in zip((2, 7, 9), tasks, strict=True):
+            share = count / (group == GROUP).sum()
+            seen = np.bincount(rows.ravel(), minlength=len(ROWS))[group == GROUP]
+            assert np.abs(seen - times * share).max() < 5 * np.sqrt(times * share * (1 - share)) + 1
+
+
+def test_a_task_is_a_function_of_its_key_and_needs_no_targets():
+    sample = jax.jit(groups(ROWS, (), np.zeros(len(ROWS), int), shots=2, queries=2))
+    first, again, other = (sample(jax.random.key(seed)) for seed in (0, 0, 1))
+    assert first.support.y == ()
+    np.testing.assert_array_equal(first.query.x, again.query.x)
+    assert (first.support.x != other.support.x).any()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"shots": 0}, "shots is 0, expected at least 1"),
+        ({"queries": 0}, "queries is 0, expected at least 1"),
+        ({"x": ROWS[:9]}, "x 9, group 27"),
+        ({"y": ROWS[:9]}, "y 9"),
+        ({"group": GROUP[:9]}, "group 9"),
+        ({"group": GROUP - 1}, "group holds -2, expected 0 or more, or -1 where unknown"),
+        ({"group": GROUP * 1.0}, "group holds float64, expected whole numbers"),
+        ({"shots": 5, "queries": 5}, "corpus: none of 4 groups has 10 clips, as 5 shots and 5 queries need; .* has 9"),
+        ({"group": np.full_like(GROUP, -1)}, "none of 0 groups .* largest has 0"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(unchecked, change, message):
+    arguments = {"x": ROWS, "y": (), "group": GROUP, "shots": 3, "queries": 2} | change
+    with pytest.raises(InputError, match=message):
+        groups(**arguments)

@@ -1,0 +1,125 @@
+"""Words to learn from a few recordings: a corpus, its splits, and episodes of them."""
+
+from functools import cache as cached
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from metajax.core import KeyArray, Sampler
+from metajax.data import corpora
+from metajax.data.augment import augment, normalize, scaled
+from metajax.data.corpus import Corpus, fingerprint, load, read_noise
+from metajax.data.features import FeatureSettings
+from metajax.errors import InputError
+from metajax.tasks.episodes import Across, episodes, with_inputs
+from metajax.tasks.splits import Splits, divide, without_tested
+
+_SETTINGS = FeatureSettings()
+
+
+class Words(NamedTuple):
+    """A corpus of words, and which clips of it belong to which split."""
+
+    corpus: Corpus
+    splits: Splits  # no word and no speaker in two of them
+    noise: Float[Array, "time mel"] | None  # log-mel of the corpus's own recordings of noise
+    data: str  # counts and a digest, to tell whether the data are still the same
+
+
+def load_words(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    ways: int = 5,
+    settings: FeatureSettings = _SETTINGS,
+    cache: Path | None = None,
+    seed: int = 0,
+    noise: bool = False,
+    on_error: Literal["raise", "skip"] = "raise",
+    **options: Any,
+) -> Words:
+    """Read a corpus of words and divide it into splits that share no word and no speaker.
+
+    Args:
+        name: one of `metajax.data.corpora.READERS`.
+        root: the corpus's folder, or the manifest file; None for espeak.
+        ways: words that an episode needs.
+        settings: of the features.
+        cache: folder of cached features, None for no cache.
+        seed: of the splits.
+        noise: whether to read the corpus's recordings of noise, for `sampler` to add.
+        on_error: "raise", or "skip" to leave out clips that cannot be used.
+        options: of the reader, e.g. `languages` of espeak.
+
+    Raises:
+        InputError: as `corpora.read`, `load`, `read_noise` and `divide`.
+
+    Example:
+        ``words = load_words("espeak", languages=["de", "sw", "tr", "fr", "ru"])``
+    """
+    recordings = corpora.read(name, root, on_error=on_error, **options)
+    recordings = recordings._replace(digest=cached(recordings.digest))  # it reads all files, and is asked for twice
+    corpus = load(recordings, settings, cache=cache, on_error=on_error)
+    recorded = read_noise(corpora.noise_files(name, root), settings, on_error) if noise else None
+    splits = divide(corpus.columns, corpus.names, ways=ways, seed=seed)
+    frames = "" if recorded is None else f", {len(recorded)} frames of noise"
+    return Words(corpus, splits, recorded, fingerprint(recordings, corpus) + frames)
+
+
+def names_of(words: Words, split: str, column: str) -> list[str]:
+    """Return the words ("label") or speakers ("speaker") of a split, by name."""
+    values = words.corpus.columns[column][getattr(words.splits, split)]
+    return [words.corpus.names[column][i] for i in np.unique(values) if i >= 0]
+
+
+def leave_out(words: Words, tested: Words) -> Words:
+    """Return `words` without the words and speakers, by name, that `tested` is tested on; told in a warning.
+
+    Raises:
+        InputError: no clip is left to train on.
+    """
+    names = {column: set(names_of(tested, "test", column)) for column in ("label", "speaker")}
+    return words._replace(splits=without_tested(words.splits, words.corpus.columns, words.corpus.names, names))
+
+
+def sampler(
+    words: Words,
+    split: str,
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    across: Across = "speaker",
+    augmentation: float = 0.0,
+) -> Sampler:
+    """Episodes of one split: clips, augmented, then each normalised by its own mean and variance.
+
+    Args:
+        words: the corpus and its splits.
+        split: "train", "validation" or "test".
+        ways, shots, queries, across: as in `metajax.tasks.episodes.episodes`.
+        augmentation: its strength (1 for the defaults of `Augmentation`), with the noise of `words`, or coloured noise
+            where there is none; 0 for no augmentation.
+
+    Returns:
+        `sample(key) -> Episode` with x of shape `[ways * shots, time, mel]` and `Labels`.
+
+    Raises:
+        InputError: there is no such split, or it holds too little.
+    """
+    if split not in Splits._fields:
+        raise InputError(f"split is {split!r}, expected one of {', '.join(Splits._fields)}.")
+    columns, name = words.corpus.columns, f"{words.corpus.name} ({split})"
+    label = np.where(getattr(words.splits, split), columns["label"], -1)
+    sizes = {"ways": ways, "shots": shots, "queries": queries}
+    sample = episodes(words.corpus.features, label, columns["speaker"], **sizes, across=across, name=name)
+    change = augment(scaled(augmentation), words.noise) if augmentation else None
+
+    def prepare(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
+        x = x if change is None else change(x, key)
+        return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x)
+
+    return with_inputs(sample, prepare)

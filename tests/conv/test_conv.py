@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import export
 
 import metajax as mj
-from metajax.models import FORMULATIONS, bilstm, conv4, crnn, image_encoder, tcresnet8
-from metajax.models.conv import conv
-from metajax.models.conv_pool import max_pool
-from metajax.models.formulations import LAYOUTS, chosen, conv_groups, kernel_grad_groups
+from metajax.conv import conv, formulation, max_pool
+from metajax.conv.formulations import LAYOUTS, chosen, conv_groups, current, kernel_grad_groups
+from metajax.models import bilstm, conv4, crnn, image_encoder, tcresnet8
 from tests.conftest import assert_close, equations
 
 
@@ -87,7 +87,7 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
 
 
 @pytest.mark.parametrize(
-    ("space", "taps", "features", "formulation"),
+    ("space", "taps", "features", "name"),
     [
         ((8,), (3,), 6, "direct"),
         ((5, 4), (3, 3), 5, "direct"),
@@ -95,31 +95,31 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
         ((5, 4), (3, 3), 5, "winograd"),
     ],
 )
-def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, features, formulation):
+def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, features, name):
     """On CPU large inputs go by blocks: here of one example, of two, and all at once."""
     x, kernel = operands(space, taps, (3,), features, dtype=np.float64)
     x = jnp.concatenate([x, 2 * x, -x], 1)  # 6 examples
 
     def second_order(x, kernel):
-        f = partial(scalar, partial(conv, formulation=formulation), 1)
-        grads, vhp = jax.vjp(jax.grad(f, (0, 1)), x, kernel)
+        grads, vhp = jax.vjp(jax.grad(partial(scalar, conv, 1), (0, 1)), x, kernel)
         return grads, vhp(grads)
 
     def results():
-        lowered = jax.jit(jax.vmap(second_order)).lower(x, kernel)
+        with formulation(name):
+            lowered = jax.jit(jax.vmap(second_order)).lower(x, kernel)
         return lowered.compile()(x, kernel), lowered.as_text().count("stablehlo.while")
 
     whole, loops = results()
-    monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
+    monkeypatch.setattr("metajax.conv.formulations.CACHE", 0)
     padded = math.prod(size + tap - 1 for size, tap in zip(space, taps, strict=True)) * features * 8
     for block in (1, 2 * padded):
-        monkeypatch.setattr("metajax.models.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), block))
+        monkeypatch.setattr("metajax.conv.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), block))
         blocks, more_loops = results()
         assert more_loops > loops
         assert_close(blocks, whole, 1e-11)
 
 
-@pytest.mark.parametrize("formulation", [name for name in FORMULATIONS if name != "direct"])
+@pytest.mark.parametrize("way", ["auto", "products", "winograd"])
 @pytest.mark.parametrize("platform", ["cpu", "other"])
 @pytest.mark.parametrize(
     ("groups", "space", "taps", "pads", "features"),
@@ -131,14 +131,14 @@ def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, featur
         (1, (9,), (3,), ((1, 1),), 5),
     ],
 )
-def test_all_formulations_agree(x64, formulation, platform, groups, space, taps, pads, features):
+def test_all_formulations_agree(x64, way, platform, groups, space, taps, pads, features):
     x, kernel = operands(space, taps, (groups,), features, features + 1, dtype=np.float64)
 
     def both(name):
         y = jax.jit(partial(conv_groups, pads=pads, formulation=name, platform=platform))(x, kernel)
         return y, jax.jit(partial(kernel_grad_groups, pads=pads, formulation=name, platform=platform))(x, y)
 
-    (y, back), (wanted_y, wanted_back) = both(formulation), both("direct")
+    (y, back), (wanted_y, wanted_back) = both(way), both("direct")
     assert back.shape == kernel.shape
     np.testing.assert_allclose(y, wanted_y, rtol=1e-11, atol=1e-11 * float(jnp.abs(wanted_y).max()))
     np.testing.assert_allclose(back, wanted_back, rtol=1e-11, atol=1e-11 * float(jnp.abs(wanted_back).max()))
@@ -147,18 +147,20 @@ def test_all_formulations_agree(x64, formulation, platform, groups, space, taps,
 def test_the_formulation_is_kept_in_every_derivative(monkeypatch):
     seen = []
 
-    def spy(formulation, *args):
-        seen.append(formulation)
-        return chosen(formulation, *args)
+    def spy(name, *args):
+        seen.append(name)
+        return chosen(name, *args)
 
-    monkeypatch.setattr("metajax.models.formulations.chosen", spy)
+    monkeypatch.setattr("metajax.conv.formulations.chosen", spy)
     x, kernel = operands((6, 5), (3, 3), (3,))
 
     def norm(x, kernel):
-        grads = jax.grad(lambda *args: jnp.sin(conv(*args, formulation="winograd")).sum(), (0, 1))(x, kernel)
+        grads = jax.grad(lambda *args: jnp.sin(conv(*args)).sum(), (0, 1))(x, kernel)
         return sum(jnp.vdot(g, g) for g in grads)
 
-    jax.jit(jax.vmap(jax.grad(norm, (0, 1)))).lower(x, kernel)
+    with formulation("winograd"):
+        traced = jax.jit(jax.vmap(jax.grad(norm, (0, 1)))).trace(x, kernel)
+    traced.lower()  # long after it was traced
     assert len(seen) >= 4
     assert set(seen) == {"winograd"}
 
@@ -184,11 +186,11 @@ def test_single_precision_of_winograd_is_close():
     assert float(jnp.abs(y - wanted).max()) < 1e-5 * float(jnp.abs(wanted).max())
 
 
-@pytest.mark.parametrize("formulation", ["direct", "winograd"])
-def test_half_precision_is_rounded_once(monkeypatch, formulation):
+@pytest.mark.parametrize("way", ["direct", "winograd"])
+def test_half_precision_is_rounded_once(monkeypatch, way):
     """Sums over planes and over blocks are taken in single precision."""
-    monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
-    monkeypatch.setattr("metajax.models.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), 1))  # one example
+    monkeypatch.setattr("metajax.conv.formulations.CACHE", 0)
+    monkeypatch.setattr("metajax.conv.formulations.BLOCK", dict.fromkeys(("direct", "winograd"), 1))  # one example
     x, kernel = operands((16, 10), (3, 3), (1,), 64, 64)
     x, kernel = jnp.tile(x, (1, 8, 1, 1, 1)).astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
 
@@ -196,7 +198,7 @@ def test_half_precision_is_rounded_once(monkeypatch, formulation):
         options = {"pads": ((1, 1), (1, 1)), "formulation": name, "platform": "cpu"}
         return conv_groups(x, kernel, **options), kernel_grad_groups(x, jnp.sin(x), **options)
 
-    got = jax.jit(partial(both, name=formulation))(x, kernel)
+    got = jax.jit(partial(both, name=way))(x, kernel)
     exact = jax.jit(partial(both, name="direct"))(x.astype(jnp.float32), kernel.astype(jnp.float32))
     for ours, wanted in zip(got, exact, strict=True):
         assert ours.dtype == jnp.bfloat16
@@ -211,19 +213,53 @@ FORMULATED = {
 
 
 @pytest.mark.parametrize("name", FORMULATED)
-def test_models_hand_the_formulation_to_every_convolution(name):
+def test_the_formulation_holds_for_every_convolution_of_a_model(name):
     make, shape = FORMULATED[name]
-    model, x = make(2, width=1.0 if name == "tcresnet8" else 4, convolution="products"), jnp.zeros((2, *shape))
+    model, x = make(2, width=1.0 if name == "tcresnet8" else 4), jnp.zeros((2, *shape))
     params = jax.eval_shape(model.init, jax.random.key(0), x)
     grad = jax.grad(lambda params, x: model.apply(params, x).sum())
-    seen = [eqn.params["formulation"] for eqn in equations(grad, params, x) if "formulation" in eqn.params]
+    with formulation("products"):
+        eqns = list(equations(grad, params, x))
+    seen = [eqn.params["formulation"] for eqn in eqns if "formulation" in eqn.params]
     assert len(seen) >= 4 and set(seen) == {"products"}
 
 
+def test_the_formulation_ends_with_its_block():
+    with formulation("direct"):
+        with pytest.raises(KeyError), formulation("winograd"):
+            assert current() == "winograd"
+            raise KeyError
+        assert current() == "direct"
+    assert current() == "auto"
+
+
 def test_an_unknown_formulation_gets_one_sentence(unchecked):
-    x, kernel = operands((5,), (3,))
-    with pytest.raises(mj.InputError, match="formulation is 'fast', expected one of auto, direct, products, winograd"):
-        conv(x, kernel, formulation="fast")
+    wanted = "name is 'fast', expected one of auto, direct, products, winograd"
+    with pytest.raises(mj.InputError, match=wanted), formulation("fast"):
+        pass
+    assert current() == "auto"
+
+
+@pytest.mark.parametrize(
+    ("x", "kernel"),
+    [((2, 5, 3), (3, 2, 4)), ((2, 5, 5, 3), (3, 3, 4)), ((5, 3), (3, 4)), ((2, 4, 4, 4, 3), (3, 3, 3, 3, 4))],
+)
+def test_operands_that_do_not_fit_get_one_sentence(unchecked, x, kernel):
+    with pytest.raises(
+        mj.InputError, match=r"x is float32 of shape \(.*\) and kernel float32 of shape .*, expected one type"
+    ):
+        conv(jnp.zeros(x), jnp.zeros(kernel))
+    with pytest.raises(mj.InputError, match="x is int32 of shape .* and kernel float32"):
+        conv(jnp.zeros((2, 5, 3), int), jnp.zeros((3, 3, 4)))
+
+
+def test_one_program_runs_on_every_platform():
+    """Each with its own formulation: on CPU a loop over the tasks, elsewhere one product."""
+    x, kernel = operands((8, 8), (3, 3), (4,))
+    f = jax.jit(jax.vmap(jax.grad(partial(scalar, conv, 2), (0, 1))))
+    exported = export.export(f, platforms=["cpu", "cuda", "tpu"])(x, kernel)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert_close(exported.call(x, kernel), f(x, kernel), 1e-6)
 
 
 @pytest.mark.parametrize("platform", ["cpu", "cuda"])

@@ -5,11 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.models.conv import conv
-from metajax.models.conv_pool import conv_max_pool, conv_moments, max_pool
-from metajax.models.norm import NORMALIZATIONS, Norm
+from metajax.conv import conv, conv_max_pool, conv_moments, max_pool
 from tests.conftest import assert_close
-from tests.models.test_conv import operands
+from tests.conv.test_conv import operands
 
 
 @pytest.mark.parametrize(("space", "taps", "features"), [((6, 7), (3, 3), 1), ((5,), (4,), 2)])
@@ -32,8 +30,8 @@ def test_moments_keep_their_digits_in_single_precision():
 def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, block):
     """As a whole, an example at a time, and two; values, first and second derivatives, also with weights per task."""
     if block is not None:
-        monkeypatch.setattr("metajax.models.formulations.CACHE", 0)
-        monkeypatch.setattr("metajax.models.formulations.BLOCK", {"direct": block})
+        monkeypatch.setattr("metajax.conv.formulations.CACHE", 0)
+        monkeypatch.setattr("metajax.conv.formulations.BLOCK", {"direct": block})
     x, kernel = operands((6, 7), (3, 3), (3,), 1, dtype=np.float64)
     x = jnp.concatenate([x, 2 * x], 1)
 
@@ -47,22 +45,7 @@ def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, blo
 
         return jax.jit(jax.vmap(second_order))(x, kernel)
 
-    got, wanted = all_of(lambda x, kernel: conv_max_pool(x, kernel, 2)), all_of(lambda x, k: max_pool(conv(x, k), 2))
-    assert_close(got, wanted, 1e-11)
-
-
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_normalisation_of_a_convolution_by_its_kernel_is_that_of_its_result(x64, normalization):
-    x, kernel = operands((6, 8), (3, 3), (), 1, outputs=4, dtype=np.float64)
-    x, norm = jnp.concatenate([x, x[:, ::-1] ** 2]), Norm(normalization)
-    scale = {"params": {"scale": jnp.array([1.0, -2.0, 0.5, -0.1]), "bias": jnp.arange(4.0)}}
-
-    def loss(of, x, kernel, scale):
-        y = norm.apply(scale, x, 2, 2, kernel) if of == "kernel" else norm.apply(scale, conv(x, kernel), 2, 2)
-        return jnp.sin(y).sum(), y
-
-    got, wanted = (jax.grad(loss, (1, 2, 3), has_aux=True)(of, x, kernel, scale) for of in ("kernel", "result"))
-    assert wanted[1].shape == (4, 3, 4, 4)
+    got, wanted = all_of(lambda x, kernel: conv_max_pool(x, kernel)), all_of(lambda x, k: max_pool(conv(x, k)))
     assert_close(got, wanted, 1e-11)
 
 

@@ -5,7 +5,7 @@ import json
 import re
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,15 @@ from tqdm import tqdm
 
 from metajax.data import cache as disk
 from metajax.data.audio import check_wave, read_audio
-from metajax.data.features import FeatureSettings, check_settings, log_mel
+from metajax.data.features import FLOOR, FeatureSettings, check_settings, log_mel, loudest
 from metajax.errors import InputError
 
-# Part of every cache file's key: raise it whenever read_audio, resample, log_mel or `fit_length` change their output.
-FORMAT = 2
-# Clips read by one thread at a time, and transformed by one call of one compiled function.
+# Part of every cache file's key: raise it whenever read_audio, resample, log_mel or `loudest` change their output.
+FORMAT = 3
+# Clips read by one thread at a time; those of one length are transformed by one call of one compiled function.
 _BATCH = 256
+# Of a longer clip, so many pieces of `settings.seconds` are transformed at a time.
+_PIECES = 16
 # Batches read ahead: bounds the waves held in memory at any time, whatever the size of the corpus.
 _READ_AHEAD = 8
 
@@ -42,7 +44,7 @@ class Recordings(NamedTuple):
         texts: transcripts, one per clip, where known.
         digest: a hexadecimal digest of everything that determines the samples.
         read: (clip indices, sample rate in Hz) -> one mono wave per clip, or what is wrong with it; called from
-            several threads at once.
+            several threads at once. Where it is a generator, waves are held one by one.
     """
 
     name: str
@@ -51,7 +53,7 @@ class Recordings(NamedTuple):
     names: dict[str, tuple[str, ...]]
     texts: tuple[str, ...] | None
     digest: Callable[[], str]
-    read: Callable[[Sequence[int], int], list[np.ndarray | InputError]]
+    read: Callable[[Sequence[int], int], Iterable[np.ndarray | InputError]]
 
 
 class Corpus(NamedTuple):
@@ -60,9 +62,9 @@ class Corpus(NamedTuple):
     Fields:
         name: of the corpus.
         features: `[clips, time, mel]` float32 log-mel, on the device.
-        lengths: `[clips]` frames that touch the recording itself; the frames before and after them, as many on each
-            side to within one, see only the zeros around a clip shorter than `settings.seconds`.
-        columns, names: as in `Recordings`.
+        lengths: `[clips]` frames that touch the recording itself. The others see only zeros: those after it where
+            whole clips were loaded, else those before and after it, as many on each side to within one.
+        columns, names, texts: as in `Recordings`.
         settings: of the features.
         skipped: one sentence for each clip left out under `on_error="skip"`.
     """
@@ -72,6 +74,7 @@ class Corpus(NamedTuple):
     lengths: Int[Array, " clips"]
     columns: dict[str, Int[np.ndarray, " clips"]]
     names: dict[str, tuple[str, ...]]
+    texts: tuple[str, ...] | None
     settings: FeatureSettings
     skipped: tuple[str, ...]
 
@@ -81,19 +84,22 @@ def load(
     settings: FeatureSettings,
     *,
     cache: Path | None,
+    longest: float | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> Corpus:
     """Read all clips of `recordings` and compute their log-mel features, or take both from the cache.
 
-    A clip shorter than `settings.seconds` is centred in zeros; of a longer one the part with the most energy is kept,
-    and a warning tells how many were so cropped.
+    Words are brought to one length: a clip shorter than `settings.seconds` is centred in zeros; of a longer one the
+    `loudest` part is kept, and a warning tells how many were so cropped. With `longest`, clips are kept whole, padded
+    at the end to the longest of them: their x is `Utterances(corpus.features, corpus.lengths)`.
 
     Args:
         recordings: from a reader of `metajax.data.corpora`.
         settings: of the features.
         cache: folder of cached features, None for no cache. One file holds the features of one (contents of the
-            recordings, settings); a damaged one is told in a warning and computed again.
+            recordings, settings, longest); a damaged one is told in a warning and computed again.
+        longest: seconds; keeps whole clips, none of which may last longer.
         on_error: "raise" stops at the first clip that cannot be used; "skip" leaves such clips out, lists them in
             `Corpus.skipped` and tells their number in a warning.
         progress: whether to show a progress bar on stderr.
@@ -105,14 +111,14 @@ def load(
         InputError: a clip cannot be used (under "raise"), no clip can, or an argument is not consistent in itself.
     """
     check_settings(settings)
-    _check(recordings, on_error)
+    _check(recordings, on_error, longest)
     path = arrays = None
     if cache is not None:
-        key = hashlib.blake2b(repr((FORMAT, recordings.digest(), tuple(settings))).encode()).hexdigest()[:40]
+        key = hashlib.blake2b(repr((FORMAT, recordings.digest(), tuple(settings), longest)).encode()).hexdigest()[:40]
         path = Path(cache) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', recordings.name)[:80]}-{key}.features"
         arrays = _cached(path, key)
     if arrays is None:
-        arrays = _compute(recordings, settings, on_error, progress)
+        arrays = _compute(recordings, settings, longest, on_error, progress)
         if path is not None:
             try:
                 disk.write(path, {**arrays, "key": np.array(key)})
@@ -136,6 +142,7 @@ def load(
         lengths=jnp.asarray(arrays["lengths"]),
         columns={name: column[kept] for name, column in recordings.columns.items()},
         names=dict(recordings.names),
+        texts=recordings.texts and tuple(recordings.texts[clip] for clip in kept),
         settings=settings,
         skipped=skipped,
     )
@@ -182,21 +189,9 @@ def read_noise(
     return jax.jit(log_mel, static_argnums=1)(np.concatenate(waves), settings)
 
 
-def fit_length(wave: Float32[np.ndarray, " samples"], num_samples: int) -> Float32[np.ndarray, " {num_samples}"]:
-    """Return `wave` centred in zeros, or the `num_samples` samples of it with the most energy."""
-    extra = num_samples - len(wave)
-    if extra >= 0:
-        padded = np.zeros(num_samples, wave.dtype)
-        padded[extra // 2 :][: len(wave)] = wave
-        return padded
-    energy = np.concatenate([[0.0], np.cumsum(np.square(wave, dtype=np.float64))])
-    start = int(np.argmax(energy[num_samples:] - energy[:-num_samples]))
-    return wave[start : start + num_samples]
-
-
 def _frames_touching(num_samples: int, settings: FeatureSettings) -> int:
-    """Return how many frames overlap a clip of `num_samples` samples after `fit_length`."""
-    start = max(settings.num_samples - num_samples, 0) // 2
+    """Return how many frames overlap a clip of `num_samples` samples once centred."""
+    start = (settings.num_samples - num_samples) // 2
     frames = np.arange(settings.num_frames) * settings.hop
     return int(np.sum((frames < start + num_samples) & (frames + settings.window > start)))
 
@@ -207,47 +202,86 @@ def _features(waves: Float[Array, "batch samples"], settings: FeatureSettings) -
     return jax.lax.map(lambda wave: log_mel(wave, settings), waves, batch_size=16)
 
 
-def _compute(recordings: Recordings, settings: FeatureSettings, on_error: str, progress: bool) -> dict[str, np.ndarray]:
+def _whole(wave: Float32[np.ndarray, " samples"], settings: FeatureSettings) -> Float32[np.ndarray, "time mel"]:
+    """Return the features of a wave of any length, which is transformed piece by piece."""
+    count, step = 1 + (len(wave) - settings.window) // settings.hop, settings.num_frames * settings.hop
+    pieces = -(-count // settings.num_frames)
+    frames = []
+    for first in range(0, pieces, _PIECES):
+        size = min(_PIECES, pieces - first)
+        group = np.zeros((1 << (size - 1).bit_length(), settings.num_samples), np.float32)  # few shapes to compile
+        for row in range(size):
+            piece = wave[(first + row) * step :][: settings.num_samples]
+            group[row, : len(piece)] = piece
+        frames.append(np.asarray(_features(group, settings))[:size].reshape(-1, settings.num_mels))
+    return np.concatenate(frames)[:count]
+
+
+def _read(
+    recordings: Recordings, settings: FeatureSettings, longest: float | None, batch: range
+) -> list[tuple[np.ndarray, int, bool] | InputError]:
+    """Return the features of each clip of a batch, how many of its frames count and whether it was cropped."""
+    waves = np.zeros((_BATCH, settings.num_samples), np.float32)
+    centred: dict[int, int] = {}  # frames that count, by row
+    read: list[Any] = []
+    for row, (clip, wave) in enumerate(zip(batch, recordings.read(batch, settings.sample_rate), strict=True)):
+        try:
+            if isinstance(wave, InputError):
+                raise wave
+            check_wave(wave, recordings.clip_names[clip], settings.window)
+            if longest is not None and len(wave) > longest * settings.sample_rate:
+                seconds = len(wave) / settings.sample_rate
+                raise InputError(f"{recordings.clip_names[clip]} lasts {seconds:.2f} s, expected at most {longest:g} s")
+        except InputError as error:
+            read.append(error)
+            continue
+        if longest is not None:
+            frames = _whole(wave, settings)
+            read.append((frames, len(frames), False))
+        elif len(wave) > settings.num_samples:
+            frames = _whole(wave, settings)
+            read.append((loudest(frames, settings), settings.num_frames, True))
+        else:
+            waves[row, (settings.num_samples - len(wave)) // 2 :][: len(wave)] = wave
+            centred[row] = _frames_touching(len(wave), settings)
+            read.append(None)
+    features = np.asarray(_features(waves, settings)) if centred else ()
+    return [(features[row], centred[row], False) if row in centred else clip for row, clip in enumerate(read)]
+
+
+def _compute(
+    recordings: Recordings, settings: FeatureSettings, longest: float | None, on_error: str, progress: bool
+) -> dict[str, np.ndarray]:
     """Return the arrays of the cache: features and lengths of the clips kept, which they are, and what is left out."""
     clips = len(recordings.clip_names)
-    features = np.zeros((clips, settings.num_frames, settings.num_mels), np.float32)
-    samples = np.zeros(clips, np.int64)  # 0 for a clip left out
-    skipped: list[str] = []
-
-    def read(batch: range) -> tuple[np.ndarray, list[int | InputError]]:
-        waves = np.zeros((_BATCH, settings.num_samples), np.float32)
-        lengths: list[int | InputError] = []
-        for row, (clip, wave) in enumerate(zip(batch, recordings.read(batch, settings.sample_rate), strict=True)):
-            try:
-                if isinstance(wave, InputError):
-                    raise wave
-                check_wave(wave, recordings.clip_names[clip], settings.window)
-                waves[row] = fit_length(wave, settings.num_samples)
-                lengths.append(len(wave))
-            except InputError as error:
-                lengths.append(error)
-        return waves, lengths
-
+    frames: list[Any] = []
+    lengths, kept, skipped, cropped = [], [], [], 0
     batches = [range(start, min(start + _BATCH, clips)) for start in range(0, clips, _BATCH)]
     with tqdm(total=clips, desc=recordings.name, unit="clip", disable=not progress) as bar:
-        for batch, (waves, lengths) in zip(batches, _in_order(read, batches), strict=True):
-            for clip, length in zip(batch, lengths, strict=True):
-                if isinstance(length, InputError) and on_error == "raise":
-                    raise length
-                if isinstance(length, InputError):
-                    skipped.append(str(length))
-                else:
-                    samples[clip] = length
-            features[batch.start : batch.stop] = np.asarray(_features(waves, settings))[: len(batch)]
+        for batch, read in zip(batches, _in_order(partial(_read, recordings, settings, longest), batches), strict=True):
+            for clip, found in zip(batch, read, strict=True):
+                if isinstance(found, InputError):
+                    if on_error == "raise":
+                        raise found
+                    skipped.append(str(found))
+                    continue
+                frames.append(found[0])
+                lengths.append(found[1])
+                cropped += found[2]
+                kept.append(clip)
             bar.update(len(batch))
-    if len(skipped) == clips:
+    if not kept:
         raise InputError(f"{recordings.name}: none of the {clips} clips can be used; the first: {skipped[0]}")
-    kept = np.flatnonzero(samples)
+    features = np.empty((len(kept), max(map(len, frames)), settings.num_mels), np.float32)
+    for row in range(len(kept)):
+        features[row, : len(frames[row])] = frames[row]
+        features[row, len(frames[row]) :] = np.log(FLOOR)
+        frames[row] = None  # so that features are never held twice
     return {
-        "features": features[kept] if skipped else features,
-        "lengths": np.array([_frames_touching(int(length), settings) for length in samples[kept]], np.int32),
-        "kept": kept,
-        "cropped": np.array(np.sum(samples > settings.num_samples)),
+        "features": features,
+        "lengths": np.array(lengths, np.int32),
+        "kept": np.array(kept),
+        "cropped": np.array(cropped),
         "skipped": np.array(json.dumps(skipped)),
     }
 
@@ -273,15 +307,19 @@ def _cached(path: Path, key: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _check(recordings: Recordings, on_error: str) -> None:
-    """Raise InputError where the fields of `recordings` do not fit together."""
+def _check(recordings: Recordings, on_error: str, longest: float | None) -> None:
+    """Raise InputError where an option means nothing, or the fields of `recordings` do not fit together."""
     name, clips = recordings.name, len(recordings.clip_names)
     if on_error not in ("raise", "skip"):
         raise InputError(f'on_error is {on_error!r}, expected "raise" or "skip"')
+    if longest is not None and not 0 < longest < float("inf"):
+        raise InputError(f"longest is {longest}, expected seconds, more than 0")
     if clips == 0:
         raise InputError(f"{name} holds no clips")
     if missing := {"label", "speaker"} - recordings.columns.keys():
         raise InputError(f"{name} lacks the column {min(missing)!r}, expected at least 'label' and 'speaker'")
+    if recordings.texts is not None and len(recordings.texts) != clips:
+        raise InputError(f"{name} has {len(recordings.texts)} texts for {clips} clips")
     for column, values in recordings.columns.items():
         limit = len(recordings.names.get(column, ()))
         if values.shape != (clips,) or values.min() < -1 or values.max() >= limit:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from metajax.errors import InputError
 
 FLOOR = 1e-10  # added to the mel power: -100 dB of full scale
+_HUM = 250.0  # Hz: bands below may hold hum, rumble and thumps
 
 
 class FeatureSettings(NamedTuple):
@@ -98,6 +99,18 @@ def log_mel(wave: Float[Array, " samples"], settings: FeatureSettings) -> Float[
     return jnp.log(jnp.dot(power, filters, precision=jax.lax.Precision.HIGHEST) + FLOOR)
 
 
+def loudest(features: Float[np.ndarray, "time mel"], settings: FeatureSettings) -> Float[np.ndarray, "kept mel"]:
+    """Return the `settings.num_frames` successive frames of a longer log-mel with the most power above 250 Hz.
+
+    What lies below, hum, rumble, thumps and offsets, leaks into the lowest bands and can be louder than any word.
+    """
+    heard = _edges(settings)[:-2] >= _HUM
+    power = np.exp(features[:, heard] if heard.any() else features, dtype=np.float64).sum(axis=1)
+    total = np.concatenate([[0.0], np.cumsum(power)])
+    start = int(np.argmax(total[settings.num_frames :] - total[: -settings.num_frames]))
+    return features[start : start + settings.num_frames]
+
+
 def mfcc(
     wave: Float[Array, " samples"], settings: FeatureSettings, num_coefficients: int = 13
 ) -> Float[Array, "time coefficient"]:
@@ -115,9 +128,14 @@ def mfcc(
     return jnp.dot(log_mel(wave, settings), basis.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
 
 
-def _filters(settings: FeatureSettings) -> np.ndarray:
+def _edges(settings: FeatureSettings) -> np.ndarray:
+    """The lower edge, centre and upper edge of each band, in Hz: three successive entries."""
     low, high = _to_mel(np.array([settings.low, settings.high]))
-    edges = _to_hertz(np.linspace(low, high, settings.num_mels + 2))
+    return _to_hertz(np.linspace(low, high, settings.num_mels + 2))
+
+
+def _filters(settings: FeatureSettings) -> np.ndarray:
+    edges = _edges(settings)
     frequencies = np.fft.rfftfreq(settings.fft_size, 1 / settings.sample_rate)[:, None]
     rising = (frequencies - edges[:-2]) / np.diff(edges)[:-1]
     falling = (edges[2:] - frequencies) / np.diff(edges)[1:]

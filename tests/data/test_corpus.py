@@ -1,6 +1,7 @@
 """Recordings to features: lengths, the cache, clips that cannot be used."""
 
 import warnings
+import weakref
 from pathlib import Path
 
 import jax
@@ -12,8 +13,8 @@ import soundfile
 from metajax.data import corpus as corpus_module
 from metajax.data.audio import read_audio
 from metajax.data.corpora.files import from_files, index
-from metajax.data.corpus import FORMAT, Recordings, fit_length, load, summary
-from metajax.data.features import FeatureSettings, log_mel
+from metajax.data.corpus import FORMAT, Recordings, load, summary
+from metajax.data.features import FLOOR, FeatureSettings, log_mel, loudest
 from metajax.errors import InputError
 
 SETTINGS = FeatureSettings()
@@ -90,14 +91,58 @@ def test_all_batches_compile_once(paths, monkeypatch):
     assert corpus_module._features._cache_size() == 1
 
 
-def test_fit_length_keeps_the_loudest_part():
-    wave = np.random.default_rng(0).normal(size=50).astype(np.float32)
-    wave[30:42] *= 10
-    energies = [np.sum(wave[start : start + 12] ** 2) for start in range(39)]
-    start = int(np.argmax(energies))
-    np.testing.assert_array_equal(fit_length(wave, 12), wave[start : start + 12])
-    np.testing.assert_array_equal(fit_length(wave, 50), wave)
-    np.testing.assert_array_equal(fit_length(wave, 53), np.concatenate([[0], wave, [0, 0]]))
+def test_of_a_long_clip_the_loudest_part_is_kept(paths):
+    with pytest.warns(UserWarning, match="are cropped"):
+        corpus = load(recordings_of(paths), SHORT, cache=None, progress=False)
+    for path, features in zip(paths[3:], corpus.features[3:], strict=True):
+        whole = np.asarray(log_mel(jnp.asarray(read_audio(path, 16000)), SHORT))
+        np.testing.assert_allclose(features, loudest(whole, SHORT), atol=2e-4)
+
+
+def test_whole_clips_are_padded_at_the_end_to_the_longest(paths, tmp_path, monkeypatch):
+    monkeypatch.setattr(corpus_module, "_PIECES", 2)
+    soundfile.write(paths[0], tone(2.77), 16000)  # 6 pieces of 0.5 s
+    recordings = recordings_of(paths)._replace(texts=tuple("abcdef"))
+    options = {"cache": tmp_path / "cache", "longest": 3.0, "progress": False}
+    corpus = load(recordings, SHORT, **options)
+    for path, features, length in zip(paths, corpus.features, np.asarray(corpus.lengths), strict=True):
+        expected = log_mel(jnp.asarray(read_audio(path, 16000)), SHORT)
+        assert length == len(expected)
+        np.testing.assert_allclose(features[:length], expected, atol=2e-4)
+        assert (features[length:] == np.float32(np.log(FLOOR))).all()
+    assert corpus.features.shape[1] == 275 == max(corpus.lengths)
+    assert corpus.texts == recordings.texts
+    assert_same(corpus, load(unread(recordings), SHORT, **options))
+    with pytest.raises(AssertionError, match="read although cached"):  # words are others
+        load(unread(recordings), SHORT, cache=tmp_path / "cache", progress=False)
+    with pytest.raises(InputError, match=r"0\.flac lasts 2\.77 s, expected at most 2 s"):
+        load(recordings, SHORT, cache=None, longest=2.0, progress=False)
+    with pytest.warns(UserWarning, match="1 of 6 clips are left out"):
+        corpus = load(recordings, SHORT, cache=None, longest=2.0, on_error="skip", progress=False)
+    assert corpus.texts == tuple("bcdef") and corpus.features.shape[:2] == (5, 78)
+
+
+def test_what_is_not_kept_is_not_held(monkeypatch):
+    """Waves are let go one by one: a few of each of three batches are held at a time, of 60."""
+    monkeypatch.setattr(corpus_module, "_BATCH", 20)
+    held, most = set(), 0
+
+    def read(clips, sample_rate):
+        nonlocal most
+        for clip in clips:
+            wave = tone(1.0).astype(np.float32)
+            held.add(clip)
+            most = max(most, len(held))
+            weakref.finalize(wave, held.discard, clip)
+            yield wave
+            del wave
+
+    label = np.zeros(60, np.int32)
+    columns, names = {"label": label, "speaker": label}, {"label": ("a",), "speaker": ("s",)}
+    recordings = Recordings("made", tuple(map(str, range(60))), columns, names, None, lambda: "", read)
+    with pytest.warns(UserWarning, match="60 of 60 clips are longer"):
+        load(recordings, SHORT, cache=None, progress=False)
+    assert most < 15
 
 
 def test_cropped_clips_are_counted_also_from_the_cache(paths, tmp_path):
@@ -126,11 +171,11 @@ def test_cache_holds_no_labels(paths, tmp_path):
     np.testing.assert_array_equal(load(relabelled, SETTINGS, cache=tmp_path, progress=False).columns["label"], label)
 
 
-@pytest.mark.parametrize("change", ["content", "name", "order", "segment", "settings", "format"])
+@pytest.mark.parametrize("change", ["content", "name", "order", "segment", "settings", "longest", "format"])
 def test_cache_key_follows_what_determines_the_features(paths, tmp_path, monkeypatch, change):
     cache = tmp_path / "cache"
     load(recordings_of(paths), SETTINGS, cache=cache, progress=False)
-    settings, recordings = SETTINGS, recordings_of(paths)
+    settings, recordings, longest = SETTINGS, recordings_of(paths), None
     if change == "content":
         soundfile.write(paths[1], tone(0.4, 1000), 16000)
     elif change == "name":
@@ -141,11 +186,13 @@ def test_cache_key_follows_what_determines_the_features(paths, tmp_path, monkeyp
         recordings = from_files("made", paths, recordings.columns, recordings.names, starts=[0.0] * 5 + [0.1])
     elif change == "settings":
         settings = SETTINGS._replace(low=80.0)
+    elif change == "longest":
+        longest = 2.0
     else:
         monkeypatch.setattr(corpus_module, "FORMAT", FORMAT + 1)
     with pytest.raises(AssertionError, match="read although cached"):
-        load(unread(recordings), settings, cache=cache, progress=False)
-    load(recordings, settings, cache=cache, progress=False)
+        load(unread(recordings), settings, cache=cache, longest=longest, progress=False)
+    load(recordings, settings, cache=cache, longest=longest, progress=False)
     assert len(list(cache.iterdir())) == 2
 
 
@@ -227,7 +274,7 @@ def part(corpus, rows):
 
 
 def test_bad_clips_are_skipped_counted_and_listed(paths, tmp_path):
-    recordings, cache = recordings_of(paths), tmp_path / "cache"
+    recordings, cache = recordings_of(paths)._replace(texts=tuple("abcdef")), tmp_path / "cache"
     whole = load(recordings, SETTINGS, cache=None, progress=False)
     spoil(paths)
     with pytest.warns(UserWarning, match="made: 3 of 6 clips are left out"):
@@ -235,6 +282,7 @@ def test_bad_clips_are_skipped_counted_and_listed(paths, tmp_path):
     expected = part(whole, [0, 3, 5])
     assert_same(corpus._replace(skipped=()), expected)
     assert len(corpus.skipped) == 3
+    assert corpus.texts == ("a", "d", "f")
     for path, sentence in zip([paths[1], paths[2], paths[4]], corpus.skipped, strict=True):
         assert str(path) in sentence
     with pytest.warns(UserWarning, match="3 of 6"):
@@ -271,6 +319,10 @@ def test_inconsistent_recordings_are_refused(paths):
             load(bad, SETTINGS, cache=None, progress=False)
     with pytest.raises(InputError, match="window"):
         load(good, SETTINGS._replace(window=1000), cache=None, progress=False)
+    with pytest.raises(InputError, match="made has 2 texts for 6 clips"):
+        load(good._replace(texts=("a", "b")), SETTINGS, cache=None, progress=False)
+    with pytest.raises(InputError, match="longest is 0.0, expected seconds, more than 0"):
+        load(good, SETTINGS, cache=None, longest=0.0, progress=False)
     with pytest.raises(InputError, match="no clips"):
         load(good._replace(clip_names=()), SETTINGS, cache=None, progress=False)
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax.data.features import FeatureSettings, check_settings, log_mel, mel_filterbank, mfcc
+from metajax.data.features import FeatureSettings, check_settings, log_mel, loudest, mel_filterbank, mfcc
 from metajax.errors import InputError
 
 # Compiling is most of the time.
@@ -115,3 +115,32 @@ def test_settings_that_do_not_fit_are_refused(change):
     for function in (check_settings, mel_filterbank, lambda settings: log_mel(jnp.zeros(16000), settings)):
         with pytest.raises(InputError, match=next(iter(change))):
             function(settings)
+
+
+LOW = {
+    "nothing": lambda t: 0 * t,
+    "an offset that settles after the microphone is switched on": lambda t: 0.3 * np.exp(-t / 0.3),
+    "a rumble of 10 Hz": lambda t: np.where(t < 1, 0.3 * np.sin(2 * np.pi * 10 * t), 0),
+    "mains hum": lambda t: np.where(t < 1, 0.1 * np.sin(2 * np.pi * 50 * t), 0),
+    "a thump": lambda t: 0.8 * np.exp(-t / 0.05) * np.sin(2 * np.pi * 45 * t),
+}
+
+
+@pytest.mark.parametrize("low", LOW)
+def test_the_loudest_part_is_that_of_the_word_whatever_lies_below_it(low):
+    settings = FeatureSettings()
+    time = np.arange(48000) / 16000
+    word = np.where(abs(time - 2) < 0.25, 0.1 * np.sin(2 * np.pi * 300 * time) * np.sin(np.pi * (time - 1.75) / 0.5), 0)
+    noise = 1e-4 * np.random.default_rng(0).normal(size=48000)
+    features = np.asarray(log_mel(jnp.asarray(word + noise + LOW[low](time), jnp.float32), settings))
+    kept = loudest(features, settings)
+    start = next(i for i in range(len(features)) if (features[i] == kept[0]).all())
+    assert kept.shape == (98, 40) and 128 <= start <= 174  # the second holds 1.75 s to 2.25 s, in frames of 10 ms
+    np.testing.assert_array_equal(kept, features[start : start + 98])
+
+
+def test_the_loudest_part_has_the_most_power():
+    settings = FeatureSettings(seconds=0.1, low=20.0, high=200.0, num_mels=3)  # no band above the hum
+    features = np.random.default_rng(0).normal(size=(50, 3))
+    sums = [np.exp(features[start : start + 8]).sum() for start in range(43)]
+    np.testing.assert_array_equal(loudest(features, settings), features[np.argmax(sums) :][:8])

@@ -1,5 +1,6 @@
 """metajax: functional meta-learning for speech recognition in JAX."""
 
+from metajax import losses
 from metajax.algorithms.anil import anil
 from metajax.algorithms.baselinepp import baselinepp
 from metajax.algorithms.boil import boil
@@ -16,19 +17,33 @@ from metajax.algorithms.matching import matching
 from metajax.algorithms.meta_curvature import meta_curvature
 from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.multi_step import multi_step_loss, multi_step_phases, multi_step_weights
+from metajax.algorithms.parts import context, everything, film, lora, norms_by_step, nothing, only, warped, without
 from metajax.algorithms.proto_maml import proto_maml
 from metajax.algorithms.protonet import protonet
 from metajax.algorithms.relation import relation
 from metajax.algorithms.reptile import reptile
 from metajax.algorithms.ridge import ridge
+from metajax.algorithms.rules import curvature, plain, rates, rates_by_step
 from metajax.algorithms.simpleshot import simpleshot
 from metajax.algorithms.task_encoder import task_encoder
 from metajax.algorithms.tnet import tnet
-from metajax.core import Algorithm, Batch, Episode, Labels, Learner, Referenced, adapt, ascribe, mix, query_loss
-from metajax.errors import InputError
+from metajax.core import (
+    Algorithm,
+    Batch,
+    Episode,
+    Labels,
+    Learner,
+    Transcripts,
+    Utterances,
+    adapt,
+    ascribe,
+    mix,
+    query_loss,
+)
+from metajax.errors import DivergedError, InputError
 from metajax.evaluate import evaluate, mean_ci95
-from metajax.inner import Fast, closed_form, descent
-from metajax.train import DivergedError, Fit, MetaState, fit, in_phases, init_state, meta_step
+from metajax.inner import Fast, Part, Rule, by_support, closed_form, descent
+from metajax.train import Fit, MetaState, fit, in_phases, init_state, meta_step, outer_step, trained, weighted_step
 
 __all__ = [
     "Algorithm",
@@ -41,16 +56,24 @@ __all__ = [
     "Labels",
     "Learner",
     "MetaState",
-    "Referenced",
+    "Part",
+    "Rule",
+    "Transcripts",
+    "Utterances",
     "adapt",
     "anil",
     "ascribe",
     "baselinepp",
     "boil",
+    "by_support",
     "cavia",
     "closed_form",
+    "context",
+    "curvature",
     "descent",
     "evaluate",
+    "everything",
+    "film",
     "fit",
     "fomaml",
     "hypernetwork",
@@ -60,6 +83,8 @@ __all__ = [
     "init_state",
     "joint",
     "logistic",
+    "lora",
+    "losses",
     "maml",
     "mamlpp",
     "matching",
@@ -71,13 +96,24 @@ __all__ = [
     "multi_step_loss",
     "multi_step_phases",
     "multi_step_weights",
+    "norms_by_step",
+    "nothing",
+    "only",
+    "outer_step",
+    "plain",
     "proto_maml",
     "protonet",
     "query_loss",
+    "rates",
+    "rates_by_step",
     "relation",
     "reptile",
     "ridge",
     "simpleshot",
     "task_encoder",
     "tnet",
+    "trained",
+    "warped",
+    "weighted_step",
+    "without",
 ]

@@ -50,39 +50,6 @@ def make_folder(path: Path) -> None:
         raise InputError(f"{path}: the folder cannot be made ({error.strerror}).") from error
 
 
-def check_folder(folder: Path, config: dict[str, Any], *, resume: bool) -> None:
-    """Refuse to write a run over another one, or to go on with one of other settings; writes nothing itself.
-
-    Args:
-      folder: of the run; its settings are kept in `config.json`.
-      config: settings, all or those known so far.
-      resume: go on with the run in `folder`.
-
-    Raises:
-      InputError: `folder` cannot be written, or holds a run or foreign files; or, under `resume`, holds no run, or one
-        of another config, with the difference.
-    """
-    path = folder / "config.json"
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"{folder} cannot be written: {there} is {'read-only' if there.is_dir() else 'no folder'}.")
-    if not path.exists():
-        if resume:
-            raise InputError(f"--resume: {folder} holds no run to go on with.")
-        if folder.exists() and any(folder.iterdir()):
-            raise InputError(f"{folder} exists and is not an empty folder; choose another --out.")
-        return
-    if not resume:
-        raise InputError(f"{folder} already holds a run; choose another --out, or go on with it by --resume.")
-    try:
-        old = dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
-        raise InputError(f"{path} is damaged: {error}.") from error
-    for name, value in sorted(config.items()):
-        if value != old.get(name):
-            raise InputError(f"--resume: {name} is {value!r} now but {old.get(name)!r} in {path}, expected the same.")
-
-
 def exists(path: Path) -> bool:
     """Whether `restore` would find a checkpoint at `path`."""
     return path.is_dir() or path.with_name(f"{path.name}.new").is_dir()

@@ -28,21 +28,28 @@ class Batch(NamedTuple):
     """Examples of one task; the leading axis of every leaf runs over examples."""
 
     x: PyTree  # inputs, e.g. [ways * shots, time, mel]
-    y: PyTree  # targets, e.g. `Labels` with fields of shape [ways * shots]
+    y: PyTree  # targets, e.g. `Labels` with fields of shape [ways * shots]; () where there are none
 
 
 class Labels(NamedTuple):
-    """The classes of a batch, numbered twice."""
+    """The classes of a batch, numbered twice; -1 is unknown and counts nowhere."""
 
     episode: Array  # [n], in 0..ways - 1: the class within its episode, what few-shot learning predicts
     corpus: Array  # [n], in 0..classes - 1: the class within its corpus, what joint training predicts
 
 
-class Referenced(NamedTuple):
-    """Inputs `x` whose batch-normalisation statistics are those of `reference`, e.g. of the support set."""
+class Utterances(NamedTuple):
+    """Padded sequences: an `x` whose examples differ in length."""
 
-    x: Array  # [n, ...]
-    reference: Array  # [m, ...]
+    frames: Array  # [n, time, mel], anything past the lengths
+    lengths: Array  # [n], how many frames count
+
+
+class Transcripts(NamedTuple):
+    """Padded token sequences: the `y` of speech recognition."""
+
+    tokens: Array  # [n, length], in 1..vocabulary - 1 (0 is the blank), anything past the lengths
+    lengths: Array  # [n], how many tokens count
 
 
 class Episode(NamedTuple):
@@ -52,18 +59,19 @@ class Episode(NamedTuple):
     query: Batch
 
 
-LossFn: TypeAlias = Callable[[Params, Batch, KeyArray], tuple[Scalar, Metrics]]
+Apply: TypeAlias = Callable[[Params, PyTree, KeyArray | None], PyTree]  # a model; without a key deterministic
+Error: TypeAlias = Callable[[PyTree, PyTree], tuple[Scalar, Metrics]]  # of outputs and targets: what is minimised
 Objective: TypeAlias = Callable[[Theta, Episode, KeyArray], tuple[Scalar, Metrics]]
 Sampler: TypeAlias = Callable[[KeyArray], Episode]
 
 
 class Learner(NamedTuple):
-    """How one task is learned: a kernel that starts phi and steps it on the support set."""
+    """How one task is learned: start phi, step it on the support set, predict with it."""
 
-    init: Callable[[Params], Theta]  # model parameters, pretrained or fresh, to theta
+    init: Callable[[Params, KeyArray], Theta]  # model parameters, pretrained or fresh, to {"params": ..., and more}
     start: Callable[[Theta, Batch, KeyArray], Phi]  # phi before any step
     step: Callable[[Theta, Phi, Batch, KeyArray], Phi]  # one adaptation step on the support set
-    loss: Callable[[Theta, Phi, Batch, KeyArray], tuple[Scalar, Metrics]]
+    predict: Callable[[Theta, Phi, PyTree, KeyArray | None], PyTree]  # the model's outputs for x, as the task has it
     max_steps: int | None = None  # steps that theta has parameters for, where it has them per step
 
 
@@ -105,14 +113,14 @@ def adapt(
     Reference: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016 (for "sqrt").
 
     Example:
-      >>> def loss_fn(params, batch, key):
-      ...     loss = ((params - batch.x) ** 2).mean()
-      ...     return loss, {"loss": loss}
       >>> from metajax.inner import descent
-      >>> support = Batch(jnp.array([3.0]), jnp.array([0]))
-      >>> phi, _ = adapt(descent(loss_fn, optax.sgd(0.5)), jnp.array(0.0), support, jax.random.key(0), 1)
-      >>> float(phi.params)
-      3.0
+      >>> from metajax.losses import squared_error
+      >>> learner = descent(lambda params, x, key: params["w"] * x, squared_error, optax.sgd(0.5))
+      >>> support = Batch(jnp.array([1.0]), jnp.array([3.0]))
+      >>> theta = learner.init({"w": jnp.array(0.0)}, jax.random.key(0))
+      >>> phi, _ = adapt(learner, theta, support, jax.random.key(0), 1)
+      >>> learner.predict(theta, phi, jnp.array([2.0]), None).tolist()
+      [6.0]
     """
     if num_steps < 0:
         raise InputError(f"num_steps is {num_steps}, expected 0 or more adaptation steps.")
@@ -147,35 +155,36 @@ def adapt(
     return phi, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
 
 
-def query_loss(learner: Learner, num_steps: int, *, remat: Remat = "step") -> Objective:
-    """The default objective: L(theta) = loss(theta, phi_K(theta, support), query).
+def query_loss(learner: Learner, error: Error, num_steps: int, *, remat: Remat = "step") -> Objective:
+    """The default objective: L(theta) = error(predict(theta, phi_K(theta, support), query.x), query.y).
 
     Args:
       learner: how a task is learned.
-      num_steps: K, the number of adaptation steps before the query loss is taken.
+      error: `(outputs, y) -> (scalar, metrics)` of the query set.
+      num_steps: K, the number of adaptation steps before the query error is taken.
       remat: as in `adapt`.
 
     Returns:
       An objective; its gradient runs through the adaptation.
 
     Raises:
-      InputError: when called, as `adapt`, and where the loss is not a scalar.
+      InputError: when called, as `adapt`, and where the error is not a scalar.
     """
 
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
-        adapt_key, loss_key = jax.random.split(key)
+        adapt_key, key = jax.random.split(key)
         phi, _ = adapt(learner, theta, episode.support, adapt_key, num_steps, remat=remat)
-        value, metrics = learner.loss(theta, phi, episode.query, loss_key)
+        value, metrics = error(learner.predict(theta, phi, episode.query.x, key), episode.query.y)
         return scalar(value), metrics
 
     return objective
 
 
-def scalar(loss: Any) -> Any:
-    """The loss itself; an `InputError` if it is not a scalar."""
-    if jnp.shape(loss):
-        raise InputError(f"The loss has shape {jnp.shape(loss)}, expected a scalar: take its mean over the batch.")
-    return loss
+def scalar(value: Any) -> Any:
+    """The error itself; an `InputError` if it is not a scalar."""
+    if jnp.shape(value):
+        raise InputError(f"The error has shape {jnp.shape(value)}, expected a scalar: take its mean over the batch.")
+    return value
 
 
 def ascribe(theta: Theta, direction: Theta) -> Scalar:
@@ -197,7 +206,8 @@ def mix(objective: Objective, other: Objective, weight: float | Scalar) -> Objec
 
     Args:
       objective: the first objective, whose metrics are reported.
-      other: the second objective, on the same theta and the same episode.
+      other: the second objective, on the same theta and the same episode; it needs of theta what it reads alone, so
+        the joint loss goes with any method that has the same model.
       weight: weight of the second; it may be traced, as that of a schedule is.
 
     Returns:

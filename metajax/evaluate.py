@@ -6,13 +6,14 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from metajax.core import KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
+from metajax.core import Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
 from metajax.errors import InputError
 from metajax.parallel import hoisted, over_tasks
 
 
 def evaluate(
     learner: Learner,
+    error: Error,
     theta: Theta,
     sample: Sampler,
     key: KeyArray,
@@ -26,6 +27,7 @@ def evaluate(
 
     Args:
       learner: how a task is learned.
+      error: `(outputs, y) -> (scalar, metrics)` of the query set, such as `classify`.
       theta: what all tasks share.
       sample: task distribution.
       key: fixes the tasks: equal keys give equal tasks, also for another learner.
@@ -39,11 +41,11 @@ def evaluate(
     """
 
     def curve(theta: Theta, key: KeyArray) -> Metrics:
-        sample_key, adapt_key, loss_key = jax.random.split(key, 3)
+        sample_key, adapt_key, key = jax.random.split(key, 3)
         episode = sample(sample_key)
 
         def probe(phi: Phi) -> Metrics:
-            return learner.loss(theta, phi, episode.query, loss_key)[1]
+            return error(learner.predict(theta, phi, episode.query.x, key), episode.query.y)[1]
 
         return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
 

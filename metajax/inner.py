@@ -1,155 +1,223 @@
-"""Two ways to learn one task: gradient steps, and a closed form."""
+"""Two ways to learn one task: gradient steps, of a part of the model under a rule, and a closed form."""
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Int, PyTree
 
-from metajax.core import Batch, KeyArray, Learner, LossFn, Metrics, Params, Phi, Scalar, Theta, scalar
+from metajax.core import Apply, Batch, Error, KeyArray, Learner, Params, Phi, Scalar, Theta, scalar
 from metajax.errors import InputError
+from metajax.names import merged, named
+
+Mode: TypeAlias = Literal["reverse", "mixed"]
+Own: TypeAlias = PyTree  # the parameters that a task has for itself
+
+
+class Part(NamedTuple):
+    """What of the model a task learns."""
+
+    init: Callable[[Params, KeyArray], Theta]  # what theta holds for it, by name
+    split: Callable[[Theta], Own]  # the task's own parameters before any step
+    join: Callable[[Theta, Own, Array], Params]  # the model's parameters after so many steps
+    max_steps: int | None = None  # steps that theta has parameters for, where it has them per step
+
+
+class Rule(NamedTuple):
+    """How the inner optimiser's updates are changed by what is learned."""
+
+    init: Callable[[Own], Theta]  # what theta holds for it, by name
+    apply: Callable[[Theta, Own, Array], Own]  # (theta, updates, steps taken) -> updates
+    max_steps: int | None = None
 
 
 class Fast(NamedTuple):
-    """phi of gradient-based learners: the fast weights and their inner optimiser's state."""
+    """phi of gradient-based learners."""
 
-    params: PyTree
-    opt_state: optax.OptState
+    own: Own  # the task's own parameters
+    opt_state: optax.OptState  # of the inner optimiser
+    count: Int[Array, ""]  # type: ignore[assignment]  # steps taken; hides tuple.count
 
 
-Mode: TypeAlias = Literal["reverse", "mixed"]
+def everything() -> Part:
+    """All parameters: own = params."""
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        params = theta["params"]
+        if jax.tree.structure(own) == jax.tree.structure(params):
+            return own
+        return merged(params, named(own))  # statistics of the support set lie beside them
+
+    return Part(lambda params, key: {}, lambda theta: theta["params"], join)
+
+
+def plain() -> Rule:
+    """The inner optimiser's updates as they are."""
+    return Rule(lambda own: {}, lambda theta, updates, count: updates)
 
 
 def descent(
-    loss_fn: LossFn,
+    apply: Apply,
+    error: Error,
     inner: optax.GradientTransformation,
     *,
-    split: Callable[[Theta], Params] = lambda theta: theta,
-    join: Callable[[Theta, Params], Params] = lambda theta, params: params,
-    precondition: Callable[[Theta, Params], Params] = lambda theta, updates: updates,
-    init: Callable[[Params], Theta] = lambda params: params,
+    part: Part = everything(),  # noqa: B008  (pure functions)
+    rule: Rule = plain(),  # noqa: B008
     first_order: bool = False,
     mode: Mode = "reverse",
+    proximal: float = 0.0,
 ) -> Learner:
-    """Learn a task by gradient steps on its support loss.
+    """Learn a task by gradient steps on its support error E(own) = error(apply(join(theta, own), x), y).
 
-    phi_0 = split(theta);
-    phi_{k+1} = phi_k + precondition(theta, inner(grad_phi loss(join(theta, phi_k), support))).
+    own_0 = split(theta);  own_{k+1} = own_k + rule(theta, inner(grad E(own_k))).
 
     Args:
-      loss_fn: `(params, batch, key) -> (scalar, metrics)`.
+      apply: the model, `(params, x, key) -> outputs`.
+      error: `(outputs, y) -> (scalar, metrics)` of the support set.
       inner: any optax transformation. Adam needs `eps_root > 0`, or its second derivative is not finite.
-      split: the part of theta that a task learns; all of it by default.
-      join: the model's parameters from theta and a task's part.
-      precondition: `(theta, updates) -> updates`, a learned change of the inner optimiser's updates.
-      init: theta from the model's parameters, where it holds more than those.
-      first_order: drop the second derivative: the step's gradient counts as a constant (FOMAML).
+      part: what of the model a task learns.
+      rule: how the inner optimiser's updates are changed.
+      first_order: drop the second derivative: the inner optimiser's update counts as a constant (FOMAML).
       mode: how the gradient through a step is computed: reverse over reverse, or "mixed", forward over reverse, which
         keeps no activations of the steps.
+      proximal: adds proximal / 2 |own - split(theta)|^2 to the support error.
 
     Returns:
       A learner whose phi is a `Fast`.
 
     Raises:
-      InputError: `mode` is unknown; when called, the loss is not a scalar or the inner optimiser has no finite second
-        derivative where an entry of a gradient is zero.
+      InputError: `mode` is unknown; part and rule add the same name to theta; when called, theta lacks what part or
+        rule read, the error is not a scalar, or, once differentiated, the inner optimiser has no finite derivative
+        where a gradient is zero.
 
     Reference: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", 2025 (for "mixed").
     """
-    gradient = support_gradient(lambda args, params: loss_fn(join(args[0], params), *args[1:])[0], mode)
+
+    def value(args: tuple[Theta, Array, Batch, KeyArray], own: Own) -> Scalar:
+        theta, count, support, key = args
+        result = scalar(error(apply(part.join(theta, own, count), support.x, key), support.y)[0])
+        if proximal:
+            squares = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), own, part.split(theta))
+            result = result + proximal / 2 * optax.tree.sum(squares)
+        return result
+
+    gradient = support_gradient(value, mode)
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        theta = combined({"params": params}, part.init(params, key))
+        return combined(theta, rule.init(part.split(theta)))
 
     def start(theta: Theta, support: Batch, key: KeyArray) -> Fast:
-        params = split(theta)
-        return Fast(params, inner.init(params))
+        own = part.split(theta)
+        return Fast(own, inner.init(own), jnp.zeros((), jnp.int32))
 
     def step(theta: Theta, phi: Fast, support: Batch, key: KeyArray) -> Fast:
-        grads = gradient((theta, support, key), phi.params)
-        grads = jax.lax.stop_gradient(grads) if first_order else checked(inner, grads)
-        updates, opt_state = inner.update(grads, phi.opt_state, phi.params)
-        return Fast(optax.apply_updates(phi.params, precondition(theta, updates)), opt_state)
+        grads = gradient((theta, phi.count, support, key), phi.own)
+        if not first_order:
+            grads = _checked(inner, grads)
+        updates, opt_state = inner.update(grads, phi.opt_state, phi.own)
+        if first_order:  # the optimiser's own terms, such as its weight decay, too
+            updates, opt_state = jax.lax.stop_gradient((updates, opt_state))
+        return Fast(optax.apply_updates(phi.own, rule.apply(theta, updates, phi.count)), opt_state, phi.count + 1)
 
-    def loss(theta: Theta, phi: Fast, batch: Batch, key: KeyArray) -> tuple[Scalar, Metrics]:
-        return loss_fn(join(theta, phi.params), batch, key)
+    def predict(theta: Theta, phi: Fast, x: PyTree, key: KeyArray | None) -> PyTree:
+        return apply(part.join(theta, phi.own, phi.count), x, key)
 
-    return Learner(init, start, step, loss)
+    bounds = [bound for bound in (part.max_steps, rule.max_steps) if bound is not None]
+    return Learner(init, start, step, predict, min(bounds, default=None))
 
 
-def support_gradient(
-    loss: Callable[[PyTree, Params], Scalar], mode: Mode = "reverse"
-) -> Callable[[PyTree, Params], Params]:
-    """(args, params) -> grad_params loss(args, params), itself differentiated in the given mode.
+def combined(theta: Theta, more: Theta) -> Theta:
+    """Both dicts as one; an `InputError` where they share a name."""
+    if shared := theta.keys() & more.keys():
+        raise InputError(f"Two parts or rules add {min(shared)!r} to theta, expected each to add names of its own.")
+    return theta | more
 
-    The backward pass of "mixed" is d/de grad_(args, params) loss(args, params + e v) for the cotangent v: one jvp of
-    one gradient, from args and params alone.
+
+def held(theta: Theta, name: str, like: PyTree = None) -> Any:
+    """theta[name]; an `InputError` where theta has none, or one of another structure than `like`."""
+    if name not in theta:
+        raise InputError(f"theta holds {', '.join(theta)} but no {name!r}: it was made by another method.")
+    if like is not None and jax.tree.structure(theta[name]) != jax.tree.structure(like):
+        raise InputError(f"theta[{name!r}] was made for other parameters than those that adapt: for another part.")
+    return theta[name]
+
+
+def support_gradient(value: Callable[[PyTree, Own], Scalar], mode: Mode = "reverse") -> Callable[[PyTree, Own], Own]:
+    """(args, own) -> grad_own value(args, own), itself differentiated in the given mode.
+
+    The backward pass of "mixed" is d/de grad_(args, own) value(args, own + e v) for the cotangent v: one jvp of one
+    gradient, from args and own alone.
     """
     if mode not in get_args(Mode):
         raise InputError(f"mode is {mode!r}, expected one of {', '.join(get_args(Mode))}.")
 
-    def gradient(args: PyTree, params: Params) -> Params:
-        return jax.grad(lambda params: scalar(loss(args, params)))(params)
+    def gradient(args: PyTree, own: Own) -> Own:
+        return jax.grad(lambda own: value(args, own))(own)
 
-    def backward(kept: tuple[PyTree, Params], cotangent: Params) -> tuple[PyTree, Params]:
-        args, params = kept
+    def backward(kept: tuple[PyTree, Own], cotangent: Own) -> tuple[PyTree, Own]:
+        args, own = kept
         leaves, tree = jax.tree.flatten(args)
         smooth = [jnp.issubdtype(jnp.result_type(leaf), jnp.inexact) for leaf in leaves]
 
-        def value(floats: list[Array], params: Params) -> Scalar:
+        def of_floats(floats: list[Array], own: Own) -> Scalar:
             rest = iter(floats)
-            return loss(
-                jax.tree.unflatten(tree, [next(rest) if s else leaf for s, leaf in zip(smooth, leaves, strict=True)]),
-                params,
-            )
+            whole = [next(rest) if s else leaf for s, leaf in zip(smooth, leaves, strict=True)]
+            return value(jax.tree.unflatten(tree, whole), own)
 
         floats = [leaf for s, leaf in zip(smooth, leaves, strict=True) if s]
 
-        def slopes(floats: list[Array], params: Params, cotangent: Params) -> tuple[list[Array], Params]:
-            return jax.jvp(lambda params: jax.grad(value, (0, 1))(floats, params), (params,), (cotangent,))[1]
+        def slopes(floats: list[Array], own: Own, cotangent: Own) -> tuple[list[Array], Own]:
+            return jax.jvp(lambda own: jax.grad(of_floats, (0, 1))(floats, own), (own,), (cotangent,))[1]
 
         # JAX itself would notice only when it compiles the step, with no word of the mode
-        if "custom_lin" in str(jax.make_jaxpr(slopes)(floats, params, cotangent)):
+        if "custom_lin" in str(jax.make_jaxpr(slopes)(floats, own, cotangent)):
             raise InputError(
-                'mode is "mixed", but the loss has a custom_vjp, which cannot be differentiated forward; '
+                'mode is "mixed", but the error has a custom_vjp, which cannot be differentiated forward; '
                 'use mode="reverse".'
             )
-        slope = slopes(floats, params, cotangent)
+        slope = slopes(floats, own, cotangent)
         rest = iter(slope[0])
         return jax.tree.unflatten(tree, [next(rest) if s else None for s in smooth]), slope[1]
 
     if mode == "reverse":
         return gradient
     mixed = jax.custom_vjp(gradient)
-    mixed.defvjp(lambda args, params: (gradient(args, params), (args, params)), backward)
+    mixed.defvjp(lambda args, own: (gradient(args, own), (args, own)), backward)
     return mixed
 
 
-def checked(inner: optax.GradientTransformation, grads: Params) -> Params:
-    """grads; an `InputError` if they are differentiated and the update has no slope where an entry is 0."""
+def _checked(inner: optax.GradientTransformation, grads: Own) -> Own:
+    """grads; an `InputError` if they are differentiated and the update has no slope where an entry or a leaf is 0."""
+    leaves, tree = jax.tree.flatten(grads)
 
-    def finite(zeros: Params, ones: Params) -> Array:
-        slope = jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (zeros,), (ones,))[1]
-        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slope)]).all()
+    def finite(points: list[Own], ones: Own) -> Array:
+        def slope(point: Own) -> Own:
+            return jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (point,), (ones,))[1]
 
-    def differentiated(primals: tuple[Params], tangents: tuple[Params]) -> tuple[Params, Params]:
-        # as arguments: what a jitted function without any makes is here evaluated operation by operation
-        ones = jax.tree.map(lambda a: np.ones(a.shape, a.dtype), shapes)
-        # every other gradient is zero, as those of dead units are
-        zeros = jax.tree.map(lambda a: (np.arange(a.size).reshape(a.shape) % 2).astype(a.dtype), ones)
+        return jnp.stack([jnp.isfinite(leaf).all() for point in points for leaf in jax.tree.leaves(slope(point))]).all()
+
+    def differentiated(primals: tuple[Own], tangents: tuple[Own]) -> tuple[Own, Own]:
+        # numpy's, as arguments: what a jitted function makes itself is here evaluated operation by operation
+        ones = [np.ones(leaf.shape, leaf.dtype) for leaf in leaves]
+        some = [(np.arange(one.size).reshape(one.shape) % 2).astype(one.dtype) for one in ones]  # of dead units
+        dead = [[one * (i % 2 == side) for i, one in enumerate(ones)] for side in (0, 1)]  # layers
+        points = [some, *dead] if len(leaves) > 1 else [some]
         with jax.ensure_compile_time_eval():
-            known = jax.jit(finite)(zeros, ones)
+            known = jax.jit(finite)([jax.tree.unflatten(tree, p) for p in points], jax.tree.unflatten(tree, ones))
             # an inner rate that is itself traced leaves nothing to look at
             if not isinstance(known, jax.core.Tracer) and not known:
                 raise InputError(
-                    "The inner optimiser's update has no finite derivative where a gradient is zero, so second order "
-                    "would give NaN (Adam divides by sqrt(v), whose slope at 0 is infinite); give it eps_root > 0, as "
-                    "in optax.adam(1e-3, eps_root=1e-8), or use first_order=True."
+                    "The inner optimiser's update has no finite derivative where a gradient is zero, of one entry or "
+                    "of a whole layer, so second order would give NaN; give Adam eps_root > 0, as in "
+                    "optax.adam(1e-3, eps_root=1e-8), take one that divides by no norm, or use first_order=True."
                 )
         return primals[0], tangents[0]
 
-    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), grads)
-    if not jax.tree.leaves(shapes):
+    if not leaves:
         return grads
     same = jax.custom_jvp(lambda grads: grads)
     same.defjvp(differentiated)
@@ -158,14 +226,14 @@ def checked(inner: optax.GradientTransformation, grads: Params) -> Params:
 
 def closed_form(
     solve: Callable[[Theta, Batch, KeyArray], Phi],
-    loss: Callable[[Theta, Phi, Batch, KeyArray], tuple[Scalar, Metrics]],
-    init: Callable[[Params], Theta] = lambda params: params,
+    predict: Callable[[Theta, Phi, PyTree, KeyArray | None], PyTree],
+    init: Callable[[Params, KeyArray], Theta] = lambda params, key: {"params": params},
 ) -> Learner:
     """Learn a task in one step: phi_0 = 0;  phi_1 = solve(theta, support); further steps change nothing.
 
     Args:
       solve: phi from theta and the support set.
-      loss: `(theta, phi, batch, key) -> (scalar, metrics)`.
+      predict: `(theta, phi, x, key) -> outputs`.
       init: theta from model parameters.
 
     Returns:
@@ -179,4 +247,39 @@ def closed_form(
     def step(theta: Theta, phi: Phi, support: Batch, key: KeyArray) -> Phi:
         return solve(theta, support, key)
 
-    return Learner(init, start, step, loss)
+    return Learner(init, start, step, predict)
+
+
+class Supported(NamedTuple):
+    """phi of a learner that normalises by the support set."""
+
+    phi: Phi
+    statistics: dict[str, Array]  # mean and variance of every normalisation layer, by name
+
+
+def by_support(learner: Learner, statistics: Callable[[Params, PyTree], dict[str, Array]]) -> Learner:
+    """The learner under normalisation by the support set, whose statistics `start` computes and phi keeps.
+
+    Every query then stands alone. The statistics are those of theta, and stay while the task's own parameters move.
+
+    Args:
+      learner: any whose model reads `mean` and `variance` of a normalisation layer, where its parameters have them.
+      statistics: `(params, x) -> {"norm0.mean": ...}`, such as a model's.
+
+    Returns:
+      The learner; train its theta with `query_loss`.
+    """
+
+    def placed(theta: Theta, kept: dict[str, Array]) -> Theta:
+        return theta | {"params": merged(theta["params"], kept)}
+
+    def start(theta: Theta, support: Batch, key: KeyArray) -> Supported:
+        return Supported(learner.start(theta, support, key), statistics(theta["params"], support.x))
+
+    def step(theta: Theta, phi: Supported, support: Batch, key: KeyArray) -> Supported:
+        return phi._replace(phi=learner.step(placed(theta, phi.statistics), phi.phi, support, key))
+
+    def predict(theta: Theta, phi: Supported, x: PyTree, key: KeyArray | None) -> PyTree:
+        return learner.predict(placed(theta, phi.statistics), phi.phi, x, key)
+
+    return Learner(learner.init, start, step, predict, learner.max_steps)

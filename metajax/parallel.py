@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from metajax.errors import InputError
 
@@ -41,7 +41,7 @@ def use_all_cores(cache: Path | None = None) -> None:
 
 
 def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., Any], Any]:
-    """Trace `f` once, and take out what it closes over.
+    """Trace `f` once, and take out the arrays that it closes over.
 
     Args:
       f: a function of trees of arrays.
@@ -61,17 +61,20 @@ def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., A
 
 
 def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
-    """`f` compiled when called, for each set of shapes, types and devices; the arrays it closes over become arguments.
+    """`jax.jit(f)` that takes the arrays which `f` closes over as arguments; they lie where its first argument does.
 
-    `jax.jit` writes such arrays, here whole corpora, into each compiled program.
+    `jax.jit` writes such arrays, here whole corpora, into each compiled program, unless the environment has
+    `JAX_USE_SIMPLIFIED_JAXPR_CONSTANTS=1` before JAX is imported.
 
     Args:
       f: a function of trees of arrays.
       donate: the arguments whose buffers the result may take.
 
     Returns:
-      The compiled function; the arrays lie where its first argument does.
+      The compiled function, for each set of shapes, types and devices of its arguments.
     """
+    if getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):
+        return jax.jit(f, donate_argnums=donate)
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
@@ -81,21 +84,11 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
         kind = structure, devices, *((a.shape, a.dtype, a.weak_type) for a in map(jax.typeof, leaves))
         if kind not in compiled:
             consts, opened, _ = hoist(f, *args)
-            consts = jax.device_put(consts, where)
-            compiled[kind] = partial(jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate)), consts)
+            run = jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate))
+            compiled[kind] = partial(run, jax.device_put(consts, where))
         return compiled[kind](*args)
 
     return call
-
-
-def traced(f: Callable[..., Any], *args: Any) -> tuple[Callable[..., Any], Any]:
-    """`f` traced once, for arguments like `args`, and the shapes of its result.
-
-    As with `jax.jit`, whose trace a loop and `jax.eval_shape` can share, but what `f` closes over stays outside, where
-    `hoisted` finds it; `jax.jit` would make constants of it.
-    """
-    consts, opened, shapes = hoist(f, *args)
-    return partial(opened, consts), shapes
 
 
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
@@ -135,22 +128,22 @@ def task_mesh(num_tasks: int) -> jax.sharding.Mesh:
 
 
 def task_mean(
-    f: Callable[[PyTree, Key[Array, " n"], Float[Array, " n"]], Any],
+    f: Callable[[PyTree, PyTree, Float[Array, " n"]], Any],
     *,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Callable[[PyTree, Key[Array, " tasks"]], Any]:
+) -> Callable[[PyTree, PyTree], Any]:
     """The mean of `f` over all tasks, a chunk at a time on each device.
 
     Args:
-      f: `(theta, keys [n], weights [n]) -> tree`, a sum over n tasks, each times its weight.
+      f: `(theta, items [n], weights [n]) -> tree`, a sum over n tasks, each times its weight.
       chunk: tasks at a time on each device; None for all. 1 is fastest for per-task weights on CPU, where a batched
         matrix product gains nothing and falls out of the cache.
       mesh: devices, with one axis `tasks`; None for one. Where the tasks do not divide evenly, some are computed once
         more with weight 0.
 
     Returns:
-      `(theta, keys [tasks]) -> tree`.
+      `(theta, items) -> tree`, items any tree with the leading axis tasks.
 
     Raises:
       InputError: `chunk` is below 1, or the tasks do not divide into chunks on a device.
@@ -158,25 +151,27 @@ def task_mean(
     if chunk is not None and chunk < 1:
         raise InputError(f"chunk is {chunk}, expected 1 or more tasks at a time.")
 
-    def chunked(theta: PyTree, keys: Key[Array, " n"], weights: Float[Array, " n"]) -> Any:
-        num = keys.shape[0]
+    def chunked(theta: PyTree, items: PyTree, weights: Float[Array, " n"]) -> Any:
+        num = len(weights)
         size = num if chunk is None else min(chunk, num)
         if num % size:
             raise InputError(f"{num} tasks on a device do not divide into chunks of {size}.")
         if size == num:
-            return f(theta, keys, weights)
-        once, shapes = traced(f, theta, keys[:size], weights[:size])
+            return f(theta, items, weights)
+        # traced once, for the shapes of the sum too, and its arrays left where `hoisted` finds them
+        consts, once, shapes = hoist(f, theta, jax.tree.map(lambda a: a[:size], items), weights[:size])
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
-        def add(total: Any, some: tuple[Array, Array]) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, total, once(theta, *some)), None
+        def add(total: Any, some: tuple[Any, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, once(consts, theta, *some)), None
 
-        return jax.lax.scan(add, zeros, (keys.reshape(-1, size), weights.reshape(-1, size)))[0]
+        parts = jax.tree.map(lambda a: a.reshape(-1, size, *a.shape[1:]), (items, weights))
+        return jax.lax.scan(add, zeros, parts)[0]
 
     spec, over = jax.sharding.PartitionSpec, () if mesh is None or mesh.size == 1 else ("tasks",)
 
-    def summed(theta: PyTree, keys: Key[Array, " n"], weights: Float[Array, " n"]) -> Any:
-        total = chunked(theta, keys, weights)
+    def summed(theta: PyTree, items: PyTree, weights: Float[Array, " n"]) -> Any:
+        total = chunked(theta, items, weights)
         if not over:
             return total
         flat, restored = ravel_pytree(total)  # on CPU every sum over devices costs some 50 us, whatever its size
@@ -187,9 +182,11 @@ def task_mean(
             summed, mesh=mesh, in_specs=(spec(), spec("tasks"), spec("tasks")), out_specs=spec(), check_vma=False
         )
 
-    def mean(theta: PyTree, keys: Key[Array, " tasks"]) -> Any:
-        num, devices = len(keys), mesh.size if mesh else 1
+    def mean(theta: PyTree, items: PyTree) -> Any:
+        num, devices = len(jax.tree.leaves(items)[0]), mesh.size if mesh else 1
         filled = jnp.arange(-(-num // devices) * devices)
-        return summed(theta, keys[filled % num], jnp.where(filled < num, 1 / num, 0.0))
+        if len(filled) > num:
+            items = jax.tree.map(lambda a: a[filled % num], items)
+        return summed(theta, items, jnp.where(filled < num, 1 / num, 0.0))
 
     return mean

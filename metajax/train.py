@@ -1,23 +1,34 @@
-"""Meta-training: one outer step, and the loop around it."""
+"""Meta-training: one outer step on given episodes, and the loop around it."""
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, PyTree
 from tqdm import tqdm
 
-from metajax import checkpoint
-from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
-from metajax.errors import InputError
-from metajax.parallel import copied, hoisted, task_mean, traced
+from metajax import runs
+from metajax.core import Batch, KeyArray, Metrics, Objective, Params, Sampler, Theta
+from metajax.errors import DivergedError, InputError
+from metajax.losses.weighting import Losses, Present, State, Weighting, combine, gram_matrix
+from metajax.parallel import copied, hoist, hoisted, task_mean
+
+Schedule = Callable[[Array], Array]  # of the share of the outer steps that is done, 0..1
+
+
+class Average(NamedTuple):
+    """A moving average of theta."""
+
+    theta: Theta
+    decay: Float[Array, ""]
 
 
 class MetaState(NamedTuple):
@@ -26,55 +37,147 @@ class MetaState(NamedTuple):
     theta: Theta
     opt_state: optax.OptState
     count: Int[Array, ""]  # type: ignore[assignment]  # outer steps taken; hides tuple.count
+    total: Int[Array, ""]  # outer steps planned, for schedules and phases
+    average: Average | tuple[()]  # () where none is kept
+    kept: State  # of a weighting, () without
 
 
-OuterStep = Callable[[MetaState, KeyArray], tuple[MetaState, Metrics]]
+OuterStep = Callable[..., tuple[MetaState, Metrics]]  # (state, key), or (state, items, key)
 
 
-def init_state(theta: Theta, optimizer: optax.GradientTransformation) -> MetaState:
-    """The state before the first outer step; to have it on several devices, `replicate` it, not theta alone."""
-    # one program: on its own, every array of zeros would be a program to compile
-    return MetaState(theta, jax.jit(optimizer.init)(theta), jnp.zeros((), jnp.int32))
+def init_state(
+    theta: Theta,
+    optimizer: optax.GradientTransformation,
+    outer_steps: int,
+    *,
+    average: float = 0.0,
+    kept: State = (),
+) -> MetaState:
+    """The state before the first outer step; to have it on several devices, `replicate` it, not theta alone.
 
-
-class Averaged(NamedTuple):
-    """State of an `averaged` optimiser."""
-
-    average: Theta
-    inner: optax.OptState
-    count: Int[Array, ""]  # type: ignore[assignment]  # hides tuple.count
-
-
-def averaged(optimizer: optax.GradientTransformation, decay: float) -> optax.GradientTransformation:
-    """`optimizer`, keeping beside its state a moving average of theta that `average_of` reads and `fit` returns.
-
-    It must be the outermost transformation: within an `optax.chain` nobody finds the average.
-
-    average <- d average + (1 - d) theta after step t = 0, 1, ..., with d = min(decay, t / (t + 10)), which forgets the
-    first steps. Updates stay as they are: the average takes no part in training.
+    Args:
+      theta: from `Learner.init`.
+      optimizer: outer optimiser, as of the step.
+      outer_steps: how many are planned.
+      average: decay d of a moving average of theta, which `fit` validates and returns in its place; 0 for none.
+        average <- d_t average + (1 - d_t) theta with d_t = min(d, t / (t + 10)), which forgets the first steps.
+      kept: what a weighting keeps, `weighting.init(num_tasks)`.
 
     Raises:
-      InputError: `decay` is not in 0 <= decay < 1.
+      InputError: `average` is not in 0 <= average < 1, or `outer_steps` is below 1.
     """
-    if not 0 <= decay < 1:
-        raise InputError(f"decay is {decay}, expected 0 <= decay < 1.")
-
-    def init(theta: Theta) -> Averaged:
-        return Averaged(jax.tree.map(jnp.copy, theta), optimizer.init(theta), jnp.zeros((), jnp.int32))
-
-    def update(grads: Theta, state: Averaged, theta: Theta) -> tuple[Theta, Averaged]:
-        updates, inner = optimizer.update(grads, state.inner, theta)
-        d = jnp.minimum(decay, state.count / (state.count + 10))
-        new = optax.apply_updates(theta, updates)
-        average = jax.tree.map(lambda a, b: (d * a + (1 - d) * b).astype(a.dtype), state.average, new)
-        return updates, Averaged(average, inner, state.count + 1)
-
-    return optax.GradientTransformation(init, update)
+    if not 0 <= average < 1:
+        raise InputError(f"average is {average}, expected 0 <= average < 1.")
+    if outer_steps < 1:
+        raise InputError(f"outer_steps is {outer_steps}, expected 1 or more.")
+    mean = Average(jax.tree.map(jnp.copy, theta), jnp.float32(average)) if average else ()
+    # one program: on its own, every array of zeros would be a program to compile
+    opt_state = jax.jit(optimizer.init)(theta)
+    return MetaState(theta, opt_state, jnp.zeros((), jnp.int32), jnp.int32(outer_steps), mean, kept)
 
 
-def average_of(state: MetaState) -> Theta:
-    """The moving average of theta where an `averaged` optimiser keeps one, else theta itself."""
-    return state.opt_state.average if isinstance(state.opt_state, Averaged) else state.theta
+def trained(state: MetaState) -> Theta:
+    """What training gives: the moving average of theta where one is kept, else theta."""
+    return state.average.theta if isinstance(state.average, Average) else state.theta
+
+
+def descend(
+    state: MetaState,
+    grads: Theta,
+    metrics: Metrics,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: Schedule | None = None,
+    kept: State = (),
+) -> tuple[MetaState, Metrics]:
+    """theta <- theta + schedule(t / T) outer(-grads); what is not finite changes nothing and reports its loss as NaN.
+
+    `theta["statistics"]`, where there are any, are no optimiser's business: s <- s - r grad with r = max(1 %, 1 / t),
+    an exact moving average of x where the gradient is s - x.
+
+    Args:
+      state: before the step.
+      grads: of theta.
+      metrics: with `loss`.
+      optimizer, schedule: as in `outer_step`.
+      kept: what a weighting keeps after this step.
+
+    Returns:
+      The state after it, and the metrics with `grad_norm`.
+
+    Raises:
+      InputError: the metrics lack `loss`.
+    """
+    if "loss" not in metrics:
+        raise InputError(f"The objective's metrics are {sorted(metrics)}, expected loss among them.")
+    statistics = grads.get("statistics", {}) if isinstance(grads, dict) else {}
+    if statistics:
+        grads = grads | {"statistics": jax.tree.map(jnp.zeros_like, statistics)}
+    norm = optax.tree.norm(grads)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.theta)
+    if schedule is not None:
+        factor = schedule(jnp.minimum(state.count / state.total, 1))
+        updates = jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+    if statistics:
+        rate = jnp.maximum(0.01, 1 / (state.count + 1))
+        updates = updates | {"statistics": jax.tree.map(lambda g: (-rate * g).astype(g.dtype), statistics)}
+    theta, average = optax.apply_updates(state.theta, updates), state.average
+    if isinstance(average, Average):
+        d = jnp.minimum(average.decay, state.count / (state.count + 10))
+        mean = jax.tree.map(lambda a, b: (d * a + (1 - d) * b).astype(a.dtype), average.theta, theta)
+        average = average._replace(theta=mean)
+    new = MetaState(theta, opt_state, state.count + 1, state.total, average, kept)
+    finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
+    state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
+    return state, metrics | {"grad_norm": norm, "loss": jnp.where(finite, metrics["loss"], jnp.nan)}
+
+
+def outer_step(
+    objective: Objective,
+    optimizer: optax.GradientTransformation,
+    draw: Callable[[Any], Any] = lambda item: item,
+    *,
+    chunk: int | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    schedule: Schedule | None = None,
+) -> OuterStep:
+    """One outer step: theta <- theta + outer(-grad_theta mean_i objective(theta, draw(item_i))).
+
+    A step whose loss or gradient is not finite changes nothing and reports its loss as NaN.
+
+    Args:
+      objective: `(theta, episode, key) -> (scalar, metrics)`, with `loss` among the metrics.
+      optimizer: outer optimiser, any optax transformation.
+      draw: an episode from an item; the items are episodes by default.
+      chunk: episodes at a time on each device; None for all.
+      mesh: devices over which the episodes are spread; None for one.
+      schedule: factor of the updates, of the share of the outer steps that is done, in 0..1.
+
+    Returns:
+      `(state, items, key) -> (state, metrics)`, pure and jittable, items with the leading axis tasks; metrics are means
+      over the tasks, with `grad_norm`.
+
+    Raises:
+      InputError: the objective's metrics lack `loss`.
+    """
+
+    def weighted(theta: Theta, items: tuple[PyTree, KeyArray], weights: Float[Array, " n"]) -> tuple[Array, Metrics]:
+        def one(item: tuple[PyTree, KeyArray]) -> tuple[Array, Metrics]:
+            return objective(theta, draw(item[0]), item[1])
+
+        if len(weights) == 1:  # a vmap of one costs seconds of tracing and compiling
+            alone = one(jax.tree.map(lambda a: a[0], items))
+            return jax.tree.map(lambda a: a * weights[0], alone)
+        return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), jax.vmap(one)(items))
+
+    mean_gradient = task_mean(jax.grad(weighted, has_aux=True), chunk=chunk, mesh=mesh)
+
+    def step(state: MetaState, items: PyTree, key: KeyArray) -> tuple[MetaState, Metrics]:
+        keys = jax.random.split(key, len(jax.tree.leaves(items)[0]))
+        grads, metrics = mean_gradient(state.theta, (items, keys))
+        return descend(state, grads, metrics, optimizer, schedule=schedule, kept=state.kept)
+
+    return step
 
 
 def meta_step(
@@ -85,63 +188,83 @@ def meta_step(
     *,
     chunk: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
+    schedule: Schedule | None = None,
 ) -> OuterStep:
-    """One outer step: theta <- theta + outer(-grad_theta mean_i objective(theta, episode_i)).
+    """`outer_step` on `num_tasks` episodes of `sample`, drawn on the device: `(state, key) -> (state, metrics)`."""
+    step = outer_step(objective, optimizer, sample, chunk=chunk, mesh=mesh, schedule=schedule)
 
-    A step whose loss or gradient is not finite changes nothing and reports its loss as NaN.
+    def drawn(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
+        item_key, key = jax.random.split(key)
+        return step(state, jax.random.split(item_key, num_tasks), key)
+
+    return drawn
+
+
+def weighted_step(
+    losses: Callable[[Params, dict[str, Batch]], tuple[Losses, Present, Metrics]],
+    weighting: Weighting,
+    optimizer: optax.GradientTransformation,
+    sample: Callable[[KeyArray], dict[str, Batch]],
+    *,
+    split: Callable[[Params], Params] = lambda params: params["shared"],
+    join: Callable[[Params, Params], Params] = lambda params, shared: params | {"shared": shared},
+    schedule: Schedule | None = None,
+) -> OuterStep:
+    """One step of joint training: shared <- shared + outer(-sum_i w_i g_i).
+
+    The other parameters descend sum_i w_i L_i where the weighting weighs losses, and the plain sum where it combines
+    gradients (PCGrad, MGDA, CAGrad, Nash-MTL). Under plain SGD mind the length of d, which is that of a mean of
+    gradients for MGDA and CAGrad and the root of the number of tasks for Nash-MTL; Adam does not see it. A step whose
+    loss or gradient is not finite changes nothing, the weighting's state included, and reports its loss as NaN.
 
     Args:
-      objective: `(theta, episode, key) -> (scalar, metrics)`, with `loss` among the metrics.
-      optimizer: outer optimiser, any optax transformation.
-      sample: task distribution; runs on the device inside the step.
-      num_tasks: episodes per outer step.
-      chunk: episodes at a time on each device; None for all.
-      mesh: devices over which the episodes are spread; None for one.
+      losses: `(params, batch) -> (losses, present, metrics)`, e.g. from `multitask_losses`; metrics hold `loss`.
+      weighting: how the tasks are weighed.
+      optimizer: any optax transformation, of all parameters.
+      sample: draws the batches of the tasks; runs on the device inside the step.
+      split: the part of the parameters that the tasks share, whose gradients are weighed.
+      join: `(params, shared) -> params` with that part replaced.
+      schedule: as in `outer_step`.
 
     Returns:
-      `(state, key) -> (state, metrics)`, pure and jittable; metrics are means over the tasks, with `grad_norm`.
-
-    Raises:
-      InputError: the objective's metrics lack `loss`.
+      `(state, key) -> (state, metrics)`, pure and jittable, on states with `theta = {"params": ...}` and
+      `kept = weighting.init(num_tasks)`; metrics are those of `losses` with `grad_norm` and the weights, `weight_0`,
+      `weight_1`, ... in the order of the losses.
     """
 
-    def weighted_objective(
-        theta: Theta, keys: Key[Array, " tasks"], weights: Float[Array, " tasks"]
-    ) -> tuple[Array, Metrics]:
-        def one(key: KeyArray) -> tuple[Array, Metrics]:
-            sample_key, key = jax.random.split(key)
-            return objective(theta, sample(sample_key), key)
-
-        if len(keys) == 1:  # a vmap of one costs seconds of tracing and compiling
-            return jax.tree.map(lambda a: a * weights[0], one(keys[0]))
-        return jax.tree.map(lambda a: jnp.tensordot(weights, a, 1), jax.vmap(one)(keys))
-
-    mean_gradient = task_mean(jax.grad(weighted_objective, has_aux=True), chunk=chunk, mesh=mesh)
-
     def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
-        grads, metrics = mean_gradient(state.theta, jax.random.split(key, num_tasks))
-        if "loss" not in metrics:
-            raise InputError(f"The objective's metrics are {sorted(metrics)}, expected loss among them.")
-        norm = optax.tree.norm(grads)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.theta)
-        new = MetaState(optax.apply_updates(state.theta, updates), opt_state, state.count + 1)
-        finite = jnp.isfinite(norm) & jnp.isfinite(metrics["loss"])
-        state = jax.tree.map(lambda a, b: jnp.where(finite, a, b), new, state)
-        return state, metrics | {"grad_norm": norm, "loss": jnp.where(finite, metrics["loss"], jnp.nan)}
+        sample_key, key = jax.random.split(key)
+        batch = sample(sample_key)
+
+        def of(params: Params, shared: Params) -> tuple[Losses, tuple[Present, Metrics]]:
+            values, present, metrics = losses(join(params, shared), batch)
+            return values, (present, metrics)
+
+        params = state.theta["params"]
+        values, pullback, (present, metrics) = jax.vjp(of, params, split(params), has_aux=True)
+        if not weighting.by_gradient:
+            weights, kept = weighting.weigh(state.kept, values, present, None, key)
+            grads = join(*pullback(weights))
+        else:
+            each = jax.vmap(lambda one: pullback(one)[1])(jnp.eye(len(values), dtype=values.dtype))
+            weights, kept = weighting.weigh(state.kept, values, present, gram_matrix(each), key)
+            outer = weights if weighting.heads else present.astype(values.dtype)
+            grads = join(pullback(outer)[0], combine(weights, each))
+        metrics = metrics | {f"weight_{i}": weight for i, weight in enumerate(weights)}
+        return descend(state, {"params": grads}, metrics, optimizer, schedule=schedule, kept=kept)
 
     return step
 
 
-def in_phases(phases: Sequence[tuple[float, OuterStep]], outer_steps: int) -> OuterStep:
-    """One outer step for a training in phases: the step of the phase that `state.count` lies in.
+def in_phases(phases: Sequence[tuple[float, OuterStep]]) -> OuterStep:
+    """One outer step for a training in phases: the step of the phase that `state.count` of `state.total` lies in.
 
     Args:
       phases: of each phase its share of the outer steps and its outer step, such as a `meta_step` on each objective of
         `multi_step_phases`; all of them on the same state.
-      outer_steps: total number of outer steps.
 
     Returns:
-      `(state, key) -> (state, metrics)`; beyond `outer_steps` it stays in the last phase.
+      An outer step; beyond `state.total` it stays in the last phase.
 
     Raises:
       InputError: no phases, a negative share, or shares that do not sum to 1.
@@ -151,12 +274,68 @@ def in_phases(phases: Sequence[tuple[float, OuterStep]], outer_steps: int) -> Ou
     shares, steps = zip(*phases, strict=True)
     if min(shares) < 0 or not math.isclose(sum(shares), 1):
         raise InputError(f"The phases have shares {shares} of the outer steps, expected none below 0 and a sum of 1.")
-    ends = np.round(np.cumsum(shares[:-1]) * outer_steps)
+    if len(steps) == 1:
+        return steps[0]
+    ends = np.cumsum(shares[:-1])
 
-    def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
-        return jax.lax.switch((state.count >= ends).sum(), steps, state, key)
+    def step(state: MetaState, *rest: Any) -> tuple[MetaState, Metrics]:
+        return jax.lax.switch((state.count >= jnp.round(ends * state.total)).sum(), steps, state, *rest)
 
     return step
+
+
+def block_of(step: OuterStep, key: KeyArray) -> Callable[[MetaState, Array], tuple[MetaState, Metrics]]:
+    """`(state, count) -> (state, mean metrics)`: so many outer steps in one compiled call, which donates the state.
+
+    The key of an outer step depends on its number alone, so that a resumed run takes the steps of an uninterrupted one.
+    """
+
+    @partial(hoisted, donate=(0,))
+    def block(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
+        consts, one, (_, shapes) = hoist(lambda state: step(state, jax.random.fold_in(key, state.count)), state)
+
+        def add(_: Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
+            state, metrics = one(consts, carry[0])
+            return state, jax.tree.map(jnp.add, carry[1], metrics)
+
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        state, total = jax.lax.fori_loop(0, count, add, (state, zeros))
+        return state, jax.tree.map(lambda a: a / count, total)
+
+    return block
+
+
+def streamed_block_of(
+    step: OuterStep, key: KeyArray, episodes: Iterator[PyTree]
+) -> Callable[[MetaState, Array], tuple[MetaState, Metrics]]:
+    """As `block_of`, on episodes from the host, an outer step each, the next one prepared while a step runs.
+
+    Raises:
+      InputError: when called, the iterator ends early, or its episodes change in shape.
+    """
+
+    @partial(hoisted, donate=(0,))
+    def one(state: MetaState, items: PyTree) -> tuple[MetaState, Metrics]:
+        return step(state, items, jax.random.fold_in(key, state.count))
+
+    seen: list[Any] = []  # shapes of the first episodes
+
+    def block(state: MetaState, count: Array) -> tuple[MetaState, Metrics]:
+        total: Any = None
+        for i in range(int(count)):
+            try:
+                items = next(episodes)
+            except StopIteration:
+                raise InputError(f"episodes ended {int(count) - i} or more outer steps early.") from None
+            kind = jax.tree.structure(items), [(np.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(items)]
+            seen[:] = seen or [kind]
+            if kind != seen[0]:
+                raise InputError(f"episodes have shapes {kind[1]} now, {seen[0][1]} at first; expected the same.")
+            state, metrics = one(state, items)
+            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
+        return state, jax.tree.map(lambda a: a / count, total)
+
+    return block
 
 
 class Fit(NamedTuple):
@@ -169,18 +348,15 @@ class Fit(NamedTuple):
     first_step_seconds: float  # from the call to the end of its first outer step, compilation included
 
 
-class DivergedError(ArithmeticError):
-    """The loss, its gradient or a validation is not finite; the message says when, and which state is kept where."""
-
-
 def fit(
     step: OuterStep,
     state: MetaState,
     key: KeyArray,
-    outer_steps: int,
     *,
     num_tasks: int,
     block: int = 50,
+    seconds: float | None = None,
+    episodes: Iterator[PyTree] | None = None,
     validate: Callable[[Theta], float] | None = None,
     validate_every: int = 250,
     folder: Path | None = None,
@@ -188,19 +364,19 @@ def fit(
     progress: bool = True,
     title: str = "meta-training",
 ) -> Fit:
-    """Take `outer_steps` outer steps, a compiled block of them at a time.
-
-    The key of an outer step depends on its number alone, so a resumed run takes the same steps as an uninterrupted one.
+    """Take the outer steps that `state` plans, a compiled block of them at a time.
 
     Args:
-      step: from `meta_step`, `in_phases` or `weighting.weighted_step`.
-      state: from `init_state` or `weighting.init_weighted`; copied, so that the caller's arrays stay.
+      step: from `meta_step`, `outer_step`, `in_phases` or `weighted_step`.
+      state: from `init_state`; copied, so that the caller's arrays stay.
       key: fixes the tasks of all outer steps.
-      outer_steps: total number of outer steps.
       num_tasks: tasks per outer step, for the rate.
       block: outer steps in one compiled call; each gives one line of metrics, their means over the block.
+      seconds: a budget of time on outer steps in place of their number; `state.total` then follows the rate measured.
+      episodes: stacked episodes from the host, one for each outer step of an `outer_step`; a resumed run passes over
+        those of the steps taken. None where the step draws its own.
       validate: score of a theta, larger is better.
-      validate_every: outer steps between validations and checkpoints, a multiple of `block`.
+      validate_every: outer steps between validations and checkpoints, in whole blocks.
       folder: gets `metrics.jsonl` and the checkpoints `last` (a `MetaState`) and `best` (a theta).
       resume: go on from `folder / "last"`.
       progress: show a progress bar with tasks/s and the time left.
@@ -211,90 +387,51 @@ def fit(
 
     Raises:
       DivergedError: the loss, its gradient or the validation score is not finite.
-      InputError: `resume` without a checkpoint that fits, or a folder that holds a run without `resume`.
+      InputError: `resume` without a checkpoint that fits, a folder that holds a run without `resume`, or `episodes`
+        that end early or change in shape.
     """
-    if validate_every % block:
-        raise InputError(f"validate_every is {validate_every}, expected a multiple of block, {block}.")
     began = time.perf_counter()
-    log = folder / "metrics.jsonl" if folder else None
-    best, theta, seconds = None, None, 0.0
-    if folder and not resume:
-        checkpoint.make_folder(folder)
-        if taken := [name for name in ("metrics.jsonl", "last", "best") if (folder / name).exists()]:
-            raise InputError(f"{folder} already holds {taken[0]} of another run; choose another folder, or resume.")
     state = copied(state)  # donation must not take the caller's arrays
     # bound to its devices from the start, as every step's result is: else the second call compiles again
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     state = jax.device_put(state, places)
-    if resume:
-        if folder is None or log is None:
-            raise InputError("resume needs the folder of the run to go on from.")
-        state = jax.device_put(checkpoint.restore(folder / "last", state), places)
-        lines = [line for line in checkpoint.read_lines(log) if line["step"] <= int(state.count)]
-        checkpoint.write_lines(log, lines)
-        best = max((line["validation"] for line in lines if "validation" in line), default=None)
-        theta = checkpoint.restore(folder / "best", state.theta) if best is not None else None
-        seconds = lines[-1]["seconds"] if lines else 0.0
-
-    @partial(hoisted, donate=(0,))
-    def steps(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
-        one, (_, shapes) = traced(lambda state: step(state, jax.random.fold_in(key, state.count)), state)
-
-        def add(_: Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
-            state, total = carry
-            state, metrics = one(state)
-            return state, jax.tree.map(jnp.add, total, metrics)
-
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        state, total = jax.lax.fori_loop(0, count, add, (state, zeros))
-        return state, jax.tree.map(lambda a: a / count, total)
-
+    state, record = runs.begin(folder, state, resume=resume)
+    state = jax.device_put(state, places)
     done, first_step_seconds = int(state.count), 0.0
-    pending: list[tuple[int, dict[str, float]]] = []  # the calls of a block, for its line of metrics
-    bar = tqdm(total=outer_steps, initial=done, unit="step", desc=title, disable=not progress)
-    with bar:
-        while done < outer_steps:
+    if episodes is not None:
+        next(islice(episodes, done, done), None)
+    run = block_of(step, key) if episodes is None else streamed_block_of(step, key, episodes)
+    here, rate = 0, 0.0  # outer steps timed in this call, and how many in a second
+    validated = done
+    with tqdm(total=int(state.total), initial=done, unit="step", desc=title, disable=not progress) as bar:
+        while done < (total := int(state.total)) and (seconds is None or record.seconds < seconds):
             # the first call takes one step, so that the bar moves as soon as compilation is over
-            count = 1 if not first_step_seconds else min(block - done % block, outer_steps - done)
+            count = 1 if not first_step_seconds else min(block - done % block, total - done)
+            if seconds is not None and rate:
+                count = min(count, max(1, round((seconds - record.seconds) * rate)))
             start = time.perf_counter()
-            state, means = steps(state, jnp.asarray(count))
+            state, means = run(state, jnp.asarray(count))
             metrics = {name: float(value) for name, value in means.items()}
             now = time.perf_counter()
             if first_step_seconds:
-                seconds += now - start
-                rate = count * num_tasks / (now - start)
-                bar.set_postfix_str(f"{rate:.0f} tasks/s, " + ", ".join(f"{k} {v:.3g}" for k, v in metrics.items()))
+                record, here = record._replace(seconds=record.seconds + now - start), here + count
+                rate = here / (record.seconds - record.before)
+                told = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items())
+                bar.set_postfix_str(f"{count * num_tasks / (now - start):.0f} tasks/s, {told}")
+                if seconds is not None:
+                    bar.total = max(done + count, done + count + round((seconds - record.seconds) * rate))
+                    planned = jax.device_put(np.int32(bar.total), places.total)
+                    state = state._replace(total=planned)
             first_step_seconds = first_step_seconds or now - began
             done += count
             bar.update(count)
-            pending.append((count, metrics))
             if not np.isfinite(metrics["loss"]):
-                if folder:
-                    checkpoint.save(folder / "last", state)
-                kept = f"; the state before it is kept in {folder / 'last'}" if folder else ""
-                raise DivergedError(
-                    f"The loss is no longer finite at outer step {int(state.count) + 1}{kept}. "
-                    "A smaller inner or outer learning rate is the usual cure."
-                )
-            if done % block and done < outer_steps:
-                continue
-            total = sum(n for n, _ in pending)
-            line = {name: sum(n * call[name] for n, call in pending) / total for name in metrics}
-            pending = []
-            due = done % validate_every == 0 or done == outer_steps
-            if due and validate is not None:
-                line["validation"] = validate(average_of(state))
-                if not np.isfinite(line["validation"]):
-                    before = ""
-                    if folder and checkpoint.exists(folder / "last"):
-                        before = f"; the checkpoint before it is kept in {folder / 'last'}"
-                    raise DivergedError(f"The validation score is {line['validation']} at outer step {done}{before}.")
-                if best is None or line["validation"] > best:
-                    best, theta = line["validation"], copied(average_of(state))
-                    if folder:
-                        checkpoint.save(folder / "best", theta)
-            if log:
-                checkpoint.append_line(log, {"step": done, "seconds": seconds} | line)
-            if folder and due:
-                checkpoint.save(folder / "last", state)
-    return Fit(average_of(state) if theta is None else theta, state, best, seconds, first_step_seconds)
+                raise DivergedError(runs.diverged(folder, state))
+            over = done >= int(state.total) or (seconds is not None and record.seconds >= seconds)
+            record = record._replace(pending=(*record.pending, (count, metrics)))
+            if not done % block or over:
+                due = over or done - validated >= validate_every
+                validated = done if due else validated
+                record = runs.write(record, folder, state, trained(state), validate if due else None, save=due)
+    theta = trained(state) if record.theta is None else record.theta
+    return Fit(theta, state, record.best, record.seconds, first_step_seconds)

@@ -2,56 +2,46 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
-from metajax.algorithms.film import film_apply, film_init
 from metajax.algorithms.maml import maml
-from metajax.core import Algorithm, LossFn, Params, Theta
+from metajax.algorithms.parts import context
+from metajax.core import Algorithm, Apply, Error
 
 
 def cavia(
-    loss_fn: LossFn,
+    apply: Apply,
+    error: Error,
     inner: optax.GradientTransformation,
     num_steps: int,
     *,
     size: int = 32,
-    names: tuple[str, ...] = ("scale", "bias"),
-    seed: int = 0,
-    **options: Any,
+    patterns: tuple[str, ...] = (),
+    **how: Any,
 ) -> Algorithm:
-    """Fast context adaptation: theta = (params, film), phi a context vector; film maps it to FiLM shifts of params.
+    """Fast context adaptation: phi is a context vector, F a linear map to shifts of parameters: `part=context(size)`.
 
-    phi_0 = 0;  phi_{k+1} = phi_k - alpha grad_phi loss(params + film phi_k, support).
+    phi_0 = 0;  phi_{k+1} = phi_k - alpha grad_phi error(apply(params + phi_k F, support)).
 
     Args:
-      loss_fn: `(params, batch, key) -> (scalar, metrics)`.
-      inner: inner optimiser, any optax transformation.
-      num_steps: K, inner steps while training.
+      apply, error, inner, num_steps: as in `maml`.
       size: of the context vector.
-      names: last names of the parameters that the context shifts.
-      seed: of film's first values.
-      **options: passed to `maml`: `remat`, `first_order`, `mode`.
+      patterns: of the parameters that the context shifts; none for all vectors, such as scales and biases.
+      **how: passed to `maml`, such as `rule`.
 
     Returns:
-      The algorithm; its theta is `{"params", "film"}`.
+      The algorithm; its theta is `{"params", "context"}`.
 
     Raises:
-      InputError: at init, no parameter has one of the names.
+      InputError: at init, a pattern matches no parameter.
 
     Reference: Zintgraf et al., "Fast Context Adaptation via Meta-Learning", ICML 2019.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, metajax as mj
+      >>> learner = cavia(lambda p, x, key: x + p["bias"], mj.losses.squared_error, optax.sgd(1.0), 1, size=2).learner
+      >>> theta = learner.init({"bias": jnp.zeros(3)}, jax.random.key(0))
+      >>> learner.start(theta, None, None).own.tolist()
+      [0.0, 0.0]
     """
-
-    def init(params: Params) -> Theta:
-        return {"params": params, "film": film_init(params, size, names, seed)}
-
-    return maml(
-        loss_fn,
-        inner,
-        num_steps,
-        init=init,
-        split=lambda theta: jnp.zeros(size, jax.tree.leaves(theta["film"])[0].dtype),
-        join=lambda theta, context: film_apply(theta["params"], theta["film"], context),
-        **options,
-    )
+    return maml(apply, error, inner, num_steps, part=context(size, *patterns), **how)

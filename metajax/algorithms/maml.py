@@ -4,28 +4,46 @@ from typing import Any
 
 import optax
 
-from metajax.core import Algorithm, LossFn, Remat, query_loss
+from metajax.core import Algorithm, Apply, Error, Remat, query_loss
 from metajax.inner import descent
 
 
 def maml(
-    loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, *, remat: Remat = "step", **options: Any
+    apply: Apply,
+    error: Error,
+    inner: optax.GradientTransformation,
+    num_steps: int,
+    *,
+    support_error: Error | None = None,
+    remat: Remat = "step",
+    **how: Any,
 ) -> Algorithm:
     """Model-agnostic meta-learning.
 
-    phi_0 = theta;  phi_{k+1} = phi_k - alpha grad loss(phi_k, support);  min_theta E loss(phi_K, query).
+    phi_0 = theta;  phi_{k+1} = phi_k - alpha grad error(phi_k, support);  min_theta E error(phi_K, query).
 
     Args:
-      loss_fn: `(params, batch, key) -> (scalar, metrics)`.
+      apply: the model, `(params, x, key) -> outputs`.
+      error: `(outputs, y) -> (scalar, metrics)` of the query set.
       inner: inner optimiser, any optax transformation.
       num_steps: K, inner steps while training.
+      support_error: what the inner steps minimise, such as an error without labels; None for `error`.
       remat: what the gradient through the inner steps keeps; see `adapt`.
-      **options: passed to `descent`: `first_order`, `mode`, `split`, `join`, `precondition`, `init`.
+      **how: passed to `descent`: `part`, `rule`, `first_order`, `mode`, `proximal`.
 
     Returns:
       The algorithm.
 
     Reference: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, metajax as mj
+      >>> line = lambda params, x, key: params["slope"] * x
+      >>> algorithm = maml(line, mj.losses.squared_error, optax.sgd(0.5), 1)
+      >>> theta = algorithm.learner.init({"slope": jnp.array(0.0)}, jax.random.key(0))
+      >>> points = mj.Batch(jnp.array([1.0]), jnp.array([3.0]))
+      >>> float(algorithm.objective(theta, mj.Episode(points, points), jax.random.key(0))[0])
+      0.0
     """
-    learner = descent(loss_fn, inner, **options)
-    return Algorithm(learner, query_loss(learner, num_steps, remat=remat))
+    learner = descent(apply, support_error or error, inner, **how)
+    return Algorithm(learner, query_loss(learner, error, num_steps, remat=remat))

@@ -2,40 +2,33 @@
 
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from metajax.algorithms.maml import maml
-from metajax.core import Algorithm, LossFn, Params, Theta
+from metajax.algorithms.rules import rates
+from metajax.core import Algorithm, Apply, Error
 
 
-def meta_sgd(loss_fn: LossFn, inner: optax.GradientTransformation, num_steps: int, **options: Any) -> Algorithm:
-    """MAML with learned rates: theta = (params, scale), scale shaped as params and 1 at first.
+def meta_sgd(apply: Apply, error: Error, inner: optax.GradientTransformation, num_steps: int, **how: Any) -> Algorithm:
+    """MAML with learned rates, of every parameter that adapts and 1 at first: `maml(..., rule=rates())`.
 
-    phi_0 = params;  phi_{k+1} = phi_k + scale * inner(grad loss(phi_k, support)), elementwise: alpha = scale x rate.
+    phi_{k+1} = phi_k + rates * inner(grad error(apply(phi_k, support))), elementwise: alpha = rates x inner's rate.
 
     Args:
-      loss_fn: `(params, batch, key) -> (scalar, metrics)`.
+      apply, error, num_steps: as in `maml`.
       inner: inner optimiser, any optax transformation; its rate is where alpha starts.
-      num_steps: K, inner steps while training.
-      **options: passed to `maml`: `remat`, `first_order`, `mode`.
+      **how: passed to `maml`, such as `part`.
 
     Returns:
-      The algorithm; its theta is `{"params", "scale"}`.
+      The algorithm; its theta is `{"params", "rates"}`.
 
     Reference: Li et al., "Meta-SGD: Learning to Learn Quickly for Few-Shot Learning", 2017.
+
+    Example:
+      >>> import jax, jax.numpy as jnp, metajax as mj
+      >>> apply = lambda p, x, key: p["head"] * x
+      >>> learner = meta_sgd(apply, mj.losses.squared_error, optax.sgd(0.5), 1, part=mj.only("head")).learner
+      >>> float(learner.init({"head": jnp.zeros(())}, jax.random.key(0))["rates"]["head"])
+      1.0
     """
-
-    def init(params: Params) -> Theta:
-        return {"params": params, "scale": jax.tree.map(jnp.ones_like, params)}
-
-    return maml(
-        loss_fn,
-        inner,
-        num_steps,
-        init=init,
-        split=lambda theta: theta["params"],
-        precondition=lambda theta, updates: jax.tree.map(jnp.multiply, theta["scale"], updates),
-        **options,
-    )
+    return maml(apply, error, inner, num_steps, rule=rates(), **how)

@@ -1,4 +1,4 @@
-"""The multi-step loss: query losses after every inner step, for any learner."""
+"""The multi-step loss: query errors after every inner step, for any learner."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from metajax.core import (
     Algorithm,
     Episode,
+    Error,
     KeyArray,
     Learner,
     Metrics,
@@ -24,7 +25,7 @@ from metajax.errors import InputError
 
 
 def multi_step_weights(progress: float, num_steps: int) -> tuple[float, ...]:
-    """Weights of the query losses after steps 1..K: equal at progress 0, all on the last step at progress 1.
+    """Weights of the query errors after steps 1..K: equal at progress 0, all on the last step at progress 1.
 
     Raises:
       InputError: `num_steps` is below 1, or `progress` not in 0..1.
@@ -38,14 +39,20 @@ def multi_step_weights(progress: float, num_steps: int) -> tuple[float, ...]:
 
 
 def multi_step_loss(
-    learner: Learner, num_steps: int, weights: Sequence[float] | None = None, *, remat: Remat = "step"
+    learner: Learner,
+    error: Error,
+    num_steps: int,
+    weights: Sequence[float] | None = None,
+    *,
+    remat: Remat = "step",
 ) -> Objective:
-    """L(theta) = sum_k weights_k loss(theta, phi_k(theta, support), query).
+    """L(theta) = sum_k weights_k error(predict(theta, phi_k(theta, support), query.x), query.y).
 
     Args:
       learner: how a task is learned.
+      error: `(outputs, y) -> (scalar, metrics)` of the query set.
       num_steps: K, inner steps.
-      weights: of the query losses after steps 1..K, or 0..K; None for 1 / K each.
+      weights: of the query errors after steps 1..K, or 0..K; None for 1 / K each.
       remat: as in `adapt`.
 
     Returns:
@@ -61,13 +68,13 @@ def multi_step_loss(
     if len(weights) not in (num_steps, num_steps + 1):
         raise InputError(f"weights has {len(weights)} entries, expected {num_steps} or, with step 0, {num_steps + 1}.")
     if not any(weights[:-1]) and weights[-1] == 1:  # the query is then needed once
-        return query_loss(learner, num_steps, remat=remat)
+        return query_loss(learner, error, num_steps, remat=remat)
 
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
-        adapt_key, loss_key = jax.random.split(key)
+        adapt_key, key = jax.random.split(key)
 
         def probe(phi: Phi) -> tuple[Scalar, Metrics]:
-            value, metrics = learner.loss(theta, phi, episode.query, loss_key)
+            value, metrics = error(learner.predict(theta, phi, episode.query.x, key), episode.query.y)
             return scalar(value), metrics
 
         _, (values, metrics) = adapt(learner, theta, episode.support, adapt_key, num_steps, probe, remat=remat)
@@ -86,7 +93,7 @@ def multi_step_phases(
     """The annealing of MAML++: objectives on the same theta, to be trained with one after the other.
 
     Args:
-      make: `(weights=, first_order=) -> algorithm`, such as `partial(mamlpp, loss_fn, inner, num_steps)`.
+      make: `(weights=, first_order=) -> algorithm`, such as `partial(mamlpp, apply, error, inner, num_steps)`.
       num_steps: K, inner steps.
       phases: of each phase its share of the outer steps, whether it is first order, and the progress of
         `multi_step_weights`.

@@ -1,0 +1,228 @@
+"""Parts: what of the model a task learns. A new one is a function that returns a `Part`, for any method."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array
+
+from metajax.core import KeyArray, Params, Theta
+from metajax.errors import InputError
+from metajax.inner import Own, Part, combined, everything, held
+from metajax.names import match, named, renewed, replaced
+
+__all__ = ["context", "everything", "film", "lora", "norms_by_step", "nothing", "only", "shifted", "warped", "without"]
+
+
+def nothing() -> Part:
+    """No parameters, as in joint training: own = ()."""
+    return Part(_adds_nothing, lambda theta: (), lambda theta, own, count: theta["params"])
+
+
+def only(*patterns: str) -> Part:
+    """The parameters whose name matches a pattern: `only("head")`, `only("encoder.layers.*.attention.*")`.
+
+    Args:
+      *patterns: see `metajax.names.match`.
+
+    Returns:
+      The part; own is a dict of arrays by dotted name.
+
+    Raises:
+      InputError: when called, a pattern matches no parameter, with their names.
+    """
+
+    def split(theta: Theta) -> Own:
+        return match(theta["params"], patterns)
+
+    return Part(_adds_nothing, split, lambda theta, own, count: replaced(theta["params"], own))
+
+
+def without(*patterns: str) -> Part:
+    """All parameters but those whose name matches a pattern; else as `only`."""
+
+    def split(theta: Theta) -> Own:
+        kept = match(theta["params"], patterns)
+        return {name: leaf for name, leaf in named(theta["params"]).items() if name not in kept}
+
+    return Part(_adds_nothing, split, lambda theta, own, count: replaced(theta["params"], own))
+
+
+def context(size: int, *patterns: str) -> Part:
+    """A context vector c, 0 before any step, that shifts parameters by a linear map F in theta: w + c F_w.
+
+    The entries of F have variance 1 / size, so that a step on c moves w about as far as the same step on w would.
+
+    Args:
+      size: of the context vector.
+      *patterns: of the parameters to shift; none for all vectors, such as scales and biases.
+
+    Returns:
+      The part; theta gets `context`, an array `[size, *leaf]` by dotted name; own is `[size]`.
+
+    Raises:
+      InputError: `size` is below 1; when called, a pattern matches no parameter, with their names.
+
+    Reference: Zintgraf et al., "Fast Context Adaptation via Meta-Learning", ICML 2019.
+    """
+    if size < 1:
+        raise InputError(f"size is {size}, expected 1 or more.")
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        chosen = _vectors(params, patterns)
+        keys = dict(zip(chosen, jax.random.split(key, len(chosen)), strict=True))
+        return {"context": {n: _normal(keys[n], (size, *w.shape), w.dtype) / size**0.5 for n, w in chosen.items()}}
+
+    def split(theta: Theta) -> Own:
+        return jnp.zeros(size, jax.tree.leaves(held(theta, "context"))[0].dtype)
+
+    return Part(init, split, lambda theta, own, count: shifted(theta["params"], held(theta, "context"), own))
+
+
+def shifted(params: Params, maps: dict[str, Array], vector: Array) -> Params:
+    """params with `leaf + vector @ maps[name]` for each leaf that has a map."""
+    return renewed(params, lambda name, w: w + jnp.tensordot(vector, maps[name], 1) if name in maps else w)
+
+
+def lora(rank: int, *patterns: str) -> Part:
+    """Low-rank changes of matrices: W + A B, A random and B = 0 in theta; own = (A, B) of each.
+
+    Args:
+      rank: columns of A and rows of B.
+      *patterns: of the kernels `[*taps, in, out]` to change, taken as matrices `[taps * in, out]`; none for all.
+
+    Returns:
+      The part; theta gets `lora`, `{"a": [taps * in, rank], "b": [rank, out]}` by dotted name.
+
+    Raises:
+      InputError: `rank` is below 1; when called, a pattern matches no parameter or matches no matrix, with the names.
+
+    Reference: Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", ICLR 2022.
+    """
+    if rank < 1:
+        raise InputError(f"rank is {rank}, expected 1 or more.")
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        leaves = match(params, patterns) if patterns else named(params)
+        chosen = {name: w.reshape(-1, w.shape[-1]) for name, w in leaves.items() if w.ndim > 1}
+        if not chosen:
+            raise InputError(f"lora changes matrices, but the patterns match vectors alone: {', '.join(leaves)}.")
+        keys = dict(zip(chosen, jax.random.split(key, len(chosen)), strict=True))
+        return {
+            "lora": {
+                n: {
+                    "a": _normal(keys[n], (len(w), rank), w.dtype) / len(w) ** 0.5,
+                    "b": jnp.zeros((rank, w.shape[1]), w.dtype),
+                }
+                for n, w in chosen.items()
+            }
+        }
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        def change(name: str, w: Array) -> Array:
+            return w + (own[name]["a"] @ own[name]["b"]).reshape(w.shape) if name in own else w
+
+        return renewed(theta["params"], change)
+
+    return Part(init, lambda theta: held(theta, "lora"), join)
+
+
+def film(*patterns: str) -> Part:
+    """Scales and shifts of features: s (1 + own_s) for a scale s, b + own_b for any other vector; own starts in theta.
+
+    The network's own parameters serve all tasks as they are, so that a joint loss can train them beside it.
+
+    Args:
+      *patterns: of the vectors; none for all. A scale is one whose last name is `scale`.
+
+    Returns:
+      The part; theta gets `film`, an array by dotted name, 0 at first.
+
+    Raises:
+      InputError: when called, a pattern matches no parameter, with their names.
+
+    Reference: Perez et al., "FiLM: Visual Reasoning with a General Conditioning Layer", AAAI 2018.
+    """
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        return {"film": jax.tree.map(jnp.zeros_like, _vectors(params, patterns))}
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        def change(name: str, w: Array) -> Array:
+            if name not in own:
+                return w
+            return w * (1 + own[name]) if name.rsplit(".", 1)[-1] == "scale" else w + own[name]
+
+        return renewed(theta["params"], change)
+
+    return Part(init, lambda theta: held(theta, "film"), join)
+
+
+def warped(part: Part) -> Part:
+    """T-Net: the model sees kernel @ warp, a matrix `[out, out]` per kernel in theta, the identity at first.
+
+    A step on the kernel thus moves what the model sees by -alpha grad @ warp^T warp: a learned metric.
+
+    Args:
+      part: what a task learns of the kernels before they are warped.
+
+    Returns:
+      The part; theta gets `warp`, by dotted name.
+
+    Reference: Lee, Choi, "Gradient-Based Meta-Learning with Learned Layerwise Metric and Subspace", ICML 2018.
+    """
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        kernels = {name: w for name, w in named(params).items() if w.ndim > 1}
+        warp = {name: jnp.eye(w.shape[-1], dtype=w.dtype) for name, w in kernels.items()}
+        return combined(part.init(params, key), {"warp": warp})
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        warp = held(theta, "warp")
+        return renewed(part.join(theta, own, count), lambda name, w: w @ warp[name] if name in warp else w)
+
+    return Part(init, part.split, join, part.max_steps)
+
+
+def norms_by_step(num_steps: int, *patterns: str) -> Part:
+    """All but the normalisation layers, of which theta holds a copy for each of the steps 0..K that no task changes.
+
+    Args:
+      num_steps: K, the most steps that can be taken.
+      *patterns: of the normalisation layers; none for `*norm*`.
+
+    Returns:
+      The part; theta gets `norms`, arrays `[K + 1, ...]` by dotted name.
+
+    Raises:
+      InputError: `num_steps` is below 1; when called, a pattern matches no parameter, with their names.
+
+    Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
+    """
+    if num_steps < 1:
+        raise InputError(f"num_steps is {num_steps}, expected 1 or more.")
+    rest = without(*(patterns or ("*norm*",)))
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        norms = match(params, patterns or ("*norm*",))
+        return {"norms": {name: jnp.stack([w] * (num_steps + 1)) for name, w in norms.items()}}
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        return replaced(theta["params"], {name: w[count] for name, w in held(theta, "norms").items()} | own)
+
+    return Part(init, rest.split, join, num_steps)
+
+
+def _adds_nothing(params: Params, key: KeyArray) -> Theta:
+    return {}
+
+
+def _vectors(params: Params, patterns: tuple[str, ...]) -> dict[str, Array]:
+    """The leaves that match, or all vectors."""
+    if patterns:
+        return match(params, patterns)
+    if not (found := {name: w for name, w in named(params).items() if w.ndim == 1}):
+        raise InputError(f"No parameter is a vector; the parameters are {', '.join(named(params))}.")
+    return found
+
+
+def _normal(key: KeyArray, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    return jax.random.normal(key, shape, dtype)

@@ -4,26 +4,43 @@ import io
 import math
 import os
 import re
-from functools import lru_cache
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
+import soxr
 from jaxtyping import Float32
-from scipy.fft import irfft, next_fast_len, rfft
-from scipy.special import erfc
 
+from metajax.data import mp3, ogg, wav
 from metajax.errors import InputError
 
-_MAX_RATE = 384_000  # Hz: a higher rate in a header is damage, and would ask for a filter of gigabytes
-_REACH = 256  # samples of the lower rate after which the low pass has died out: 2e-8 of its peak
-_BLOCK = 2**17  # samples transformed at a time: bounds the memory that a long wave takes
+_RATES = (6_000, 384_000)  # Hz: below there is no speech, above only damage
+_BLOCK = 2**19  # samples per channel read at a time: bounds the memory that a long file takes
 _UNKNOWN_BYTES = 0x7FFF0000  # what streaming programs write as data size starts here and ends at 0xFFFFFFFF
 _UNKNOWN_FRAMES = 2**62
-# What libsndfile's log says of the sizes in the headers of WAV, AIFF, RF64, AU and W64.
+# What libsndfile's log says of the sizes in the headers of AIFF, RF64, AU and W64.
 _SIZES = re.compile(r"^ *(?:data|SSND|Riff size|Data Size|riff) *: (\d+) \(should be (\d+)\)", re.MULTILINE)
-_OGG_PAGE = 65_307  # bytes, at most
-_MP3_FRAMES = 2 * 1441  # bytes; encoders pad the end with up to two frames
+_OTHERS = {
+    rb"....ftyp": "an MPEG-4 file (m4a, mp4, 3gp)",
+    rb"\x1aE\xdf\xa3": "a WebM or Matroska file",
+    rb"#!AMR": "an AMR file",
+    rb"0&\xb2u": "a Windows Media file",
+    rb"\xff[\xf0\xf1\xf8\xf9]|ADIF": "an AAC file",
+    rb"\s*<(?i:!doctype|html|\?xml)": "a web page",
+    rb"version https://git-lfs": "a Git LFS pointer: fetch the file itself",
+    rb"PK\x03\x04|\x1f\x8b|7z\xbc\xaf": "a packed archive",
+}
+
+
+class _Stream(NamedTuple):
+    """Sound of one rate and length, read in blocks `[samples, channels]` from a first sample to a last."""
+
+    rate: int
+    frames: int
+    blocks: Callable[[int, int], Iterator[np.ndarray]]
 
 
 def read_audio(
@@ -31,13 +48,14 @@ def read_audio(
 ) -> Float32[np.ndarray, " samples"]:
     """Read a WAV, FLAC, OGG or MP3 file, or a segment of it, as the mean of its channels at `sample_rate`.
 
-    A segment is read without what follows it and, save in OGG (where libsndfile seeks inexactly), what comes before.
-    What is cut short is refused: in WAV (also RF64, WAVEX) and AIFF by the size in the header, for any segment, but
-    for streamed files, whose header gives 2 GiB and more or no size; in OGG by the missing end-of-stream page, for any
-    segment; in FLAC when the segment reaches the cut or a damaged frame; in MP3 when the segment reaches the end, by
-    the Xing header. Without that header the length is an estimate: the file is refused where that proves wrong, but a
-    cut can pass unseen, as can damage within OGG and MP3, which the decoders skip. Other formats of libsndfile are
-    read with fewer checks.
+    Where the channels cancel one another the loudest is taken. A segment is read without what follows it and, save in
+    OGG (where libsndfile seeks inexactly), what comes before. The length of WAV and MP3 is found without faith in
+    their headers, and streams that follow one another in an OGG file are all read.
+
+    What is cut short is refused: in WAV, RF64 and AIFF by the sizes in the header, save those of streamed and
+    unfinished files; in OGG and MP3 by the last page or frame, MP3 also by the count in a Xing header; in FLAC when
+    the segment reaches the cut or a damaged frame. A cut between two pages or frames can pass unseen, as can damage
+    within OGG and MP3, which the decoders skip. Other formats of libsndfile are read with fewer checks.
 
     Args:
         path: the file.
@@ -49,8 +67,8 @@ def read_audio(
         The samples, nominally in [-1, 1].
 
     Raises:
-        InputError: the file is missing, empty, cut short or not audio, the segment does not lie within it, or a sample
-            is not finite.
+        InputError: the file is missing, empty, cut short, not audio or of a rate below speech, the segment does not
+            lie within it, or a sample is not finite.
 
     Example:
         ``wave = read_audio("seven.flac", 16000, start=0.5, duration=1.0)``
@@ -58,33 +76,29 @@ def read_audio(
     path = Path(path)
     _check_rate(sample_rate, "sample_rate")
     if not 0 <= start < math.inf:
-        raise InputError(f"{path}: start is {start} s, expected 0 or more")
+        raise InputError(f"{path}: start is {start} s, expected 0 or more.")
     if duration is not None and not 0 < duration < math.inf:
-        raise InputError(f"{path}: duration is {duration} s, expected more than 0")
+        raise InputError(f"{path}: duration is {duration} s, expected more than 0.")
     if not path.is_file():
         found = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
-        raise InputError(f"{path} {found}, expected an audio file")
+        raise InputError(f"{path} {found}, expected an audio file.")
     try:
-        # By descriptor, because soundfile treats some file names specially.
-        with open(path, "rb") as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-            wave, rate = _read(sound, file, path, start, duration), sound.samplerate
+        with open(path, "rb", buffering=0) as file, ExitStack() as stack:
+            return _read(_streams(file, path, stack), path, sample_rate, start, duration)
     except soundfile.LibsndfileError as error:
         if path.stat().st_size == 0:
-            raise InputError(f"{path} is empty (0 bytes), expected an audio file") from error
+            raise InputError(f"{path} is empty (0 bytes), expected an audio file.") from error
         reason = error.error_string.rstrip(". ")
-        raise InputError(f"{path} is not an audio file, is damaged or is cut short (libsndfile: {reason})") from error
+        raise InputError(f"{path} is not an audio file, is damaged or is cut short (libsndfile: {reason}).") from error
     except (OSError, MemoryError) as error:
-        raise InputError(f"{path} cannot be read ({error or 'out of memory'})") from error
-    _check_finite(wave, path)
-    return resample(wave, rate, sample_rate)
+        raise InputError(f"{path} cannot be read ({error or 'out of memory'}).") from error
 
 
 def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarray, " samples"]:
-    """Convert `wave` from `from_rate` to `to_rate`, both in Hz, by a linear-phase low pass.
+    """Convert `wave` from `from_rate` to `to_rate`, both in Hz, by a linear-phase low pass (soxr, high quality).
 
-    Its response at f is erfc(120 (f / nyquist - 0.975)) / 2, with the lower of the two Nyquist frequencies: flat to
-    0.001 dB up to 0.95 of that and 99 dB down from there on, for aliases and images alike. The wave counts as zero
-    beyond its ends; the result has ceil(samples * to_rate / from_rate) samples.
+    It is flat to 0.01 dB up to 0.91 of the lower Nyquist frequency, 3 dB down at 0.95 and 125 dB from there on. The
+    wave counts as zero beyond its ends; the result has samples * to_rate / from_rate samples, rounded.
 
     Raises:
         InputError: a rate is not in 1..384000 Hz, or the wave is not one-dimensional.
@@ -93,99 +107,142 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarr
     _check_rate(to_rate, "to_rate")
     wave = np.asarray(wave, np.float32)
     if wave.ndim != 1:
-        raise InputError(f"wave has shape {wave.shape}, expected one dimension")
-    if from_rate == to_rate or len(wave) == 0:
-        return wave
-    common = math.gcd(from_rate, to_rate)
-    up, down = to_rate // common, from_rate // common
-    # In steps of `down` samples, which become `up`: blocks are filtered as if periodic, and their margins dropped.
-    steps, margin = -(-len(wave) // down), -(-_REACH // min(up, down))
-    block = next_fast_len(min(steps, max(_BLOCK // max(up, down), 2 * margin)) + 2 * margin, real=True)
-    hop = block - 2 * margin
-    filled = -(-steps // hop) * hop
-    padded = np.zeros((filled + 2 * margin) * down, np.float32)
-    padded[margin * down :][: len(wave)] = wave
-    result = np.empty(filled * up, np.float32)
-    response = _low_pass(up, down, block)
-    for start in range(0, filled, hop):
-        spectrum = rfft(padded[start * down :][: block * down])[: len(response)]
-        result[start * up :][: hop * up] = irfft(spectrum * response, block * up)[margin * up :][: hop * up]
-    return result[: -(-len(wave) * up // down)]
+        raise InputError(f"wave has shape {wave.shape}, expected one dimension.")
+    return wave if from_rate == to_rate else soxr.resample(wave, from_rate, to_rate)
 
 
-def check_wave(wave: np.ndarray, name: str, min_samples: int) -> None:
+def check_wave(
+    wave: np.ndarray, name: str, min_samples: int, *, sample_rate: int = 16_000, low: float = 60.0, high: float = 7600.0
+) -> None:
     """Raise InputError where `wave`, called `name`, is not finite, is silent or has fewer than `min_samples` samples.
 
-    Silent is a wave that never leaves +-1e-4, which is 3 steps of 16-bit audio.
+    Silent is a wave that nowhere reaches the level of a sine of amplitude 1e-4, 3 steps of 16-bit audio, counting what
+    lies between `low` and `high` (in Hz) alone: an offset or hum is no sound.
     """
     if len(wave) < min_samples:
-        raise InputError(f"{name} has {len(wave)} samples, expected at least {min_samples}")
+        raise InputError(f"{name} has {len(wave)} samples, expected at least {min_samples}.")
     _check_finite(wave, name)
-    peak = float(np.abs(wave).max(initial=0.0))
-    if peak < 1e-4:
-        raise InputError(f"{name} is silent: its peak is {peak:g}, expected at least 0.0001")
+    size, level = min(1024, len(wave)), 0.0
+    # Blackman and Harris' window: 4 bins from a tone it is 92 dB down.
+    turns = 2 * np.pi * np.arange(size) / size
+    window = 0.35875 - 0.48829 * np.cos(turns) + 0.14128 * np.cos(2 * turns) - 0.01168 * np.cos(3 * turns)
+    frequency, margin = np.arange(size // 2 + 1) * sample_rate / size, 4 * sample_rate / size
+    heard = (frequency > low + margin) & (frequency < high - margin)
+    for start in range(0, len(wave), size // 2):
+        frame = wave[min(start, len(wave) - size) :][:size]
+        power = np.square(np.abs(np.fft.rfft(frame * window)[heard])).sum()
+        level = max(level, 2 * math.sqrt(power / np.square(window).sum() / size))
+        if level >= 1e-4:
+            return
+    found = f"from {low:g} to {high:g} Hz its level is at most {level:.2g}"
+    raise InputError(f"{name} is silent: {found}, expected 0.0001 or more.")
 
 
 def _read(
-    sound: soundfile.SoundFile, file: io.BufferedReader, path: Path, start: float, duration: float | None
-) -> np.ndarray:
-    """Return the mean of the channels from `start` on, at the file's own rate."""
-    rate, frames = sound.samplerate, sound.frames
-    _check_rate(rate, f"{path}: its sample rate")
-    if frames >= _UNKNOWN_FRAMES:
-        raise InputError(f"{path} does not tell its length, expected {sound.format} with its length in the header")
+    streams: list[_Stream], path: Path, sample_rate: int, start: float, duration: float | None
+) -> Float32[np.ndarray, " samples"]:
+    """Return the segment, block by block mixed down and resampled."""
+    rate, frames = streams[0].rate, sum(stream.frames for stream in streams)
+    if rates := {stream.rate for stream in streams} - {rate}:
+        raise InputError(f"{path} holds streams of {rate} Hz and of {rates.pop()} Hz, expected one rate.")
+    _check_rate(rate, f"{path}: its sample rate", _RATES[0])
     if frames == 0:
-        raise InputError(f"{path} holds no samples")
-    for promised, found in _SIZES.findall(sound.extra_info):
-        if int(found) < int(promised) < _UNKNOWN_BYTES:
-            raise InputError(f"{path} is cut short: its header promises {promised} bytes, it holds {found}")
-    if sound.format == "OGG" and not _ends_stream(file):
-        raise InputError(f"{path} is cut short: its OGG stream has no end-of-stream page")
-
+        raise InputError(f"{path} holds no samples.")
     first = round(start * rate)
     last = frames if duration is None else first + round(duration * rate)
     if not first < last <= frames + 1:  # one more, because both ends were rounded
         end = "the end" if duration is None else f"{start + duration:g} s"
-        raise InputError(f"{path} lasts {frames / rate:g} s, but the segment from {start:g} s to {end} is asked for")
-    last = min(last, frames)
-    skip = first if sound.format == "OGG" else 0
-    sound.seek(first - skip)
-    wave = sound.read(skip + last - first, dtype="float32", always_2d=True)
-    if len(wave) < skip + last - first:
-        found = first - skip + len(wave)
-        raise InputError(f"{path} is cut short or damaged: {found} of its {frames} samples per channel can be read")
-    if sound.format == "MP3" and last == frames:
-        # After the last sample there may be tags, but not more than the padding in frames, which begin with 11 ones.
-        rest = os.fstat(file.fileno()).st_size - file.seek(os.lseek(file.fileno(), 0, os.SEEK_CUR))
-        head = file.read(2)
-        if rest > _MP3_FRAMES and head[0] == 0xFF and head[1] >= 0xE0:
-            raise InputError(f"{path} has no Xing header and more samples than the {frames} estimated: encode it again")
-    return wave[skip:].mean(axis=1)
+        raise InputError(f"{path} lasts {frames / rate:g} s, but the segment from {start:g} s to {end} is asked for.")
+    convert = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32").resample_chunk
+    parts, begin = [], 0
+    for stream in streams:
+        from_, to = max(first - begin, 0), min(last - begin, stream.frames)
+        for block in stream.blocks(from_, to) if from_ < to else ():
+            wave = _mono(block, path)
+            parts.append(wave if rate == sample_rate else convert(wave))
+        begin += stream.frames
+    if rate != sample_rate:
+        parts.append(convert(np.zeros(0, np.float32), last=True))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _ends_stream(file: io.BufferedReader) -> bool:
-    """Return whether the last OGG page is whole and carries the end-of-stream flag."""
-    position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
-    file.seek(max(os.fstat(file.fileno()).st_size - _OGG_PAGE, 0))
-    tail = file.read()
-    os.lseek(file.fileno(), position, os.SEEK_SET)  # the descriptor is shared with libsndfile
-    page = tail[tail.rfind(b"OggS\0") :]
-    return len(page) >= 27 and bool(page[5] & 4) and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[_Stream]:
+    """Open what follows one another in `file`, with true lengths."""
+    head = file.read(64)
+    for start, name in _OTHERS.items():
+        if re.match(start, head, re.DOTALL):
+            raise InputError(f"{path} is {name}, expected WAV, FLAC, OGG or MP3.")
+    contents: list[io.BytesIO | None] = [None]
+    is_wav = head[:4] == b"RIFF" and head[8:12] == b"WAVE"
+    if is_wav:
+        contents = [wav.repaired(file, path)]
+    elif head[:4] == b"OggS":
+        contents = [io.BytesIO(link) for link in ogg.links(path.read_bytes(), path)]
+    file.seek(0)
+    try:
+        # By descriptor, because soundfile treats some file names specially.
+        sounds = [soundfile.SoundFile(content or file.fileno(), closefd=False) for content in contents]
+    except soundfile.LibsndfileError:
+        if found := mp3.index(content := path.read_bytes(), path):
+            return [_of_mp3(content, found, path)]
+        raise
+    for sound in sounds:
+        stack.enter_context(sound)
+        if sound.frames >= _UNKNOWN_FRAMES:
+            raise InputError(f"{path} does not tell its length, expected {sound.format} with its length in the header.")
+        for promised, held in _SIZES.findall("" if is_wav else sound.extra_info):
+            if int(held) < int(promised) < _UNKNOWN_BYTES:
+                raise InputError(f"{path} is cut short: its header promises {promised} bytes, it holds {held}.")
+    if sounds[0].format == "MP3" and (found := mp3.index(content := path.read_bytes(), path)):
+        return [_of_mp3(content, found, path)]
+    return [_of_libsndfile(sound, path) for sound in sounds]
+
+
+def _of_mp3(content: bytes, index: mp3.Mp3, path: Path) -> _Stream:
+    def blocks(first: int, last: int) -> Iterator[np.ndarray]:
+        for at in range(first, last, _BLOCK):
+            yield mp3.decode(content, index, at, min(at + _BLOCK, last), path)
+
+    return _Stream(index.rate, index.samples, blocks)
+
+
+def _of_libsndfile(sound: soundfile.SoundFile, path: Path) -> _Stream:
+    can_seek = sound.seekable() and sound.format != "OGG"
+
+    def blocks(first: int, last: int) -> Iterator[np.ndarray]:
+        # OGG seeks inexactly, and some codecs cannot: these are read from the start.
+        at = sound.seek(first) if can_seek and first > 0 else 0
+        while at < last:
+            end = min(last if at >= first else first, at + _BLOCK)
+            block = sound.read(end - at, dtype="float32", always_2d=True)
+            # The last packet of an OGG stream without an end can hold less than its page tells, by a packet at most.
+            whole = sound.format == "OGG" and end - at - len(block) <= 0.12 * sound.samplerate
+            if len(block) < end - at and not whole:
+                found = f"{at + len(block)} of its {sound.frames} samples per channel can be read"
+                raise InputError(f"{path} is cut short or damaged: {found}.")
+            if at >= first:
+                yield block
+            at = end
+
+    return _Stream(sound.samplerate, sound.frames, blocks)
+
+
+def _mono(block: np.ndarray, path: Path) -> np.ndarray:
+    """Return the mean of the channels, or the loudest where they cancel; by differences, which leave out an offset."""
+    _check_finite(block, path)
+    if block.shape[1] > 1:
+        power = np.square(np.diff(block, axis=0)).sum(axis=0)
+        left = np.square(np.diff(block.mean(axis=1))).sum()
+        if left * block.shape[1] < 0.1 * power.mean():  # channels that have nothing in common leave ten times that
+            return block[:, np.argmax(power)]
+    return block.mean(axis=1)
 
 
 def _check_finite(wave: np.ndarray, name: object) -> None:
     if count := np.sum(~np.isfinite(wave)):
-        raise InputError(f"{name} holds {count} samples that are NaN or infinite")
+        raise InputError(f"{name} holds {count} samples that are NaN or infinite.")
 
 
-def _check_rate(rate: int, name: str) -> None:
-    if not 0 < rate <= _MAX_RATE:
-        raise InputError(f"{name} is {rate} Hz, expected 1 to {_MAX_RATE} Hz")
-
-
-@lru_cache(maxsize=32)
-def _low_pass(up: int, down: int, block: int) -> np.ndarray:
-    """Return the gain at each frequency of a block of `block * down` samples that becomes one of `block * up`."""
-    lower = block * min(up, down)
-    frequency = np.arange(lower // 2 + 1) / (lower / 2)
-    return (erfc(120 * (frequency - 0.975)) / 2 * (up / down)).astype(np.float32)
+def _check_rate(rate: int, name: str, lowest: int = 1) -> None:
+    if not lowest <= rate <= _RATES[1]:
+        raise InputError(f"{name} is {rate} Hz, expected {lowest} to {_RATES[1]} Hz.")

@@ -5,7 +5,6 @@ import struct
 import numpy as np
 import pytest
 import soundfile
-from scipy.signal import resample_poly
 
 from metajax.data.audio import check_wave, read_audio, resample
 from metajax.errors import InputError
@@ -49,6 +48,49 @@ def without_xing(path):
     content = path.read_bytes()
     path.write_bytes(content[content.index(content[:2], 2) :])
     return path
+
+
+def changed(path, change):
+    path.write_bytes(change(path.read_bytes()))
+    return path
+
+
+def join(path, *others):
+    path.write_bytes(b"".join(other.read_bytes() for other in (path, *others)))
+    return path
+
+
+def with_open_packet(content):
+    """The last OGG page says that its last packet goes on."""
+    at = content.rindex(b"OggS\0")
+    page = bytearray(content[at:])
+    page[26 + page[26]] = 255
+    return content[:at] + bytes(page) + bytes(255)
+
+
+def without_two_frames(content):
+    for _ in range(2):
+        content = content[: content.rindex(content[:2])]
+    return content
+
+
+def without_end_flag(content):
+    """Take the flag from the last OGG page; of Opus all samples then count: only a flagged page may drop some."""
+    at = content.rindex(b"OggS\0")
+    page = bytearray(content[at:])
+    page[5] &= ~4
+    if b"OpusHead" in content:
+        before = content.rindex(b"OggS\0", 0, at)
+        packets = sum(value < 255 for value in page[27 : 27 + page[26]])
+        page[6:14] = struct.pack("<q", struct.unpack("<q", content[before + 6 : before + 14])[0] + 960 * packets)
+    page[22:26] = bytes(4)
+    value = 0
+    for byte in page:
+        value ^= byte << 24
+        for _ in range(8):
+            value = ((value << 1) ^ 0x04C11DB7 if value & 0x80000000 else value << 1) & 0xFFFFFFFF
+    page[22:26] = struct.pack("<I", value)
+    return content[:at] + bytes(page)
 
 
 @pytest.mark.parametrize("kind", LOSSLESS)
@@ -101,10 +143,139 @@ def test_file_names_mean_nothing(tmp_path, name):
     assert len(read_audio(path, RATE)) == len(read_audio(str(path), RATE)) == 1000
 
 
-@pytest.mark.parametrize("sizes", [(2**32 - 1, 2**32 - 1), (2**31 - 1, 0x7FFFF000), (2**31 + 36, 2**31), (8, 0)])
-def test_a_streamed_wav_is_read_as_far_as_it_goes(tmp_path, sizes):
+STREAMED = [(2**32 - 1, 2**32 - 1), (2**31 - 1, 0x7FFFF000), (2**31 + 36, 2**31), (8, 0), (2**32 - 1, 0)]
+UNFINISHED = [(0, 0), (36, 0), (44, 0), (2036, 0), (236, 200), (2036, 200), (0, 200)]
+TOO_LARGE = [(2036, 2044), (2036, 2001), (2036, 5000), (2044, 2044), (2080, 2044), (2**31, 2000), (0, 2000)]
+
+
+@pytest.mark.parametrize("sizes", STREAMED + UNFINISHED + TOO_LARGE)
+def test_a_wav_header_with_wrong_sizes_loses_nothing(tmp_path, sizes):
     path = with_sizes(write(tmp_path / "a.wav", noise(1000)), *sizes)
     np.testing.assert_allclose(read_audio(path, RATE), noise(1000)[:, 0], atol=1e-7)
+    np.testing.assert_allclose(read_audio(path, RATE, start=0.05), noise(1000)[800:, 0], atol=1e-7)
+
+
+TAILS = {
+    "chunk": b"LIST" + struct.pack("<I", 4) + b"INFO",
+    "two chunks": b"id3 " + struct.pack("<I", 3) + b"abc\0" + b"bext" + struct.pack("<I", 2) + b"ab",
+    "ID3v1": b"TAG" + bytes(125),
+    "zeros": bytes(5000),
+}
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_what_follows_the_samples_of_a_wav_is_no_sound(tmp_path, tail):
+    path = changed(write(tmp_path / "a.wav", noise(1000)), lambda content: content + TAILS[tail])
+    assert len(read_audio(path, RATE)) == 1000
+    with_sizes(path, len(path.read_bytes()) - 8, 2000)
+    assert len(read_audio(path, RATE)) == 1000
+
+
+def test_an_empty_wav_with_chunks_behind_holds_no_samples(tmp_path):
+    path = changed(write(tmp_path / "a.wav", noise(0)), lambda content: content + TAILS["chunk"])
+    with pytest.raises(InputError, match="holds no samples"):
+        read_audio(path, RATE)
+
+
+@pytest.mark.parametrize("front", [b"", b"ID3\4\0\0" + bytes([0, 4, 35, 112]) + b"\xff\xd8" * 35000, bytes(5000)])
+@pytest.mark.parametrize("back", [b"", b"TAG" + bytes(125), b"APETAGEX" + bytes(1500), b"\xff\xfb\x90"])
+@pytest.mark.parametrize("mode", ["CONSTANT", "VARIABLE"])
+def test_an_mp3_is_read_whole_with_and_without_its_header(tmp_path, front, back, mode):
+    path, wave = tmp_path / "a.mp3", 0.5 * sine(440, RATE, 2.0) * np.repeat([0, 1, 0, 1], RATE // 2)
+    soundfile.write(path, wave, RATE, format="MP3", bitrate_mode=mode, compression_level=0.6)
+    changed(path, lambda content: front + content + back)
+    given = read_audio(path, RATE)
+    assert given.shape == wave.shape and np.abs(given - wave).max() < 0.1
+    # Without the header, the delay of the encoder and the decoder stays, 1105 samples, and some padding.
+    changed(
+        path, lambda content: front + content[len(front) :][content[len(front) :].index(content[len(front) :][:2], 2) :]
+    )
+    bare = read_audio(path, RATE)
+    assert len(wave) + 1105 <= len(bare) <= len(wave) + 1105 + 1152
+    np.testing.assert_allclose(bare[1105:][: len(wave)], given, atol=1e-6)
+    for start in (0.0, 0.7, 1.9):
+        segment = read_audio(path, RATE, start=start, duration=0.1)
+        np.testing.assert_allclose(segment, bare[round(start * RATE) :][: RATE // 10], atol=1e-6)
+
+
+def test_an_mp3_cut_at_its_front_loses_only_what_is_missing(tmp_path):
+    path = write(tmp_path / "a.mp3", 0.5 * sine(440, RATE, 4.0))
+    bare = read_audio(without_xing(path), RATE)
+    cut_out = read_audio(changed(path, lambda content: content[len(content) // 2 :]), RATE)
+    np.testing.assert_allclose(cut_out[RATE // 2 :], bare[-len(cut_out) :][RATE // 2 :], atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+def test_an_ogg_without_its_end_flag_is_whole(tmp_path, kind):
+    path = write(tmp_path / f"a.{kind}", noise())
+    wave = read_audio(path, RATE)
+    np.testing.assert_array_equal(read_audio(changed(path, without_end_flag), RATE)[: len(wave)], wave)
+
+
+@pytest.mark.parametrize("kind", ["ogg", "opus"])
+def test_ogg_streams_that_follow_one_another_are_all_read(tmp_path, kind):
+    paths = [write(tmp_path / f"{place}.{kind}", noise()[: 30000 + 5000 * place]) for place in range(3)]
+    wave = np.concatenate([read_audio(path, RATE) for path in paths])
+    joined = join(*paths)
+    np.testing.assert_allclose(read_audio(joined, RATE), wave, atol=1e-6)
+    segment = read_audio(joined, RATE, start=1.5, duration=2.0)
+    np.testing.assert_allclose(segment, wave[24000:56000], atol=1e-5)
+    cut(joined, 0.9)
+    with pytest.raises(InputError, match="cut short"):
+        read_audio(joined, RATE)
+
+
+CODECS = [("wav", "GSM610"), ("wav", "G721_32"), ("wav", "NMS_ADPCM_16"), ("au", "G723_24")]
+
+
+@pytest.mark.parametrize("codec", [*CODECS, ("wav", "IMA_ADPCM"), ("wav", "ULAW"), ("caf", "ALAC_16")])
+def test_codecs_that_cannot_seek_are_read(tmp_path, codec):
+    path = tmp_path / f"a.{codec[0]}"
+    soundfile.write(path, 0.5 * sine(440, RATE, 2.0), RATE, subtype=codec[1])
+    whole = read_audio(path, RATE)
+    assert len(whole) >= 2 * RATE and abs(whole.std() - 0.5 * np.sqrt(0.5)) < 0.1
+    np.testing.assert_array_equal(read_audio(path, RATE, start=0.5, duration=1.0), whole[RATE // 2 : RATE * 3 // 2])
+
+
+def test_a_long_file_is_read_in_blocks(tmp_path, monkeypatch):
+    for kind in ("wav", "ogg", "mp3"):
+        path = tmp_path / f"a.{kind}"
+        soundfile.write(path, noise(100000, 2), 22050)
+        whole = read_audio(path, RATE), read_audio(path, RATE, start=1.0, duration=2.0)
+        with monkeypatch.context() as patch:
+            patch.setattr("metajax.data.audio._BLOCK", 7000)
+            np.testing.assert_allclose(read_audio(path, RATE), whole[0], atol=1e-5)
+            np.testing.assert_allclose(read_audio(path, RATE, start=1.0, duration=2.0), whole[1], atol=1e-5)
+
+
+def test_channels_that_cancel_leave_the_loudest(tmp_path):
+    wave = 0.3 * sine(300, RATE)
+    for channels in ([wave, -wave], [0.5 * wave, -0.55 * wave], [0.05 + wave, 0.05 - wave], [wave, -wave, 0 * wave]):
+        given = read_audio(write(tmp_path / "a.wav", np.stack(channels, 1)), RATE)
+        loudest = max(channels, key=np.var)
+        assert min(np.abs(given - channel).max() for channel in channels if np.var(channel) == np.var(loudest)) < 1e-4
+    for channels in ([wave, 0 * wave], [wave, 0 * wave, 0 * wave], [wave, -0.3 * wave], [0 * wave, 0 * wave]):
+        given = read_audio(write(tmp_path / "a.wav", np.stack(channels, 1)), RATE)
+        np.testing.assert_allclose(given, np.mean(channels, axis=0), atol=1e-4)
+
+
+OTHERS = {
+    "an MPEG-4 file": b"\0\0\0\x20ftypM4A \0\0\0\0M4A mp42isom",
+    "a WebM or Matroska file": b"\x1aE\xdf\xa3\x9fB\x86\x81\x01",
+    "an AMR file": b"#!AMR\n",
+    "an AAC file": b"\xff\xf1\x50\x80",
+    "a Windows Media file": b"0&\xb2u\x8ef\xcf\x11",
+    "a web page": b"\n<!DOCTYPE html><title>404</title>",
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n",
+    "a packed archive": b"PK\3\4",
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_formats_are_named(tmp_path, name):
+    (tmp_path / "a.wav").write_bytes(OTHERS[name] + bytes(2000))
+    with pytest.raises(InputError, match=rf"a\.wav is {name}.*, expected WAV, FLAC, OGG or MP3\.$"):
+        read_audio(tmp_path / "a.wav", RATE)
 
 
 BROKEN = {
@@ -114,17 +285,27 @@ BROKEN = {
     "holds no samples": lambda folder: write(folder / "a.wav", noise(0)),
     "not an audio file": lambda folder: cut(write(folder / "a.wav", noise(100)), 20),
     "NaN or infinite": lambda folder: folder / "nan.wav",
-    "promises 160000 bytes, it holds 119": lambda folder: cut(write(folder / "a.wav", noise()), 0.75),
+    "promises 160000 bytes of samples, it holds 119": lambda folder: cut(write(folder / "a.wav", noise()), 0.75),
     "promises 320096 bytes": lambda folder: cut(write(folder / "a.rf64", noise(80000, 2)), 0.75),
     "promises 160000": lambda folder: cut(write(folder / "a.wavex", noise()), -1),
     "promises 160008": lambda folder: cut(write(folder / "a.aiff", noise()), 0.75),
+    "a second WAV file": lambda folder: join(write(folder / "a.wav", noise()), folder / "a.wav"),
     "cut short .libsndfile": lambda folder: cut(write(folder / "a.flac", noise()), 0.75),
-    "no end-of-stream page": lambda folder: cut(write(folder / "a.ogg", noise()), 0.75),
-    "end-of-stream": lambda folder: cut(write(folder / "a.ogg", noise()), -1),
-    "stream page": lambda folder: cut(path := write(folder / "a.ogg", noise()), path.read_bytes().rindex(b"OggS")),
-    "cut short: its OGG": lambda folder: cut(write(folder / "a.opus", noise()), 0.75),
-    "of its 80000 samples": lambda folder: cut(write(folder / "a.mp3", noise()), 0.75),
-    "no Xing header": lambda folder: without_xing(write(folder / "a.mp3", noise())),
+    "last OGG page": lambda folder: cut(write(folder / "a.ogg", noise()), 0.75),
+    "OGG page is not": lambda folder: cut(write(folder / "a.ogg", noise()), -1),
+    "OGG page is not whole": lambda folder: cut(write(folder / "a.opus", noise()), 0.75),
+    "last OGG packet": lambda folder: changed(write(folder / "a.ogg", noise()), with_open_packet),
+    "last MP3 frame": lambda folder: cut(write(folder / "a.mp3", noise()), 0.75),
+    "MP3 frame is not whole": lambda folder: cut(without_xing(write(folder / "a.mp3", noise())), -1),
+    "promises 141 MP3 frames, it holds 1..": lambda folder: changed(
+        write(folder / "a.mp3", noise()), without_two_frames
+    ),
+    "several MP3 files joined": lambda folder: join(write(folder / "a.mp3", noise()), folder / "a.mp3"),
+    "sample rate is 1 Hz, expected 6000 to": lambda folder: write(folder / "a.wav", noise(100), 1),
+    "sample rate is 4000 Hz": lambda folder: write(folder / "a.wav", noise(), 4000),
+    "streams of 16000 Hz and of 8000 Hz": lambda folder: join(
+        write(folder / "a.ogg", noise()), write(folder / "b.ogg", noise(), 8000)
+    ),
 }
 
 
@@ -198,43 +379,19 @@ def test_what_is_above_the_new_nyquist_frequency_is_rejected(rates):
 
 
 @pytest.mark.parametrize("rates", RATES + [rates[::-1] for rates in RATES])
-def test_what_is_below_95_percent_of_the_nyquist_frequency_is_kept(rates):
+def test_what_is_below_91_percent_of_the_nyquist_frequency_is_kept(rates):
     from_rate, to_rate = rates
-    for hertz in np.linspace(20, 0.949 * min(rates) / 2, 12):
+    for hertz in np.linspace(20, 0.91 * min(rates) / 2, 12):
         given, wanted = resample(sine(hertz, from_rate), *rates), sine(hertz, to_rate)
         assert len(given) == to_rate and given.dtype == np.float32
-        assert level(given - wanted) < -70
-        assert abs(level(given) - level(wanted)) < 0.001
+        assert level(given - wanted) < -55
+        assert abs(level(given[500:-500]) - level(wanted[500:-500])) < 0.01
 
 
 @pytest.mark.parametrize("rates", [rates[::-1] for rates in RATES])
 def test_upsampling_leaves_no_images(rates):
     spectrum = np.abs(np.fft.rfft(resample(sine(1000, rates[0]), *rates) * np.blackman(rates[1])))
     assert spectrum[rates[0] // 2 + 10 :].max() < 10 ** (-95 / 20) * spectrum.max()
-
-
-@pytest.mark.parametrize(
-    ("from_rate", "to_rate", "samples"),
-    [
-        (22050, 16000, 11000),
-        (22050, 16000, 1),
-        (22050, 16000, 300000),  # several blocks
-        (48000, 16000, 300000),
-        (8000, 48000, 60000),
-        (1000, 1001, 100),
-        (1009, 800, 5000),
-    ],
-)
-def test_resample_is_the_convolution_of_scipy(from_rate, to_rate, samples):
-    common = np.gcd(from_rate, to_rate)
-    up, down = to_rate // common, from_rate // common
-    wave = np.random.default_rng(0).standard_normal(samples)
-    time = np.arange(-300 * max(up, down), 300 * max(up, down) + 1) / max(up, down)  # in samples of the lower rate
-    low_pass = 0.975 * np.sinc(0.975 * time) * np.exp(-((np.pi * time / 240) ** 2))  # transform of erfc(120 ...) / 2
-    wanted = resample_poly(wave, up, down, window=low_pass / max(up, down))
-    given = resample(wave, from_rate, to_rate)
-    assert given.dtype == np.float32 and given.shape == wanted.shape
-    np.testing.assert_allclose(given, wanted, atol=5e-6)
 
 
 def test_resample_refuses_what_is_not_a_rate_or_a_wave():
@@ -246,13 +403,29 @@ def test_resample_refuses_what_is_not_a_rate_or_a_wave():
 
 
 def test_check_wave():
-    check_wave(np.full(400, 2e-4, np.float32), "a", 400)
+    for samples in (400, 700, 1024, 5000, 16000):
+        for at in (0, samples - 400):
+            wave = np.zeros(samples)
+            wave[at : at + 400] = 1e-3 * sine(1000, RATE)[:400]
+            check_wave(wave, "a", 400)
     for wave, message in [
         (np.ones(399), "399 samples"),
         (np.array([1, np.nan] * 400), "NaN"),
         (np.array([1, np.inf] * 400), "infinite"),
         (np.zeros(400), "silent"),
-        (np.full(400, 5e-5), "silent"),
+        (5e-5 * sine(1000, RATE), "silent"),
     ]:
         with pytest.raises(InputError, match=f"^a .*{message}"):
             check_wave(wave, "a", 400)
+
+
+@pytest.mark.parametrize("seconds", [0.025, 0.1, 0.5, 3.0])
+def test_an_offset_or_hum_is_no_sound(seconds):
+    for wave in (
+        np.full(round(seconds * RATE), 0.05),
+        *(0.3 * sine(hertz, RATE, seconds) for hertz in (1, 10, 50, 60, 7800)),
+    ):
+        with pytest.raises(InputError, match="silent: from 60 to 7600 Hz"):
+            check_wave(wave, "a", 400)
+        check_wave(wave + 0.01 * sine(500, RATE, seconds), "a", 400)
+    check_wave(0.01 * sine(7800, 48000, seconds), "a", 400, sample_rate=48000, high=20000.0)

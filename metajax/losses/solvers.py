@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 Gram: TypeAlias = Float[Array, "tasks tasks"]
 Carry: TypeAlias = tuple[Array, Array, Array, Array]
@@ -29,10 +29,10 @@ def bargain(g: Gram, max_steps: int = 200) -> Float[Array, " tasks"]:
 
 
 def interior_point(value: Callable[[Array], Array], a: Float[Array, " n"], max_steps: int = 60) -> Float[Array, " n"]:
-    """The x that minimises a convex function, of values around 1, over x >= 0, <a, x> = 1.
+    """The x that minimises a convex function, with slopes around 1, over x >= 0, <a, x> = 1.
 
     Primal-dual: Newton steps on slope(x) + nu a = z, <a, x> = 1, x_i z_i = mu, with mu falling tenfold each time until
-    the value is within rounding of the minimum.
+    x is within rounding of the minimum, the value within its square.
     """
 
     def newton(carry: Carry) -> Carry:
@@ -47,19 +47,19 @@ def interior_point(value: Callable[[Array], Array], a: Float[Array, " n"], max_s
         return x + size * dx, z + size * dz, nu + size * step[-1], count + 1
 
     def unsolved(carry: Carry) -> Array:
-        return (carry[0] @ carry[1] > jnp.finfo(a.dtype).eps) & (carry[3] < max_steps)
+        return (carry[0] @ carry[1] > jnp.finfo(a.dtype).eps ** 2) & (carry[3] < max_steps)
 
     start = jnp.where(a > 0, 1 / a.sum(), 1), jnp.ones_like(a), jnp.zeros((), a.dtype), jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(unsolved, newton, start)[0]
 
 
-def stand_ins(present: Bool[Array, " tasks"], dtype: jnp.dtype) -> Gram:
-    """A matrix S: in w @ S the first present task has taken over the weights of the absent ones, which have 0."""
-    own = jnp.arange(len(present))
-    return jax.nn.one_hot(jnp.where(present, own, jnp.argmax(present)), len(own), dtype=dtype)
+def stand_ins(present: Bool[Array, " tasks"]) -> Int[Array, " tasks"]:
+    """Each task's own index, or, for an absent task, that of the first present one, which stands in for it."""
+    return jnp.where(present, jnp.arange(len(present)), jnp.argmax(present))
 
 
-def unit(gram: Gram) -> Gram:
-    """The Gram matrix, scaled to a largest entry of 1."""
-    largest = jnp.diagonal(gram).max()
-    return gram / jnp.where(largest > 0, largest, 1)
+def cosines(gram: Gram) -> tuple[Gram, Float[Array, " tasks"]]:
+    """<g_i, g_j> / (|g_i| |g_j|) and |g_i|; a gradient of 0 counts as one of length 1 without any products."""
+    diagonal = jnp.diagonal(gram)
+    norms = jnp.sqrt(jnp.where(diagonal > 0, diagonal, 1))
+    return gram / norms / norms[:, None], norms

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from metajax.core import KeyArray
 from metajax.errors import InputError
-from metajax.losses.solvers import bargain, interior_point, stand_ins, unit
+from metajax.losses.solvers import bargain, cosines, interior_point, stand_ins
 
 State: TypeAlias = PyTree
 Losses: TypeAlias = Float[Array, " tasks"]
@@ -142,20 +142,18 @@ def by_gram(solve: Solve) -> Weighting:
     """The weighting without a state with the weights `solve(gram, present, key)`; absent tasks' gradients are 0."""
 
     def weigh(state: State, losses: Losses, present: Present, gram: Gram, key: KeyArray) -> tuple[Losses, State]:
-        weights = solve(jnp.where(present[:, None] & present, gram, 0), present, key)
+        with jax.default_matmul_precision("highest"):
+            weights = solve(jnp.where(present[:, None] & present, gram, 0), present, key)
         return jnp.where(present, weights, 0).astype(losses.dtype), state
 
     return Weighting(lambda tasks: (), weigh, by_gradient=True, heads=False)
 
 
-def pcgrad(*, shuffle: bool = True) -> Weighting:
+def pcgrad() -> Weighting:
     """PCGrad: each task's gradient loses what conflicts with another's, then all are added.
 
-    g_i' = g_i, and for every other task j in turn, where <g_i', g_j> < 0: g_i' <- g_i' - <g_i', g_j> / |g_j|^2 g_j;
-    d = sum_i g_i'.
-
-    Args:
-      shuffle: take the others in an order drawn anew for each task and step, as in the paper; else in their own order.
+    g_i' = g_i, and for every other task j, where <g_i', g_j> < 0: g_i' <- g_i' - <g_i', g_j> / |g_j|^2 g_j;
+    d = sum_i g_i'. The others come in an order drawn anew for each task and step.
 
     Reference: Yu et al., "Gradient Surgery for Multi-Task Learning", NeurIPS 2020.
     """
@@ -169,7 +167,7 @@ def pcgrad(*, shuffle: bool = True) -> Weighting:
                 conflict = (inner < 0) & (j != i)
                 return a.at[j].add(jnp.where(conflict, -inner / jnp.where(conflict, g[j, j], 1), 0)), None
 
-            order = jax.random.permutation(key, tasks) if shuffle else jnp.arange(tasks)
+            order = jax.random.permutation(key, tasks)
             return jax.lax.scan(surgery, jax.nn.one_hot(i, tasks, dtype=g.dtype), order)[0]
 
         rows = jax.vmap(project)(jnp.arange(tasks), jax.random.split(key, tasks))
@@ -188,8 +186,11 @@ def mgda() -> Weighting:
     """
 
     def solve(g: Gram, present: Present, key: KeyArray) -> Losses:
-        g, stand_in = unit(g), stand_ins(present, g.dtype)
-        return interior_point(lambda w: w @ stand_in @ g @ stand_in.T @ w / 2, jnp.ones_like(g[0])) @ stand_in
+        still, order = present & (jnp.diagonal(g) == 0), stand_ins(present)
+        cos, norms = cosines(g[order][:, order])
+        # the problem in u_i = w_i |g_i|, all of like size whatever the sizes of the gradients
+        w = interior_point(lambda u: u @ cos @ u / 2, norms.min() / norms) / norms
+        return jnp.where(still.any(), still / still.sum(), jnp.zeros_like(w).at[order].add(w / w.sum()))
 
     return by_gram(solve)
 
@@ -213,18 +214,22 @@ def cagrad(c: float = 0.5) -> Weighting:
         raise InputError(f"c is {c}, expected a finite number, 0 or more.")
 
     def solve(g: Gram, present: Present, key: KeyArray) -> Losses:
-        g, stand_in = unit(g), stand_ins(present & (jnp.diagonal(g) > 0), g.dtype)
+        floor, order = jnp.finfo(g.dtype).eps ** 0.5, stand_ins(present & (jnp.diagonal(g) > 0))
+        cos, norms = cosines(g[order][:, order])
         mean = present / jnp.maximum(present.sum(), 1).astype(g.dtype)
-        radius, floor = c * jnp.sqrt(jnp.maximum(mean @ g @ mean, 0)), jnp.finfo(g.dtype).eps ** 0.5
+        length = jnp.sqrt(jnp.maximum(mean @ g @ mean, 0))
+        to_mean = jnp.clip((g @ mean)[order] / norms / jnp.where(length > 0, length, 1), -1, 1)
 
-        # |g_w| = min_t (|g_w|^2 / t + t) / 2 over t >= floor is smooth, and exact where |g_w| >= floor
+        # in u_i = w_i |g_i| over |g_0|; |g_w| = min_t (|g_w|^2 / t + t) / 2 over t >= floor is smooth, and exact where
+        # |g_w| >= floor
         def value(x: Array) -> Array:
-            w, t = x[:-1] @ stand_in, x[-1] + floor
-            return w @ g @ mean + radius / 2 * (w @ g @ w / t + t)
+            u, t = x[:-1], x[-1] + floor
+            return u @ to_mean + c / 2 * (u @ cos @ u / t + t)
 
-        x = interior_point(value, jnp.append(jnp.ones_like(mean), 0))
-        w = x[:-1] @ stand_in
-        return mean + radius * w / jnp.maximum(x[-1] + floor, jnp.sqrt(jnp.maximum(w @ g @ w, 0)))
+        x = interior_point(value, jnp.append(norms.min() / norms, 0))
+        u = x[:-1]
+        u /= jnp.maximum(x[-1] + floor, jnp.sqrt(jnp.maximum(u @ cos @ u, 0)))
+        return mean.at[order].add(c * length * u / norms)
 
     return by_gram(solve)
 
@@ -244,12 +249,12 @@ def nash() -> Weighting:
 
     def solve(g: Gram, present: Present, key: KeyArray) -> Losses:
         live, tasks, identity = jnp.diagonal(g) > 0, len(g), jnp.eye(len(g), dtype=g.dtype)
-        norms = jnp.sqrt(jnp.where(live, jnp.diagonal(g), 1))
-        cosines = jnp.where(identity == 1, 1 + 4 * tasks * jnp.finfo(g.dtype).eps, g / norms / norms[:, None])
+        cos, norms = cosines(g)
+        cos = jnp.where(identity == 1, 1 + 4 * tasks * jnp.finfo(g.dtype).eps, cos)
         if tasks == 2:
-            w = jnp.full(2, 1 / jnp.sqrt(cosines[0, 0] + jnp.maximum(cosines[0, 1], -1)))
+            w = jnp.full(2, 1 / jnp.sqrt(cos[0, 0] + jnp.maximum(cos[0, 1], -1)))
         else:
-            w = bargain(cosines)
+            w = bargain(cos)
         return jnp.where(live, w / norms, 0)
 
     return by_gram(solve)

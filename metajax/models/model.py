@@ -12,6 +12,7 @@ from jaxtyping import Array, PyTree
 
 from metajax.core import KeyArray, Params
 from metajax.errors import InputError
+from metajax.names import renewed
 
 
 class Model(NamedTuple):
@@ -93,8 +94,8 @@ def check_shape(x: Array, axes: str, least: int = 1) -> None:
 def _rounded(tree: PyTree) -> PyTree:
     """All floating-point leaves in bfloat16, but for statistics of a support set."""
 
-    def leaf(path: tuple, a: Array) -> Array:
-        kept = path and jax.tree_util.keystr(path[-1:], simple=True) in ("mean", "variance")
-        return a if kept or not jnp.issubdtype(a.dtype, jnp.floating) else a.astype(jnp.bfloat16)
+    def change(name: str, leaf: Array) -> Array:
+        kept = name.endswith((".mean", ".variance")) or not jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf if kept else leaf.astype(jnp.bfloat16)
 
-    return jax.tree.map_with_path(leaf, tree)
+    return renewed(tree, change)

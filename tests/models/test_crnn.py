@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
-from metajax import InputError, Referenced
-from metajax.models.crnn import crnn
-from metajax.models.norm import NORMALIZATIONS
+from metajax import InputError
+from metajax.models import NORMALIZATIONS, crnn
 from metajax.models.recurrent import Recurrent, orthogonal
+from metajax.names import merged
 from tests.conftest import equations
 
 KEY = jax.random.key(0)
@@ -143,13 +143,15 @@ def test_crnn(normalization):
     model, embed = crnn(3, normalization=normalization, width=4), crnn(normalization=normalization, width=4)
     x, support = jax.random.normal(KEY, (3, 33, 18)), jax.random.normal(jax.random.key(1), (4, 33, 18))
     params = some(jax.eval_shape(model.init, KEY, x))
-    y = jax.jit(model.apply)(params, Referenced(x, support))
     body = {name: value for name, value in params.items() if name != "head"}
     assert jax.tree.structure(body) == jax.tree.structure(jax.eval_shape(embed.init, KEY, x))
-    z = jax.jit(embed.apply)(body, Referenced(x, support))
+    statistics = jax.jit(model.statistics)(params, support)
+    assert ("norm4.mean" in statistics) == (normalization == "support")
+    params, body = merged(params, statistics), merged(body, statistics)
+    y, z = jax.jit(model.apply)(params, x), jax.jit(embed.apply)(body, x)
     assert z.shape == (3, 4) and y.shape == (3, 3)
     np.testing.assert_allclose(y, z @ params["head"]["kernel"] + params["head"]["bias"], rtol=1e-4, atol=1e-5)
-    changed = jax.jit(model.apply)(params, Referenced(x.at[1:].multiply(3), support))
+    changed = jax.jit(model.apply)(params, x.at[1:].multiply(3))
     if normalization == "transductive":
         assert np.abs(changed[0] - y[0]).max() > 1e-3
     else:

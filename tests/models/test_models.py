@@ -1,15 +1,35 @@
-"""Models: shapes, sizes, the head, and what an example may know of the others."""
+"""Models: shapes, sizes, the head, what an example may know of the others, and that all lower for every platform."""
+
+from collections import OrderedDict
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
+from flax.core import FrozenDict
+from jax import export
 
-from metajax import InputError, Referenced
-from metajax.models import NORMALIZATIONS, conv4, tcresnet8
-from metajax.models.conv_pool import max_pool
-from metajax.models.norm import Norm
-from tests.conftest import assert_close
+from metajax import InputError
+from metajax.conv import max_pool
+from metajax.core import Utterances
+from metajax.models import (
+    NORMALIZATIONS,
+    bilstm,
+    conv4,
+    crnn,
+    embedding_heads,
+    from_linen,
+    image_encoder,
+    in_bfloat16,
+    mlp,
+    multitask,
+    tcresnet8,
+)
+from metajax.models.conv4 import conv_blocks
+from metajax.models.layers import Conv, Norm
+from metajax.names import merged
+from tests.conftest import assert_close, differs
 
 KEY = jax.random.key(0)
 # maker, smallest options, input [time, mel], size of the embedding
@@ -63,38 +83,95 @@ def test_what_an_output_depends_on(name, normalization):
     model = make(3, normalization=normalization, **options)
     query, support = inputs(name, 3), inputs(name, 4, 2)
     params = some_params(model, query)
-    apply = jax.jit(model.apply)
+    apply, statistics = jax.jit(model.apply), jax.jit(model.statistics)
     other = query.at[1:].set(5 * inputs(name, 2, 3))
-    first, changed = apply(params, Referenced(query, support)), apply(params, Referenced(other, support))
+
+    def given(support, query):
+        return apply(merged(params, statistics(params, support)), query)
+
+    first, changed = given(support, query), given(support, other)
     assert first.shape == (3, 3)
     if normalization == "transductive":
         assert np.abs(first[0] - changed[0]).max() > 1e-3
     else:
         np.testing.assert_allclose(first[0], changed[0], atol=1e-6)
     assert np.abs(first[1:] - changed[1:]).max() > 1e-3
-    shifted = apply(params, Referenced(query, 3 * support + 1))
-    if normalization in ("group", "layer"):
-        np.testing.assert_allclose(shifted, first, atol=1e-5)
-    else:
+    shifted = given(3 * support + 1, query)
+    if normalization == "support":
         assert np.abs(shifted - first).max() > 1e-3
+    else:
+        np.testing.assert_array_equal(shifted, first)
 
 
-def test_support_statistics_do_not_see_any_query():
-    """The reference itself is embedded as if the queries were not there."""
-    x = jax.random.normal(KEY, (6, 5, 4))
-    norm, params = Norm("support"), {"params": {"scale": jnp.ones(4), "bias": jnp.zeros(4)}}
-    np.testing.assert_allclose(norm.apply(params, x, 2)[:2], norm.apply(params, x[:2]), rtol=1e-6)
-    np.testing.assert_allclose(norm.apply(params, x), Norm("transductive").apply(params, x), rtol=1e-6)
+@pytest.mark.parametrize("name", MODELS)
+def test_statistics_are_those_of_one_pass_normalised_by_itself(name):
+    """Known by their names; with them, the support set's outputs are those it has by itself, as one batch."""
+    make, options, _, _ = MODELS[name]
+    model, x = make(3, normalization="support", **options), inputs(name, 4)
+    params = some_params(model, x)
+    statistics = jax.jit(model.statistics)
+    found = statistics(params, x)
+    wanted = {f"{layer}.{field}" for layer in params if layer.startswith("norm") for field in ("mean", "variance")}
+    assert set(found) == wanted and len(wanted) >= 8
+    assert all(value.shape == params[key.split(".")[0]]["scale"].shape for key, value in found.items())
+    y = jax.jit(model.apply)(params, x)
+    np.testing.assert_allclose(jax.jit(model.apply)(merged(params, found), x), y, atol=1e-5)
+    # one batch by itself is a transductive one; statistics that are there already have no part in new ones
+    transductive = make(3, normalization="transductive", **options)
+    np.testing.assert_allclose(jax.jit(transductive.apply)(params, x), y, atol=1e-6)
+    assert transductive.statistics(params, x) == {}
+    assert_close(statistics(merged(params, {key: value + 1 for key, value in found.items()}), x), found, 1e-6)
+
+
+def test_statistics_of_a_layer_against_numpy(x64):
+    """A chain of two normalisations with scales, biases and a map between them, by hand."""
+
+    class Chain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Norm("support", name="second")(jnp.square(Norm("support", name="first")(x)))
+
+    generator = np.random.default_rng(0)
+    model, x, query = from_linen(Chain()), *(generator.normal(2.0, size=(2, 6, 5, 4)))
+    params = {
+        layer: {name: jnp.asarray(generator.normal(size=4)) for name in ("scale", "bias")}
+        for layer in ("first", "second")
+    }
+    found = model.statistics(params, jnp.asarray(x))
+
+    def norm(z, layer, source):
+        mean, variance = source.mean((0, 1)), source.var((0, 1))
+        np.testing.assert_allclose(found[f"{layer}.mean"], mean, rtol=1e-12)
+        np.testing.assert_allclose(found[f"{layer}.variance"], variance, rtol=1e-12)
+        return (z - mean) / np.sqrt(variance + 1e-5) * params[layer]["scale"] + params[layer]["bias"]
+
+    inner = [np.square(norm(z, "first", x)) for z in (x, query)]
+    wanted = norm(inner[1], "second", inner[0])
+    np.testing.assert_allclose(model.apply(merged(params, found), jnp.asarray(query)), wanted, rtol=1e-11)
+
+
+def test_a_model_begins_without_statistics():
+    model, x = conv4(3, width=2, normalization="support"), jnp.zeros((1, 16, 16))
+    shapes = jax.eval_shape(model.init, KEY, x)
+    assert {name: set(layer) for name, layer in shapes.items() if name.startswith("norm")} == {
+        f"norm{i}": {"scale", "bias"} for i in range(4)
+    }
 
 
 @pytest.mark.parametrize("normalization", NORMALIZATIONS)
 @pytest.mark.parametrize("space", [(5,), (3, 4)])
 def test_norm_against_its_definition(normalization, space):
     x = 100 + np.random.default_rng(0).normal(size=(6, *space, 16)).astype(np.float32)
-    module = Norm(normalization)
     scale, bias = jnp.asarray(np.random.default_rng(1).normal(size=(2, 16)), np.float32)
-    y = jax.jit(lambda x: module.apply({"params": {"scale": scale, "bias": bias}}, x, 4))(x)
+    params = {"scale": scale, "bias": bias}
     v = x.astype(np.float64)
+    if normalization == "support":
+        axes = tuple(range(x.ndim - 1))
+        params |= {
+            "mean": jnp.asarray(v[:4].mean(axes), np.float32),
+            "variance": jnp.asarray(v[:4].var(axes), np.float32),
+        }
+    y = jax.jit(lambda x: Norm(normalization).apply({"params": params}, x))(x)
     wanted = np.empty_like(v)
     for i in range(6):
         for c in range(16):
@@ -108,26 +185,43 @@ def test_norm_against_its_definition(normalization, space):
     np.testing.assert_allclose(y, wanted, atol=2e-4)
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
-def test_pooling_first_is_pooling_after(x64, normalization):
+@pytest.mark.parametrize(("normalization", "placed"), [*((name, False) for name in NORMALIZATIONS), ("support", True)])
+def test_blocks_of_conv4_are_convolution_norm_relu_and_pooling_in_turn(x64, normalization, placed):
     """Value, gradient and second derivative, for scales of both signs; a remainder is part of the statistics."""
-    x, v = np.random.default_rng(0).normal(size=(2, 6, 5, 4, 16))
-    module, scale = Norm(normalization), np.random.default_rng(1).normal(size=16)
-    params = {"params": {"scale": jnp.asarray(scale), "bias": jnp.ones(16)}}
 
-    def first(params, x):
-        return module.apply(params, x, 4, pool=2)
+    class Fast(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return conv_blocks(x, 4, normalization)
 
-    def after(params, x):
-        return max_pool(module.apply(params, x, 4))
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x[..., None]
+            for i in range(4):
+                y = Norm(normalization, name=f"norm{i}")(Conv(4, (3, 3), name=f"conv{i}")(x))
+                x = max_pool(jax.nn.relu(y))
+            return x
 
-    def derivatives(f):
-        grad = jax.grad(lambda *args: jnp.sin(f(*args)).sum(), (0, 1))
-        return jax.jit(lambda params, x: (f(params, x), jax.jvp(grad, (params, x), (params, v))))(params, x)
+    x, direction = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 17, 34)))
+    fast, plain = from_linen(Fast()), from_linen(Plain())
+    params = jax.tree.map(lambda a: a.astype(jnp.float64), some_params(plain, x))
+    assert all((params[f"norm{i}"]["scale"] < 0).any() for i in range(4))
+    if placed:  # those of other examples
+        params = merged(params, plain.statistics(params, x + 1))
+    assert_close(fast.statistics(params, x), plain.statistics(params, x), 1e-12)
 
-    x = jnp.asarray(x)
-    assert (scale < 0).any() and first(params, x).shape == (6, 2, 2, 16)
-    assert_close(derivatives(first), derivatives(after), 1e-10)
+    def derivatives(model):
+        def loss(params, x):
+            return jnp.sin(model.apply(params, x)).sum()
+
+        grad = jax.grad(loss, (0, 1))
+        tangents = (jax.tree.map(jnp.cos, params), direction)
+        return jax.jit(lambda params, x: (model.apply(params, x), jax.jvp(grad, (params, x), tangents)))(params, x)
+
+    got, wanted = derivatives(fast), derivatives(plain)
+    assert got[0].shape == (3, 1, 2, 4)
+    assert_close(got, wanted, 1e-10)
 
 
 def test_default_normalization_is_transductive():
@@ -141,7 +235,7 @@ def test_default_normalization_is_transductive():
         assert default == transductive != layer
 
 
-@pytest.mark.parametrize("make", [conv4, tcresnet8])
+@pytest.mark.parametrize("make", [conv4, crnn, tcresnet8, image_encoder])
 def test_an_unknown_normalization_is_refused_with_those_known(unchecked, make):
     with pytest.raises(InputError, match=r"batch.*transductive.*support.*group.*layer"):
         jax.eval_shape(make(3, normalization="batch").init, KEY, jnp.zeros((1, 16, 16)))
@@ -178,3 +272,138 @@ def test_compiled_gradients_are_those_of_the_parts_compiled_one_by_one(x64, make
     whole, parts = jax.jit(jax.grad(loss))(params), jax.grad(jax.jit(loss))(params)
     for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+SIZES = {
+    "conv4": (conv4, {"width": 4}, (16, 16)),
+    "tcresnet8": (tcresnet8, {"width": 0.25}, (9, 5)),
+    "crnn": (crnn, {"width": 4}, (16, 16)),
+    "image_encoder": (image_encoder, {"width": 2}, (8, 8)),
+    "mlp": (mlp, {"hidden": (5,)}, (4,)),
+    "bilstm": (bilstm, {"width": 4, "num_layers": 1}, (9, 5)),
+}
+
+
+def small(name):
+    make, options, shape = SIZES[name]
+    return make(3, **options), jax.random.normal(KEY, (4, *shape))
+
+
+def several():
+    """A model of two tasks, one of words, and inputs of both."""
+    encoders = {"speech": tcresnet8(width=0.25, normalization="group"), "image": image_encoder(width=2)}
+    model = multitask(encoders, {"speech": 3, "image": 2}, width=4, depth=1)
+    return model, {"speech": jax.random.normal(KEY, (4, 9, 5)), "image": jax.random.normal(KEY, (3, 8, 8))}
+
+
+ALL = {
+    **{name: lambda name=name: small(name) for name in SIZES},
+    "utterances": lambda: (bilstm(3, width=4), Utterances(jax.random.normal(KEY, (4, 9, 5)), jnp.array([9, 1, 0, 6]))),
+    "in_bfloat16": lambda: (in_bfloat16(small("conv4")[0]), small("conv4")[1]),
+    "support": lambda: (tcresnet8(3, width=0.25, normalization="support"), small("tcresnet8")[1]),
+    "multitask": several,
+    "embedding_heads": lambda: (
+        embedding_heads({"a": 3}, num_tokens=7, width=4),
+        {"a": jnp.array([[1, 6], [2, -1], [0, 3]])},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_an_outer_step_lowers_for_every_platform(name):
+    """The gradient through an inner step of gradient descent, of two tasks at once."""
+    model, x = ALL[name]()
+    params = jax.eval_shape(model.init, KEY, x)
+
+    def loss(params, x):
+        return sum(jnp.square(y).mean() for y in jax.tree.leaves(model.apply(params, x)))
+
+    def objective(params, tasks):
+        def task(x):
+            grads = jax.grad(loss)(params, x)
+            return loss(jax.tree.map(lambda a, g: a - 0.1 * g, params, grads), x)
+
+        return jax.vmap(task)(tasks).mean()
+
+    tasks = jax.tree.map(lambda a: jnp.stack([a, a]), x)
+    exported = export.export(jax.jit(jax.grad(objective)), platforms=["cpu", "cuda", "tpu"])(params, tasks)
+    assert [aval.shape for aval in exported.out_avals] == [leaf.shape for leaf in jax.tree.leaves(params)]
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_parameters_may_be_any_mapping_and_a_key_changes_nothing_here(name):
+    model, x = ALL[name]()
+    params = some_params(model, x)
+    apply = jax.jit(model.apply)
+    y = apply(params, x)
+    for wrap in (FrozenDict, ordered):
+        same(apply(wrap(params), x), y)
+    same(apply(params, x, jax.random.key(3)), y)
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def ordered(tree):
+    """Nested dicts as ordered ones, back to front."""
+    if isinstance(tree, jax.Array):
+        return tree
+    return OrderedDict((name, ordered(tree[name])) for name in reversed(tree))
+
+
+def test_a_random_layer_follows_the_key():
+    class Random(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(nn.Dense(8, name="dense")(x))
+
+    model, x = from_linen(Random()), jnp.ones((2, 3))
+    params, embedding = model.init(KEY, x), model
+    y = model.apply(params, x)
+    np.testing.assert_array_equal(y, model.apply(params, x))
+    first, again, other = (model.apply(params, x, jax.random.key(i)) for i in (1, 1, 2))
+    np.testing.assert_array_equal(first, again)
+    assert not differs(first, again, 0) and differs(first, other, 1e-3) and differs(first, y, 1e-3)
+    # through a model of several tasks, each its own
+    tasks = multitask({"a": embedding, "b": embedding}, {"a": 2, "b": 2}, width=4)
+    both = tasks.init(KEY, {"a": x, "b": x})
+    both["encoders"]["b"], both["heads"]["b"] = both["encoders"]["a"], both["heads"]["a"]
+    y = tasks.apply(both, {"a": x, "b": x})
+    assert not differs(y["a"], y["b"], 1e-6)
+    y = tasks.apply(both, {"a": x, "b": x}, KEY)
+    assert differs(y["a"], y["b"], 1e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "wanted"),
+    [
+        ("conv4", (2, 15, 16), r"x has shape \(2, 15, 16\), expected \[n, time, mel\] with 16 or more of time and mel"),
+        ("crnn", (2, 16, 15), "with 16 or more of time and mel"),
+        ("tcresnet8", (9, 5), r"x has shape \(9, 5\), expected \[n, time, mel\]"),
+        ("tcresnet8", (2, 0, 5), "with 1 or more of time and mel"),
+        ("bilstm", (2, 9, 5, 1), r"expected \[n, time, mel\]"),
+        ("image_encoder", (2, 8, 8, 1), r"expected \[n, height, width\]"),
+        ("mlp", (4,), r"expected \[n, features\]"),
+        ("mlp", (2, 3), r"x of shape \(2, 3\) and params do not fit each other: .*\(3, 5\).*\(4, 5\)"),
+        ("tcresnet8", (2, 9, 4), r"params do not fit each other: .*/conv0"),
+    ],
+)
+def test_inputs_a_model_cannot_take_get_one_sentence(unchecked, name, shape, wanted):
+    model, x = small(name)
+    params = jax.eval_shape(model.init, KEY, x)
+    with pytest.raises(InputError, match=wanted) as told:
+        jax.eval_shape(model.apply, params, jnp.zeros(shape))
+    assert str(told.value).endswith(".") and "http" not in str(told.value)
+
+
+def test_parameters_of_another_model_get_one_sentence(unchecked):
+    model, x = small("mlp")
+    params = {name: layer for name, layer in some_params(model, x).items() if name != "head"}
+    with pytest.raises(InputError, match="do not fit each other: .*head"):
+        model.apply(params, x)
+    with pytest.raises(InputError, match=r"lengths has shape \(3,\), expected one for each of 2 utterances"):
+        jax.eval_shape(bilstm(3).init, KEY, Utterances(jnp.zeros((2, 9, 5)), jnp.array([9, 9, 9])))
+    for width in (0, 3):
+        with pytest.raises(InputError, match=f"width is {width}, expected an even number"):
+            bilstm(3, width=width)

@@ -16,11 +16,15 @@ from tests.shared import shared_data
 TRAIN, VALIDATION, TEST = range(3)
 
 
+def _format(path: Path) -> str:
+    return path.suffix[1:].upper() or "WAV"
+
+
 def make(root: Path, *names: str) -> None:
     for seed, name in enumerate(names):
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(path, 0.1 * np.random.default_rng(seed).normal(size=4000), 16000)
+        soundfile.write(path, 0.1 * np.random.default_rng(seed).normal(size=4000), 16000, format=_format(path))
 
 
 def counts(recordings: Recordings) -> dict[str, int]:
@@ -87,6 +91,34 @@ def test_arabic_reads_wav_and_flac(tmp_path):
     (tmp_path / "test.csv").write_text("file,class,speaker\nx,y\n")
     with pytest.raises(InputError, match="test.csv, line 2"):
         arabic.read(tmp_path)
+    (tmp_path / "test.csv").write_text("file,class,speaker\n../x.wav,y,1\n")
+    with pytest.raises(InputError, match=r"test.csv, line 2: \.\./x.wav leads out of"):
+        arabic.read(tmp_path)
+
+
+def test_clips_behind_links_are_found(tmp_path):
+    make(tmp_path / "store", "one", "two")
+    (tmp_path / "recordings").mkdir()
+    for name, source in (("7_jackson_32.wav", "one"), ("0_theo_4.wav", "two")):
+        (tmp_path / "recordings" / name).symlink_to(tmp_path / "store" / source)
+    recordings = fsdd.read(tmp_path)
+    assert rows(recordings, "label", "speaker") == [("zero", "theo"), ("seven", "jackson")]
+    assert len(load(recordings, FeatureSettings(), cache=None, progress=False).features) == 2
+
+
+def test_one_clip_is_read_at_a_time(tmp_path, monkeypatch):
+    """Long clips of which a second is kept must not be held together."""
+    make(tmp_path, "recordings/7_jackson_32.wav", "recordings/0_theo_4.wav")
+    asked = []
+
+    def read(path, *_, **__):
+        asked.append(path)
+        return np.zeros(1, np.float32)
+
+    monkeypatch.setattr("metajax.data.corpora.files.read_audio", read)
+    waves = iter(fsdd.read(tmp_path).read([0, 1], 16000))
+    next(waves)
+    assert len(asked) == 1
 
 
 def test_arabic_tells_of_a_listed_clip_that_is_absent(tmp_path):
@@ -138,6 +170,7 @@ def test_real_clips_load(name):
     part = whole._replace(
         clip_names=tuple(whole.clip_names[clip] for clip in keep),
         columns={column: values[::50] for column, values in whole.columns.items()},
+        texts=whole.texts and whole.texts[::50],
         read=lambda clips, rate: whole.read([keep[clip] for clip in clips], rate),
     )
     corpus = load(part, FeatureSettings(seconds=3.0), cache=None, progress=False)

@@ -131,7 +131,8 @@ def test_round_trip_of_real_clips(tmp_path, location):
         ("x.csv", 'path,label\na/1.wav,"yes\n', "line 2: unexpected end of data"),
         ("x.csv", "path,label\n,yes\n", "line 2: the path is empty"),
         ("x.csv", "path\na/1.wav\n../outside.wav\n", "line 3: ../outside.wav leads out of"),
-        ("x.csv", "path\nlink.wav\n", "line 2: link.wav leads out of"),
+        ("x.csv", "path\na/../../outside.wav\n", "line 2: a/../../outside.wav leads out of"),
+        ("x.csv", "path\nlink/../outside.wav\n", "line 2: no file .*root/outside.wav"),
         ("x.csv", "path\n/etc/hosts\n", "line 2: /etc/hosts leads out of"),
         ("x.csv", f"path\n{'x' * 5000}\n", "line 2: .* is no path"),
         ("x.jsonl", '{"path": "a\\u0000b"}', "line 1: .* is no path"),
@@ -151,10 +152,32 @@ def test_round_trip_of_real_clips(tmp_path, location):
     ],
 )
 def test_errors_name_file_and_line(folder, name, text, message):
-    os.symlink(folder.parent / "outside.wav", folder / "link.wav")
+    os.symlink(folder.parent, folder / "link")
     with pytest.raises(InputError, match=message) as error:
         manifest.read(write(folder, name, text))
     assert name in str(error.value) and "\n" not in str(error.value)
+
+
+def test_links_are_followed(folder, tmp_path):
+    """As the Hugging Face cache lays files out: names are links to blobs beside the folder; the list may be one too."""
+    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "abc"
+    blobs.mkdir()
+    snapshot.mkdir(parents=True)
+    for name in ("a/1.wav", "b.flac"):
+        shutil.copy(folder / name, blobs / f"{len(name):040x}")
+        os.symlink(f"../../blobs/{len(name):040x}", snapshot / Path(name).name)
+    os.symlink(blobs, snapshot / "clips")
+    os.symlink(snapshot, tmp_path / "here")
+    lines = ["path,label", "1.wav,yes", "b.flac,no", f"clips/{7:040x},yes"]
+    os.symlink(write(blobs, "list", "\n".join(lines)), snapshot / "list.csv")
+    for root in (snapshot, tmp_path / "here"):
+        recordings = manifest.read(root / "list.csv")
+        assert [Path(name).name for name in recordings.clip_names] == ["1.wav", "b.flac", f"{7:040x}"]
+        assert len(load(recordings, FeatureSettings(), cache=None, progress=False).features) == 3
+    absolute = write(tmp_path, "absolute.csv", f"path\n{snapshot}/1.wav\n")
+    assert len(manifest.read(absolute, root=tmp_path / "here").clip_names) == 1
+    with pytest.raises(InputError, match="leads out of"):
+        manifest.read(absolute, root=folder)
 
 
 def test_absent_and_undecodable_manifests(folder):

@@ -6,7 +6,7 @@ Licence: CC BY 4.0. Speakers: 30. Words: 40, named in English. Clips: 12,000 of 
 
 from pathlib import Path
 
-from metajax.data.corpora.files import audio_files, from_files, read_table, tabulate
+from metajax.data.corpora.files import audio_files, from_files, inside, read_table, tabulate
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -25,7 +25,8 @@ def read(root: str | Path) -> Recordings:
         root: the folder that holds the lists.
 
     Raises:
-        InputError: there are no lists, or one does not have the columns file, class and speaker, or is cut short.
+        InputError: there are no lists, or one does not have the columns file, class and speaker, is cut short, or
+            lists a file outside of `root`.
     """
     root = Path(root)
     rows = []
@@ -34,12 +35,13 @@ def read(root: str | Path) -> Recordings:
         for line, row in read_table(path, _COLUMNS) if path.is_file() else ():
             if not all(row[column] for column in _COLUMNS):
                 raise InputError(f"{path}, line {line}: a value is missing, expected {_COLUMNS}")
-            rows.append((split, row["file"], row["class"], row["speaker"]))
+            file = _existing(inside(root, row["file"], f"{path}, line {line}"))
+            rows.append((split, file, row["class"], row["speaker"]))
     if not rows:
         raise InputError(f"{root} lists no clips, expected train.csv, val.csv or test.csv with the columns {_COLUMNS}")
     splits, files, words, speakers = zip(*rows, strict=True)
     columns, names = tabulate({"label": words, "speaker": speakers, "official_split": splits}, "official_split")
-    return from_files("arabic", [_existing(root / file) for file in files], columns, names)
+    return from_files("arabic", files, columns, names)
 
 
 def noise_files(root: str | Path) -> list[Path]:

@@ -43,8 +43,8 @@ def from_files(
         end = "the end" if duration is None else f"{start + duration:g} s"
         return str(path) if start == 0 and duration is None else f"{path} ({start:g} s to {end})"
 
-    def read(clips: Sequence[int], sample_rate: int) -> list[np.ndarray | InputError]:
-        return [_read(*segments[clip], sample_rate) for clip in clips]
+    def read(clips: Sequence[int], sample_rate: int) -> Iterator[np.ndarray | InputError]:
+        return (_read(*segments[clip], sample_rate) for clip in clips)  # one at a time, because clips may be long
 
     def digest() -> str:
         unique = sorted(set(paths))
@@ -114,6 +114,29 @@ def read_table(path: Path, needed: Sequence[str], **dialect: Any) -> Iterator[tu
             line = reader.line_num + 1
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
+
+
+def inside(root: Path, name: str | None, where: str) -> Path:
+    """Return the file `name` in `root`, the folder that a list is about.
+
+    Links are followed wherever they lead, as somebody laid them out so; `..` and absolute paths, which come with the
+    list, must not lead out of `root`.
+
+    Raises:
+        InputError: the name is empty, is no path or leads out of `root`; begins with `where`.
+    """
+    if name is None:
+        raise InputError(f"{where}: the path is empty.")
+    root = Path(os.path.abspath(root))
+    try:
+        path = Path(os.path.normpath(root / name))
+        path.resolve()  # raises for names that no file system takes
+        lies_in = path.is_relative_to(root) or path.parent.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError) as error:
+        raise InputError(f"{where}: {name[:80]!r} is no path ({error}).") from error
+    if not lies_in:
+        raise InputError(f"{where}: {name} leads out of {root}, which every path must lie in.")
+    return path
 
 
 def audio_files(folder: Path) -> list[Path]:

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-from metajax.data.corpora.files import SPLITS, from_files, read_table, read_text, tabulate
+from metajax.data.corpora.files import SPLITS, from_files, inside, read_table, read_text, tabulate
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -48,14 +48,14 @@ def read(
 
     Args:
         path: of the manifest; `.csv`, `.tsv`, `.jsonl` or `.ndjson`.
-        root: the folder that paths are relative to and must lie in; that of the manifest where None.
+        root: the folder that paths are relative to and must lie in, links apart; that of the manifest where None.
         on_error: what to do with missing files: "raise", or "skip" to leave them to `load(..., on_error="skip")`.
 
     Raises:
         InputError: names the file, the line and what is wrong with it.
     """
     path = Path(path)
-    root = Path(path.parent if root is None else root).resolve()
+    root = path.parent if root is None else Path(root)
     rows = _rows(path)
     if not rows:
         raise InputError(f"{path} lists no clips")
@@ -64,7 +64,7 @@ def read(
     seen: dict[tuple, int] = {}
     for line, row in rows:
         where = f"{path}, line {line}"
-        paths.append(_inside(root, row.get("path"), where))
+        paths.append(inside(root, row.get("path"), where))
         starts.append(_seconds(row, "start", where) or 0.0)
         durations.append(_seconds(row, "duration", where))
         split = row.get("split")
@@ -114,20 +114,6 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
 
 def _as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _inside(root: Path, name: str | None, where: str) -> Path:
-    """Return the file `name` in `root`, links followed."""
-    if name is None:
-        raise InputError(f"{where}: the path is empty")
-    try:
-        path = (root / name).resolve()
-        path.is_file()  # raises for names that no file system takes
-    except (OSError, ValueError, RuntimeError) as error:
-        raise InputError(f"{where}: {name[:80]!r} is no path ({error})") from error
-    if not path.is_relative_to(root):
-        raise InputError(f"{where}: {name} leads out of {root}, which every path must lie in")
-    return path
 
 
 def _seconds(row: Row, field: str, where: str) -> float | None:

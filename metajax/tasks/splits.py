@@ -95,8 +95,10 @@ def divide(
         check_disjoint(splits, label, "words", names["label"])
         check_disjoint(splits, speaker, "speakers", names["speaker"])
         return splits
-    _tell_unused(int((label < 0).sum()), "have no label")
     words = np.unique(label[label >= 0])
+    if not len(words):
+        raise InputError(f"No clip has a label, expected words in the column 'label'; columns: {', '.join(columns)}.")
+    _tell_unused(int((label < 0).sum()), "have no label")
     if len(words) < 2 * ways:
         raise InputError(
             f"{len(words)} words, expected at least {2 * ways}: {ways}-way episodes need {ways} to train on and {ways} "

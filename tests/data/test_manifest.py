@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from metajax.data.corpora import arabic, manifest
 from metajax.data.corpus import load
 from metajax.data.features import FeatureSettings
 from metajax.errors import InputError
+from metajax.tasks.splits import divide
 from tests.shared import shared_data
 
 ROWS = [
@@ -94,6 +96,53 @@ def test_further_columns_are_kept_and_named_once(folder):
     assert recordings.columns["mood"].tolist() == [-1, 0]
 
 
+@pytest.mark.parametrize("suffix", ["csv", "jsonl"])
+def test_missing_values_are_unknown_however_they_are_written(folder, suffix):
+    """NaN and null as json.dumps writes them, and the names that Python and pandas give to what is missing."""
+    absent = [None, float("nan"), "", "  ", "NaN", "nan", "None", "<NA>"]
+    rows = [{"path": "b.flac", "start": i / 100, "label": value, "speaker": value} for i, value in enumerate(absent)]
+    rows += [{"path": "b.flac", "start": 0.5, "label": "null", "speaker": "none"}]  # a German number, say
+    if suffix == "csv":
+        rows = [row | {"label": str(row["label"]), "speaker": str(row["speaker"])} for row in rows]
+    text = table([{k: str(v) for k, v in row.items()} for row in rows])
+    text = text if suffix == "csv" else "\n".join(json.dumps(row) for row in rows)
+    recordings = manifest.read(write(folder, f"list.{suffix}", text))
+    assert recordings.names["label"] == ("null",) and recordings.names["speaker"] == ("none",)
+    for column in ("label", "speaker"):
+        assert recordings.columns[column].tolist() == [-1] * len(absent) + [0]
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        lambda name: unicodedata.normalize("NFD", name),
+        lambda name: name + " ",
+        lambda name: "\u00a0" + name,
+        lambda name: name.replace(" ", "\u00a0"),
+    ],
+)
+def test_names_that_look_alike_are_one(folder, odd):
+    words, speakers = ["không", "một hai", "bốn"], ["Zoë B", "Ben"]
+    rows = [
+        {"path": "b.flac", "start": str(i / 100), "label": words[i % 3], "speaker": speakers[i % 2]} for i in range(12)
+    ]
+    for row in rows[6:]:
+        row |= {"label": odd(row["label"]), "speaker": odd(row["speaker"])}
+    with pytest.warns(UserWarning, match=r"\d names differ from others in spaces or Unicode form alone"):
+        recordings = manifest.read(write(folder, "list.csv", table(rows)))
+    assert set(recordings.names["label"]) == set(words) and set(recordings.names["speaker"]) == set(speakers)
+    for column in ("label", "speaker"):
+        values = recordings.columns[column].tolist()
+        assert values[:6] == values[6:]
+
+
+def test_a_manifest_without_labels_is_no_corpus_of_words(folder):
+    with pytest.warns(UserWarning, match="further columns, kept as categories: word"):
+        recordings = manifest.read(write(folder, "list.csv", "path,word\na/1.wav,yes\nb.flac,no\n"))
+    with pytest.raises(InputError, match="No clip has a label, .* column 'label'; columns: label, speaker, word"):
+        divide(recordings.columns, recordings.names, ways=2, seed=0)
+
+
 @pytest.mark.parametrize("location", ["inside", "root"])
 def test_round_trip_of_real_clips(tmp_path, location):
     direct = arabic.read(shared_data("arabic_speech_commands"))
@@ -125,7 +174,9 @@ def test_round_trip_of_real_clips(tmp_path, location):
         ("x.csv", "", "no column 'path'.*found nothing"),
         ("x.csv", "path,label\n", "x.csv lists no clips"),
         ("x.jsonl", "\n", "x.jsonl lists no clips"),
-        ("x.csv", "path,path\na/1.wav,b.flac\n", "distinct names"),
+        ("x.csv", "path,path\na/1.wav,b.flac\n", "distinct names, found path, path"),
+        ("x.csv", ",path,label\n0,a/1.wav,yes\n", r"column 1 has no name; if it is pandas' index.*index=False"),
+        ("x.csv", "path,label\na\\1.wav,yes\n", r"line 2: no file .*a.1.wav \(1 of 1 .*paths are written with /"),
         ("x.csv", "path,label\na/1.wav,yes\nb.flac\n", "line 3: 1 values for 2 columns"),
         ("x.csv", "path,label\n\na/1.wav,yes,no\n", "line 3: 3 values for 2 columns"),
         ("x.csv", 'path,label\na/1.wav,"yes\n', "line 2: unexpected end of data"),
@@ -141,7 +192,7 @@ def test_round_trip_of_real_clips(tmp_path, location):
         ("x.csv", "path\nb.flac\nc.wav\nd.wav\n", r"line 3: no file .*c.wav \(2 of 3 clips have none\)"),
         ("x.csv", "path,start\na/1.wav,soon\n", "line 2: start is 'soon'"),
         ("x.csv", "path,start\na/1.wav,-1\n", "line 2: start is '-1'"),
-        ("x.csv", "path,duration\na/1.wav,nan\n", "line 2: duration is 'nan'"),
+        ("x.csv", "path,duration\na/1.wav,inf\n", "line 2: duration is 'inf'"),
         ("x.csv", "path,duration\na/1.wav,0\n", "line 2: duration is '0'"),
         ("x.jsonl", '{"path": "b.flac", "start": [1]}', r"line 1: start is '\[1\]'"),
         ("x.csv", "path,split\na/1.wav,eval\n", "line 2: split is 'eval', expected one of train, .*dev"),

@@ -30,7 +30,8 @@ def read(
         name: one of `READERS`.
         root: the corpus's folder, or the manifest file; None for espeak, which speaks its clips itself.
         on_error: "skip" leaves missing files of a manifest to `load(..., on_error="skip")`.
-        options: further arguments of the reader, e.g. `languages` of espeak.
+        options: further arguments of the reader, e.g. `languages` of espeak; of a manifest `folder`, which its paths
+            are relative to.
 
     Raises:
         InputError: there is no such corpus, a root is missing or too much, or the reader's own.
@@ -46,7 +47,9 @@ def read(
         return espeak.read(**options)
     if root is None:
         raise InputError(f"The corpus {name} needs a root: the folder that holds it, or the manifest file.")
-    return READERS[name](root, **options, **({"on_error": on_error} if name == "manifest" else {}))
+    if name == "manifest":
+        return manifest.read(root, root=options.pop("folder", None), on_error=on_error, **options)
+    return READERS[name](root, **options)
 
 
 def noise_files(name: str, root: str | Path | None) -> list[Path]:

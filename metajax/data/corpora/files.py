@@ -4,6 +4,8 @@ import csv
 import hashlib
 import io
 import os
+import unicodedata
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,8 +64,19 @@ def from_files(
 
 
 def index(values: Iterable[str | None], names: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Return `values` as indices into their sorted distinct `names`, -1 for None, and the names."""
-    values = list(values)
+    """Return `values` as indices into their sorted distinct `names`, -1 for None, and the names.
+
+    Values that differ in the spaces or the Unicode form of the same letters are one, told in a warning: else a word
+    would be trained on and tested on.
+    """
+    given = list(values)
+    values = [value if value is None else unicodedata.normalize("NFC", " ".join(value.split())) for value in given]
+    if alike := len(set(given)) - len(set(values)):
+        changed = next(old for old, new in zip(given, values, strict=True) if old != new)
+        warnings.warn(
+            f"{alike} names differ from others in spaces or Unicode form alone and count as these, e.g. {changed!r}.",
+            stacklevel=2,
+        )
     known = tuple(sorted({value for value in values if value is not None}) if names is None else names)
     position: dict[str | None, int] = {value: place for place, value in enumerate(known)} | {None: -1}
     return np.array([position[value] for value in values], np.int32), known
@@ -103,8 +116,11 @@ def read_table(path: Path, needed: Sequence[str], **dialect: Any) -> Iterator[tu
         if missing := [name for name in needed if name not in header]:
             found = ", ".join(header) or "nothing"
             raise InputError(f"{path} has no column {missing[0]!r} in its first line, found {found}")
-        if len(set(header)) < len(header) or "" in header:
-            raise InputError(f"{path}: the columns need distinct names, found {', '.join(header)}")
+        if "" in header:
+            place = header.index("") + 1
+            raise InputError(f"{path}: column {place} has no name; if it is pandas' index, write to_csv(index=False).")
+        if len(set(header)) < len(header):
+            raise InputError(f"{path}: the columns need distinct names, found {', '.join(header)}.")
         line = reader.line_num + 1
         for values in reader:
             if values and len(values) != len(header):
@@ -130,7 +146,7 @@ def inside(root: Path, name: str | None, where: str) -> Path:
     root = Path(os.path.abspath(root))
     try:
         path = Path(os.path.normpath(root / name))
-        path.resolve()  # raises for names that no file system takes
+        path.resolve().is_file()  # raises for names that no file system takes
         lies_in = path.is_relative_to(root) or path.parent.resolve().is_relative_to(root.resolve())
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: {name[:80]!r} is no path ({error}).") from error

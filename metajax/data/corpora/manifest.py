@@ -9,8 +9,8 @@ A row has a `path` and any of `label, speaker, language, split, start, duration,
     clips/0002.wav,no,ben,test
 
 `start` and `duration` are in seconds and cut a clip out of a longer file. The file is UTF-8, with or without a byte
-order mark; names are kept as written. CSV fields may be quoted; TSV knows no quotes. An empty or absent value is
-unknown.
+order mark. CSV fields may be quoted; TSV knows no quotes. A value is unknown where it is absent or empty, null or NaN
+in JSON, or one of `NaN`, `nan`, `None`, `<NA>` and `NaT`, which Python and pandas write for missing ones.
 """
 
 import csv
@@ -34,6 +34,7 @@ _DIALECTS: dict[str, dict[str, Any]] = {
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
 _JSON_LINES = (".jsonl", ".ndjson")
+_MISSING = ("", "NaN", "nan", "None", "<NA>", "NaT")
 
 Row = dict[str, str | None]
 
@@ -77,11 +78,12 @@ def read(
     missing = [(line, file) for (line, _), file in zip(rows, paths, strict=True) if not file.is_file()]
     if missing and on_error == "raise":
         line, file = missing[0]
-        raise InputError(f"{path}, line {line}: no file {file} ({len(missing)} of {len(rows)} clips have none)")
+        hint = "; paths are written with /, not \\" if "\\" in file.name else ""
+        raise InputError(f"{path}, line {line}: no file {file} ({len(missing)} of {len(rows)} clips have none{hint}).")
 
     further = [field for field in fields if field not in _KNOWN]
     if further:
-        warnings.warn(f"{path}: further columns, kept as categories: {', '.join(further)}", stacklevel=2)
+        warnings.warn(f"{path}: further columns, kept as categories: {', '.join(further)}.", stacklevel=2)
     present = [field for field in _CATEGORIES if field in fields or field in ("label", "speaker")]
     columns, names = tabulate({field: [row.get(field) for _, row in rows] for field in present + further})
     texts = [row.get("text") or "" for _, row in rows] if "text" in fields else None
@@ -94,7 +96,10 @@ def _rows(path: Path) -> list[tuple[int, Row]]:
     if suffix not in _DIALECTS and suffix not in _JSON_LINES:
         raise InputError(f"{path} is no manifest: expected one of {', '.join((*_DIALECTS, *_JSON_LINES))}")
     rows = _json_rows(path) if suffix in _JSON_LINES else read_table(path, ("path",), **_DIALECTS[suffix])
-    return [(line, {field: value or None for field, value in row.items()}) for line, row in rows]
+    return [
+        (line, {field: None if value is None or value.strip() in _MISSING else value for field, value in row.items()})
+        for line, row in rows
+    ]
 
 
 def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:

@@ -1,0 +1,73 @@
+"""The recipe that scripts train with: AdamW with warm-up, cosine decay and clipping, tasks spread over the devices."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from metajax.core import KeyArray, Objective, Params, Sampler, Theta
+from metajax.parallel import replicate, task_mesh
+from metajax.train import Fit, fit, in_phases, init_state, meta_step
+
+WARMUP = 0.1  # share of the outer steps
+
+
+def warmup_cosine(progress: Array) -> Array:
+    """A factor of the updates that rises to 1 within the first tenth and falls to 0 as a cosine by the end."""
+    rising = progress / WARMUP
+    falling = 0.5 * (1 + jnp.cos(jnp.pi * (progress - WARMUP) / (1 - WARMUP)))
+    return jnp.where(progress < WARMUP, jnp.minimum(rising + 0.01, 1), falling)
+
+
+def adamw(outer_rate: float = 2e-3, weight_decay: float = 1e-4) -> optax.GradientTransformation:
+    """AdamW on gradients clipped to a norm of 10."""
+    return optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(outer_rate, weight_decay=weight_decay))
+
+
+def fresh(init: Callable[[KeyArray, Any], Params], sample: Sampler, key: KeyArray) -> Params:
+    """A network's parameters for the inputs of `sample`, made by one compiled program."""
+    x = jax.eval_shape(sample, key).support.x
+    return jax.jit(init)(key, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x))
+
+
+def meta_train(
+    phases: list[tuple[float, Objective]],
+    theta: Theta,
+    sample: Sampler,
+    key: KeyArray,
+    outer_steps: int,
+    *,
+    optimizer: optax.GradientTransformation,
+    num_tasks: int = 4,
+    chunk: int | None = None,
+    average: float = 0.0,
+    validate: Callable[[Theta], float] | None = None,
+    **options: Any,
+) -> Fit:
+    """Train theta on objectives that follow each other, each with its share of the outer steps.
+
+    Args:
+      phases: shares, with a sum of 1, and objectives; `[(1.0, algorithm.objective)]` for one.
+      theta: from `Learner.init`.
+      sample: task distribution.
+      key: fixes the tasks of all outer steps.
+      outer_steps: number of outer steps; under `seconds` the first guess of it.
+      optimizer: such as `adamw()`; its updates follow `warmup_cosine`.
+      num_tasks: episodes per outer step.
+      chunk: episodes at a time on each device; None for all.
+      average: decay of theta's moving average; 0 for none.
+      validate: score of a theta, larger is better.
+      **options: passed to `fit`: `seconds`, `folder`, `resume`, `title`, `validate_every`.
+
+    Returns:
+      As `fit`.
+    """
+    mesh = task_mesh(num_tasks)
+    how: dict[str, Any] = {"chunk": chunk, "mesh": mesh, "schedule": warmup_cosine}
+    steps = [(share, meta_step(objective, optimizer, sample, num_tasks, **how)) for share, objective in phases]
+    state = replicate(init_state(theta, optimizer, outer_steps, average=average), mesh)
+    options = {"block": 25, "validate_every": 100} | options
+    return fit(in_phases(steps), state, key, num_tasks=num_tasks, validate=validate, **options)

@@ -76,7 +76,7 @@ def _cross_entropy(logits: Float[Array, "n classes"], labels: Int[Array, " n"]) 
     counts = labels != -1
     counts |= ~counts.any()  # none is valid then, and all is NaN
     nats = optax.softmax_cross_entropy_with_integer_labels(logits, jnp.where(valid, labels, 0))
-    nats *= jnp.where(valid, 1, jnp.nan).astype(nats.dtype)  # a product, so that the gradient is NaN too
+    nats *= jnp.where(counts & ~valid, jnp.nan, 1).astype(nats.dtype)  # a product, so that the gradient is NaN too
     hits = jnp.where(jnp.isnan(nats), jnp.nan, logits.argmax(1) == labels)  # argmax takes NaN for a class
     loss = nats.mean(where=counts)
     return loss, {"loss": loss, "accuracy": hits.mean(where=counts, dtype=nats.dtype)}

@@ -86,20 +86,19 @@ def _by_task(
     known = [check_labels(labels[task], logits[task].shape[-1], f" of task {task!r}") for task in labels]
     if not any(known):
         raise InputError(f"All tasks are masked: no example of {', '.join(y) or 'an empty batch'} has a label.")
-    losses, present, metrics = [], [], {}
-    dtype = jnp.promote_types(jnp.result_type(*logits.values()), jnp.float32)
+    losses, present, metrics = [], [], dict[str, Array]()
+    nothing = jnp.zeros((), jnp.promote_types(jnp.result_type(*logits.values()), jnp.float32))
     for task in tasks:
+        there, nats, accuracy = jnp.zeros((), bool), nothing, nothing
         if task in labels:
             there = (labels[task] != -1).any()
             # some label in place of none, so that the gradient is 0 and not NaN
             nats, accuracy = classify(logits[task], jnp.where(there, labels[task], 0))[1].values()
-            loss = jnp.where(there, nats, 0) / (math.log(logits[task].shape[-1]) if normalize else 1)
-        else:
-            there, nats, accuracy, loss = jnp.zeros((), bool), jnp.nan, jnp.nan, jnp.zeros((), dtype)
-        losses.append(loss.astype(dtype))
+            nats = jnp.where(there, nats, 0)
+        losses.append(nats / math.log(logits[task].shape[-1]) if normalize and task in labels else nats)
         present.append(there)
-        metrics[f"{task}_loss"] = jnp.where(there, nats, jnp.nan).astype(dtype)
-        metrics[f"{task}_accuracy"] = jnp.where(there, accuracy, jnp.nan).astype(dtype)
+        metrics[f"{task}_loss"] = jnp.where(there, nats, jnp.nan)
+        metrics[f"{task}_accuracy"] = jnp.where(there, accuracy, jnp.nan)
     stacked, labelled = jnp.stack(losses), jnp.stack(present)
     return stacked, labelled, metrics | {"loss": jnp.where(labelled.any(), stacked.sum(), jnp.nan)}
 

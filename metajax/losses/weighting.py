@@ -251,10 +251,7 @@ def nash() -> Weighting:
         live, tasks, identity = jnp.diagonal(g) > 0, len(g), jnp.eye(len(g), dtype=g.dtype)
         cos, norms = cosines(g)
         cos = jnp.where(identity == 1, 1 + 4 * tasks * jnp.finfo(g.dtype).eps, cos)
-        if tasks == 2:
-            w = jnp.full(2, 1 / jnp.sqrt(cos[0, 0] + jnp.maximum(cos[0, 1], -1)))
-        else:
-            w = bargain(cos)
+        w = jnp.full(2, 1 / jnp.sqrt(cos[0, 0] + jnp.maximum(cos[0, 1], -1))) if tasks == 2 else bargain(cos)
         return jnp.where(live, w / norms, 0)
 
     return by_gram(solve)

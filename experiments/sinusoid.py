@@ -5,7 +5,8 @@
 The regression of the MAML paper: y = a sin(x - p), a in 0.1..5, p in 0..pi, x in -5..5; a perceptron with two hidden
 layers of 40; MAML with one inner step of 0.01, 25 tasks per outer step, Adam at 1e-3. Tested after 0..10 steps on 2,000
 fresh sinusoids, next to joint training (one network for all sinusoids) and to training from scratch, each at the rate
-that other sinusoids choose. Mean squared error of MAML 3.16 before, 0.33 after one step, 0.09 after ten; 3 minutes on 2 CPU cores.
+that other sinusoids choose. Mean squared error of MAML 3.16 before, 0.33 after one step, 0.09 after ten; 3 minutes on
+2 CPU cores.
 """
 
 import sys
@@ -23,7 +24,6 @@ from metajax.losses import squared_error
 from metajax.models import mlp
 from metajax.parallel import hoisted, use_all_cores
 from metajax.tasks.probes import sinusoids
-
 
 RATES = (0.0003, 0.001, 0.003, 0.01, 0.03)  # inner rates that every start chooses from
 

@@ -20,7 +20,8 @@ def conv_moments(
 ) -> tuple[Float[Array, "*n outputs"], Float[Array, "*n outputs"]]:
     """Mean and variance of every feature of conv(x, kernel), from those of what its taps see.
 
-    E[y] = k^T E[p] and Var[y] = k^T Cov[p] k for y = k^T p, where p is a patch of x under the taps.
+    E[y] = k^T E[p] and Var[y] = k^T Cov[p] k for y = k^T p, where p is a patch of x under the taps; in single precision
+    or better.
 
     Args:
       x: inputs, `[n, *space, features]`.
@@ -31,6 +32,7 @@ def conv_moments(
       `[outputs]` each, or `[n, outputs]`.
     """
     space, taps = x.shape[1:-1], kernel.shape[:-2]
+    x, kernel = (a.astype(jnp.promote_types(a.dtype, jnp.float32)) for a in (x, kernel))
     x = jnp.moveaxis(padded(x, same_pads(space, taps)), -1, 0)[..., None]
     patches = jnp.stack(windows(x, space, taps))  # [taps, features, n, *space, 1]
     patches = patches.reshape(patches.shape[0] * patches.shape[1], len(x[0]) if each else 1, -1)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from metajax import Batch, Episode, InputError, joint
-from metajax.losses import multitask_loss, multitask_losses, total
+from metajax.losses import multitask_error, multitask_losses
+from metajax.losses.multitask import total
 from metajax.models import embedding_heads, image_encoder, mlp, multitask, tcresnet8
 from tests.conftest import assert_close, differs
 
@@ -48,7 +49,7 @@ def several():
 @jax.jit
 def measure(params, batch):
     """Losses, presence and metrics of SHARED, and the gradient of each loss, stacked."""
-    losses_fn = multitask_losses(SHARED, normalize=True)
+    losses_fn = multitask_losses(SHARED.apply, SHARED.heads, normalize=True)
     return losses_fn(params, batch), jax.jacrev(lambda params: losses_fn(params, batch)[0])(params)
 
 
@@ -71,14 +72,14 @@ def test_the_reference_model_against_its_definition(table):
         np.testing.assert_allclose(logits[task], pooled @ kernel + bias, rtol=1e-5, atol=1e-6)
         wanted.append(cross_entropy(pooled @ kernel + bias, LABELS[task]))
     batch = batch_of(TOKENS, LABELS)
-    losses, present, metrics = multitask_losses(TABLE)(table, batch)
+    losses, present, metrics = multitask_losses(TABLE.apply, HEADS)(table, batch)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
     assert present.tolist() == [True, True]
     np.testing.assert_allclose(metrics["loss"], sum(wanted), rtol=1e-5)
     np.testing.assert_allclose([metrics["speech_loss"], metrics["image_loss"]], wanted, rtol=1e-5)
     hits = [(TABLE.apply(table, TOKENS)[task].argmax(1) == LABELS[task]).mean() for task in HEADS]
     np.testing.assert_allclose([metrics["speech_accuracy"], metrics["image_accuracy"]], hits)
-    scaled, _, more = multitask_losses(TABLE, normalize=True)(table, batch)
+    scaled, _, more = multitask_losses(TABLE.apply, HEADS, normalize=True)(table, batch)
     np.testing.assert_allclose(scaled, [wanted[0] / math.log(4), wanted[1] / math.log(3)], rtol=1e-5)
     np.testing.assert_allclose(more["loss"], scaled.sum(), rtol=1e-6)
     np.testing.assert_allclose(more["speech_loss"], wanted[0], rtol=1e-5)
@@ -226,35 +227,37 @@ def test_the_image_encoder_sees_each_example_alone():
         assert np.abs(apply(params, x.at[0, row, column].add(1))[0] - y[0]).max() > 1e-4
 
 
-def test_the_loss_function_is_the_weighted_sum_and_serves_joint_training(several):
+def test_the_error_is_the_weighted_sum_and_serves_joint_training(several):
     params, batch = several
     x, y = ({task: examples[i] for task, examples in batch.items()} for i in range(2))
-    loss, metrics = multitask_loss(SHARED, [1.0, 0.5, 2.0], normalize=True)(params, Batch(x, y), KEY)
-    losses, _, wanted = multitask_losses(SHARED, normalize=True)(params, batch)
+    losses, _, wanted = multitask_losses(SHARED.apply, SHARED.heads)(params, batch)
+    weights = {"words": 1.0, "image": 0.5, "speakers": 2.0}
+    loss, metrics = multitask_error(weights)(SHARED.apply(params, x), y)
     np.testing.assert_allclose(loss, losses @ np.array([1, 0.5, 2]), rtol=1e-6)
-    assert_close(metrics, wanted, 0)
-    learner, objective = joint(multitask_loss(SHARED))
+    assert_close(metrics, wanted, 1e-6)
+    learner, objective = joint(SHARED.apply, multitask_error())
     episode = Episode(Batch(x, y), Batch(x, y))
-    np.testing.assert_allclose(
-        objective(learner.init(params), episode, KEY)[0], sum(losses * np.log([4, 3, 2])), rtol=1e-5
-    )
-    with pytest.raises(InputError, match="inputs of words, image, speakers but labels of image"):
-        multitask_loss(SHARED)(params, Batch(x, {"image": y["image"]}), KEY)
+    value, _ = objective(learner.init(params, KEY), episode, KEY)
+    np.testing.assert_allclose(value, sum(losses), rtol=1e-5)
+    with pytest.raises(InputError, match="outputs of words, image, speakers but labels of image"):
+        multitask_error()(SHARED.apply(params, x), {"image": y["image"]})
+    with pytest.raises(InputError, match="weights holds nothing for task 'speakers'"):
+        multitask_error({"words": 1.0, "image": 1.0})(SHARED.apply(params, x), y)
 
 
 def test_precision_is_that_of_the_parameters(table, x64):
     for dtype in (jnp.float32, jnp.float64):
         params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), table)
         only = {"image": Batch(TOKENS["image"], LABELS["image"])}
-        losses, _, metrics = multitask_losses(TABLE, normalize=True)(params, only)
+        losses, _, metrics = multitask_losses(TABLE.apply, HEADS, normalize=True)(params, only)
         assert {a.dtype for a in (losses, total(losses, [1.0, 2.0]), *metrics.values())} == {jnp.dtype(dtype)}
 
 
 def test_models_refuse_tasks_without_heads_and_heads_without_tasks(table, several, unchecked):
     with pytest.raises(InputError, match=r"task 'video', but the model has heads for speech, image only"):
         TABLE.apply(table, TOKENS | {"video": TOKENS["image"]})
-    with pytest.raises(InputError, match="task 'video', but the model has heads for words, image, speakers only"):
-        multitask_losses(SHARED)(several[0], several[1] | {"video": several[1]["image"]})
+    with pytest.raises(InputError, match="task 'video', but there are heads for words, image, speakers only"):
+        multitask_losses(SHARED.apply, SHARED.heads)(several[0], several[1] | {"video": several[1]["image"]})
     with pytest.raises(InputError, match=r"task 'video', but the model has heads for speech, image only"):
         TABLE.init(KEY, TOKENS | {"video": TOKENS["image"]})
     with pytest.raises(InputError, match="head 'image' has no task: init needs inputs of every task, found speech"):
@@ -292,7 +295,7 @@ def test_tokens_beyond_the_table_are_refused(table):
 @pytest.mark.parametrize("wrong", [-2, 3])
 def test_labels_out_of_range_are_refused(table, wrong):
     batch = batch_of(TOKENS, LABELS | {"image": jnp.array([0, wrong, -1])})
-    losses_fn = multitask_losses(TABLE)
+    losses_fn = multitask_losses(TABLE.apply, HEADS)
     with pytest.raises(InputError, match=rf"labels of task 'image' hold {wrong}, expected 0\.\.2, or -1"):
         losses_fn(table, batch)
     with pytest.raises(InputError, match=f"hold {wrong}"):  # concrete although compiled
@@ -303,7 +306,7 @@ def test_labels_out_of_range_are_refused(table, wrong):
 
 def test_all_tasks_masked_is_refused(table):
     batch = batch_of(TOKENS, {task: jnp.full_like(y, -1) for task, y in LABELS.items()})
-    losses_fn = multitask_losses(TABLE)
+    losses_fn = multitask_losses(TABLE.apply, HEADS)
     with pytest.raises(InputError, match="All tasks are masked: no example of speech, image has a label"):
         losses_fn(table, batch)
     with pytest.raises(InputError, match="All tasks are masked: no example of an empty batch has a label"):
@@ -322,10 +325,8 @@ def test_weights_must_be_finite_and_not_negative(wrong):
             jax.jit(lambda losses, weights=weights: total(losses, weights))(losses)
 
 
-def test_there_is_one_weight_for_each_loss(table, unchecked):
+def test_there_is_one_weight_for_each_loss(unchecked):
     for weights in ([1.0], jnp.ones(3)):
         with pytest.raises(InputError, match=f"There are 2 losses but {len(weights)} weights, expected one for each"):
             total(jnp.ones(2), weights)
-    with pytest.raises(InputError, match="There are 2 losses but 3 weights"):
-        multitask_loss(TABLE, [1, 1, 1])(table, Batch(TOKENS, LABELS), KEY)
     assert jax.jit(total)(jnp.ones(2), jnp.array([1.0, 2.0])) == 3

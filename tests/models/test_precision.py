@@ -7,9 +7,10 @@ import optax
 import pytest
 
 import metajax as mj
-from metajax.losses import cross_entropy
+from metajax.losses import classify
 from metajax.models import bilstm, conv4, crnn, in_bfloat16, mlp, tcresnet8
-from metajax.models.norm import Norm
+from metajax.models.layers import Norm
+from metajax.names import merged
 from metajax.tasks.probes import blobs
 from tests.conftest import equations
 
@@ -64,6 +65,17 @@ def test_statistics_are_taken_in_single_precision(make, shape, normalization):
     assert dtypes(reduced, model.apply, params, x) == {"float32"}
 
 
+def test_statistics_of_a_support_set_keep_their_digits():
+    """They lie among the parameters, but are not rounded with them: a mean of 100 would be by 0.25."""
+    model = in_bfloat16(tcresnet8(3, normalization="support", width=0.5))
+    x = jax.random.normal(KEY, (6, 20, 5))
+    params = jax.jit(model.init)(KEY, x)
+    statistics = jax.jit(model.statistics)(params, x)
+    assert {a.dtype for a in statistics.values()} == {jnp.dtype("float32")}
+    y = jax.jit(model.apply)(params, x)
+    np.testing.assert_allclose(jax.jit(model.apply)(merged(params, statistics), x), y, atol=1e-5)
+
+
 def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
     x = (100 + jax.random.normal(KEY, (8, 50, 4))).astype(jnp.bfloat16)
     norm = Norm("transductive")
@@ -77,11 +89,11 @@ def test_maml_learns_as_well():
     sample, found = blobs(5, 1, 5), {}
     for name, change in (("float32", lambda model: model), ("bfloat16", in_bfloat16)):
         model = change(mlp(5, hidden=(32,)))
-        algorithm = mj.maml(cross_entropy(model.apply), optax.sgd(0.3), 3)
-        theta, optimizer = model.init(KEY, jnp.zeros((1, 16))), optax.adam(5e-3)
+        algorithm = mj.maml(model.apply, classify, optax.sgd(0.3), 3)
+        theta, optimizer = algorithm.learner.init(model.init(KEY, jnp.zeros((1, 16))), KEY), optax.adam(5e-3)
         step = mj.meta_step(algorithm.objective, optimizer, sample, 8)
-        fitted = mj.fit(step, mj.init_state(theta, optimizer), KEY, 300, num_tasks=8, progress=False)
-        metrics = mj.evaluate(algorithm.learner, fitted.theta, sample, jax.random.key(2), 600, 3)
+        fitted = mj.fit(step, mj.init_state(theta, optimizer, 300), KEY, num_tasks=8, progress=False)
+        metrics = mj.evaluate(algorithm.learner, classify, fitted.theta, sample, jax.random.key(2), 600, 3)
         found[name] = [float(a[-1]) for a in mj.mean_ci95(metrics["accuracy"])]
     (mean, interval), (half_mean, half_interval) = found["float32"], found["bfloat16"]
     assert mean > 0.4  # chance is 0.2

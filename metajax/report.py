@@ -56,6 +56,14 @@ def table(curves: dict[str, Curve], chance: float | None, steps: Sequence[int], 
     return "\n".join(lines)
 
 
+def percent(value: dict[str, Any] | None, sign: str = "") -> str:
+    """A mean with its 95 % interval, where it has one, in percent: "93.2 ± 5.5"; nothing for None."""
+    if value is None:
+        return ""
+    half = value.get("ci95")
+    return f"{100 * value['mean']:{sign}.1f}" + ("" if half is None else f" ± {100 * half:.1f}")
+
+
 def markdown(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) -> str:
     """A table in Markdown; its first `left` columns are to the left, the others to the right."""
     lines = [f"| {' | '.join(cells)} |" for cells in (header, *rows)]

@@ -1,6 +1,8 @@
 import numpy as np
+import pytest
 
 from metajax import report
+from metajax.evaluate import over_seeds
 
 
 def test_table_shows_percent_with_intervals_and_gaps():
@@ -20,3 +22,13 @@ def test_plot_is_a_picture_written_whole(tmp_path):
     report.plot_curves(curves, 0.2, "title", tmp_path / "curve.png")
     assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
     assert [path.name for path in tmp_path.iterdir()] == ["curve.png"]
+
+
+def test_percent_shows_an_interval_where_there_is_one():
+    assert report.percent({"mean": 0.932, "ci95": 0.055}) == "93.2 ± 5.5"
+    assert report.percent({"mean": 0.04, "ci95": None}, "+") == "+4.0" and report.percent(None) == ""
+
+
+def test_few_seeds_have_students_interval():
+    assert over_seeds([1.0, 2.0, 3.0]) == {"mean": 2.0, "ci95": pytest.approx(4.303 / 3**0.5, abs=1e-3)}
+    assert over_seeds([1.0]) == {"mean": 1.0, "ci95": None}

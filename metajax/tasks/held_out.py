@@ -1,0 +1,49 @@
+"""Train, validation and test of the same classes: whole groups of examples are held out, such as all of a speaker."""
+
+import numpy as np
+from jaxtyping import Int
+
+from metajax.errors import InputError
+from metajax.tasks.splits import Splits, random_parts
+
+
+def hold_out(
+    label: Int[np.ndarray, " n"],
+    group: Int[np.ndarray, " n"],
+    *,
+    shares: tuple[float, float] = (0.15, 0.25),
+    seed: int,
+    name: str = "corpus",
+) -> Splits:
+    """Whole groups, such as speakers, to train, to validate and to test on; within each class where groups are unknown.
+
+    Args:
+      label: class of each example.
+      group: group of each example; where one is unknown, -1, the examples of each class are divided on their own.
+      shares: of the groups, to validate and to test on, each at least one group unless its share is 0.
+      seed: of the random choice.
+      name: of the corpus, for messages.
+
+    Returns:
+      One mask over the examples for each split.
+
+    Raises:
+      InputError: too few groups or examples, or a class that has none to train on.
+    """
+    known = bool((group >= 0).all())
+    index = np.arange(len(label))
+    masks = np.zeros((3, len(label)), bool)
+    for values in [np.unique(group)] if known else [index[label == c] for c in np.unique(label)]:
+        validation, test = (max(1, round(share * len(values))) if share else 0 for share in shares)
+        if len(values) <= validation + test:
+            what = "groups (speakers, drawers)" if known else "examples of a class"
+            least = 2 + bool(shares[0])
+            raise InputError(
+                f"{name} has {len(values)} {what}, expected {least} or more, to hold some out of training."
+            )
+        parts = random_parts(values, (len(values) - validation - test, validation, test), seed)
+        for mask, part in zip(masks, parts, strict=True):
+            mask |= np.isin(group if known else index, part)
+    if unseen := len(np.setdiff1d(label, label[masks[0]])):
+        raise InputError(f"{name}: {unseen} classes are in no training example, expected each class in some.")
+    return Splits(*masks)

@@ -70,7 +70,7 @@ def multitask_error(weights: Mapping[str, float | Scalar] | None = None) -> Erro
             found = ", ".join(y) if isinstance(y, Mapping) else y
             raise InputError(f"There are outputs of {', '.join(outputs)} but labels of {found or 'no task'}.")
         if unweighed := [] if weights is None else [task for task in outputs if task not in weights]:
-            raise InputError(f"weights holds nothing for task {unweighed[0]!r}, expected one for each task.")
+            raise InputError(f"weights hold nothing for task {unweighed[0]!r}, expected one for each task.")
         losses, present, metrics = _by_task(outputs, outputs, y, normalize=False)
         values = None if weights is None else [weights[task] for task in outputs]
         return jnp.where(present.any(), total(losses, values), jnp.nan), metrics

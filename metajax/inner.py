@@ -257,14 +257,20 @@ class Supported(NamedTuple):
     statistics: dict[str, Array]  # mean and variance of every normalisation layer, by name
 
 
-def by_support(learner: Learner, statistics: Callable[[Params, PyTree], dict[str, Array]]) -> Learner:
+def by_support(
+    learner: Learner,
+    statistics: Callable[[Params, PyTree], dict[str, Array]],
+    seen: Callable[[Theta, Phi], Params] = lambda theta, phi: theta["params"],
+) -> Learner:
     """The learner under normalisation by the support set, whose statistics `start` computes and phi keeps.
 
-    Every query then stands alone. The statistics are those of theta, and stay while the task's own parameters move.
+    Every query then stands alone. The statistics are those before any step, and stay while the task's own parameters
+    move.
 
     Args:
       learner: any whose model reads `mean` and `variance` of a normalisation layer, where its parameters have them.
       statistics: `(params, x) -> {"norm0.mean": ...}`, such as a model's.
+      seen: the parameters that the model has at the start, where they are not theta's own: `(theta, phi) -> params`.
 
     Returns:
       The learner; train its theta with `query_loss`.
@@ -274,7 +280,8 @@ def by_support(learner: Learner, statistics: Callable[[Params, PyTree], dict[str
         return theta | {"params": merged(theta["params"], kept)}
 
     def start(theta: Theta, support: Batch, key: KeyArray) -> Supported:
-        return Supported(learner.start(theta, support, key), statistics(theta["params"], support.x))
+        phi = learner.start(theta, support, key)
+        return Supported(phi, statistics(seen(theta, phi), support.x))
 
     def step(theta: Theta, phi: Supported, support: Batch, key: KeyArray) -> Supported:
         return phi._replace(phi=learner.step(placed(theta, phi.statistics), phi.phi, support, key))

@@ -9,7 +9,7 @@ from metajax.algorithms.multi_step import multi_step_loss
 from metajax.algorithms.parts import everything, norms_by_step
 from metajax.algorithms.rules import rates_by_step
 from metajax.core import Algorithm, Apply, Error, Remat
-from metajax.inner import descent
+from metajax.inner import Part, descent
 
 
 def mamlpp(
@@ -21,6 +21,7 @@ def mamlpp(
     weights: Sequence[float] | None = None,
     norms: tuple[str, ...] = ("*norm*",),
     support_error: Error | None = None,
+    part: Part | None = None,
     remat: Remat = "step",
     **how: Any,
 ) -> Algorithm:
@@ -39,7 +40,8 @@ def mamlpp(
       weights: of the query errors after steps 1..K, or 0..K; None for 1 / K each.
       norms: patterns of the normalisation layers, of which theta holds a copy for each of the steps 0..K and which no
         task changes; () for none.
-      **how: passed to `descent`: `first_order`, `mode`, `part` where norms is ().
+      part: what of the other layers a task learns; None for all.
+      **how: passed to `descent`: `first_order`, `mode`.
 
     Returns:
       The algorithm; its theta is `{"params", "rates", "norms"}`.
@@ -58,6 +60,6 @@ def mamlpp(
       >>> theta["rates"]["head"].shape, theta["norms"]["norm.scale"].shape
       ((3,), (4, 2))
     """
-    part = norms_by_step(num_steps, *norms) if norms else how.pop("part", everything())
+    part = norms_by_step(num_steps, *norms, part=part) if norms else part or everything()
     learner = descent(apply, support_error or error, inner, part=part, rule=rates_by_step(num_steps), **how)
     return Algorithm(learner, multi_step_loss(learner, error, num_steps, weights, remat=remat))

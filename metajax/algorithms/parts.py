@@ -182,33 +182,44 @@ def warped(part: Part) -> Part:
     return Part(init, part.split, join, part.max_steps)
 
 
-def norms_by_step(num_steps: int, *patterns: str) -> Part:
+def norms_by_step(num_steps: int, *patterns: str, part: Part | None = None) -> Part:
     """All but the normalisation layers, of which theta holds a copy for each of the steps 0..K that no task changes.
 
     Args:
       num_steps: K, the most steps that can be taken.
       *patterns: of the normalisation layers; none for `*norm*`.
+      part: what of the others a task learns; None for all.
 
     Returns:
       The part; theta gets `norms`, arrays `[K + 1, ...]` by dotted name.
 
     Raises:
-      InputError: `num_steps` is below 1; when called, a pattern matches no parameter, with their names.
+      InputError: `num_steps` is below 1; when called, a pattern matches no parameter, with their names, or `part` lets a
+        task change a normalisation layer itself.
 
     Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
     """
     if num_steps < 1:
         raise InputError(f"num_steps is {num_steps}, expected 1 or more.")
-    rest = without(*(patterns or ("*norm*",)))
+    patterns = patterns or ("*norm*",)
+    rest = without(*patterns) if part is None else part
 
     def init(params: Params, key: KeyArray) -> Theta:
-        norms = match(params, patterns or ("*norm*",))
-        return {"norms": {name: jnp.stack([w] * (num_steps + 1)) for name, w in norms.items()}}
+        norms = match(params, patterns)
+        theta = combined(
+            rest.init(params, key), {"norms": {n: jnp.stack([w] * (num_steps + 1)) for n, w in norms.items()}}
+        )
+        own = jax.tree.leaves(rest.split(theta | {"params": params}))
+        if twice := [name for name, w in norms.items() if any(w is leaf for leaf in own)]:
+            raise InputError(f"part lets a task change {twice[0]}, of which theta holds a copy for every step.")
+        return theta
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
-        return replaced(theta["params"], {name: w[count] for name, w in held(theta, "norms").items()} | own)
+        norms = {name: w[count] for name, w in held(theta, "norms").items()}
+        return rest.join(theta | {"params": replaced(theta["params"], norms)}, own, count)
 
-    return Part(init, rest.split, join, num_steps)
+    bounds = [num_steps] if rest.max_steps is None else [num_steps, rest.max_steps]
+    return Part(init, rest.split, join, min(bounds))
 
 
 def _adds_nothing(params: Params, key: KeyArray) -> Theta:

@@ -112,7 +112,7 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarr
 
 
 def check_wave(
-    wave: np.ndarray, name: str, min_samples: int, *, sample_rate: int = 16_000, low: float = 60.0, high: float = 7600.0
+    wave: np.ndarray, name: str, min_samples: int, sample_rate: int = 16_000, low: float = 60.0, high: float = 7600.0
 ) -> None:
     """Raise InputError where `wave`, called `name`, is not finite, is silent or has fewer than `min_samples` samples.
 
@@ -178,13 +178,15 @@ def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[_Stream]:
         contents = [wav.repaired(file, path)]
     elif head[:4] == b"OggS":
         contents = [io.BytesIO(link) for link in ogg.links(path.read_bytes(), path)]
+    elif (head[:3] == b"ID3" or head[0:1] == b"\xff") and (found := _of_mp3(path)):
+        return found
     file.seek(0)
     try:
         # By descriptor, because soundfile treats some file names specially.
         sounds = [soundfile.SoundFile(content or file.fileno(), closefd=False) for content in contents]
     except soundfile.LibsndfileError:
-        if found := mp3.index(content := path.read_bytes(), path):
-            return [_of_mp3(content, found, path)]
+        if found := _of_mp3(path):
+            return found
         raise
     for sound in sounds:
         stack.enter_context(sound)
@@ -193,17 +195,20 @@ def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[_Stream]:
         for promised, held in _SIZES.findall("" if is_wav else sound.extra_info):
             if int(held) < int(promised) < _UNKNOWN_BYTES:
                 raise InputError(f"{path} is cut short: its header promises {promised} bytes, it holds {held}.")
-    if sounds[0].format == "MP3" and (found := mp3.index(content := path.read_bytes(), path)):
-        return [_of_mp3(content, found, path)]
     return [_of_libsndfile(sound, path) for sound in sounds]
 
 
-def _of_mp3(content: bytes, index: mp3.Mp3, path: Path) -> _Stream:
+def _of_mp3(path: Path) -> list[_Stream]:
+    """Return the stream of an MP3 file, none where it is none."""
+    content = path.read_bytes()
+    if (index := mp3.index(content, path)) is None:
+        return []
+
     def blocks(first: int, last: int) -> Iterator[np.ndarray]:
         for at in range(first, last, _BLOCK):
             yield mp3.decode(content, index, at, min(at + _BLOCK, last), path)
 
-    return _Stream(index.rate, index.samples, blocks)
+    return [_Stream(index.rate, index.samples, blocks)]
 
 
 def _of_libsndfile(sound: soundfile.SoundFile, path: Path) -> _Stream:

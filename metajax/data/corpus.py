@@ -228,7 +228,8 @@ def _read(
         try:
             if isinstance(wave, InputError):
                 raise wave
-            check_wave(wave, recordings.clip_names[clip], settings.window)
+            name = recordings.clip_names[clip]
+            check_wave(wave, name, settings.window, settings.sample_rate, settings.low, settings.high)
             if longest is not None and len(wave) > longest * settings.sample_rate:
                 seconds = len(wave) / settings.sample_rate
                 raise InputError(f"{recordings.clip_names[clip]} lasts {seconds:.2f} s, expected at most {longest:g} s")
@@ -240,7 +241,7 @@ def _read(
             read.append((frames, len(frames), False))
         elif len(wave) > settings.num_samples:
             frames = _whole(wave, settings)
-            read.append((loudest(frames, settings), settings.num_frames, True))
+            read.append((loudest(frames, settings).copy(), settings.num_frames, True))  # else all frames are held
         else:
             waves[row, (settings.num_samples - len(wave)) // 2 :][: len(wave)] = wave
             centred[row] = _frames_touching(len(wave), settings)

@@ -23,16 +23,14 @@ def repaired(file: io.FileIO, path: Path) -> io.BytesIO | None:
     Raises:
         InputError: the file is cut short, or holds a second WAV file after the first.
     """
-    length, riff = file.seek(0, io.SEEK_END), 8 + struct.unpack("<I", _read(file, 4, 4))[0]
-    at, block = 12, 1
-    while True:
-        name, size = struct.unpack("<4sI", _read(file, at, 8).ljust(8, b"\0"))
-        if name == b"fmt ":
-            block = max(struct.unpack("<H", _read(file, at + 20, 2).ljust(2, b"\0"))[0], 1)
-        at += 8
-        if name == b"data" or at >= length:
-            break
+    length, riff = file.seek(0, io.SEEK_END), 8 + int.from_bytes(_read(file, 4, 4), "little")
+    at, size, name, block = 12, 0, b"", 1
+    while name != b"data" and at < length:
         at += size + size % 2
+        name, size = struct.unpack("<4sI", _read(file, at, 8))
+        if name == b"fmt ":
+            block = max(int.from_bytes(_read(file, at + 20, 2), "little"), 1)
+        at += 8
     rest = length - at
     if name != b"data" or size == rest or size >= _UNKNOWN:
         return None
@@ -41,26 +39,27 @@ def repaired(file: io.FileIO, path: Path) -> io.BytesIO | None:
             raise InputError(f"{path} is cut short: its header promises {size} bytes of samples, it holds {rest}.")
     else:
         tail = _read(file, at + size, 1 << 16)
-        if tail[size % 2 :].startswith(b"RIFF") or tail.startswith(b"RIFF"):
-            raise InputError(f"{path} holds a second WAV file after the first, expected one: they were joined.")
+        if tail.startswith(b"RIFF", size % 2):
+            raise InputError(f"{path} is several WAV files joined into one (at byte {at + size}), expected one.")
         if tail.startswith(_TAGS) or not tail.strip(b"\0") or _chunks(file, at + size + size % 2, max(length, riff)):
             return None
     content = bytearray(_read(file, 0, length))
-    content[at - 4 : at] = struct.pack("<I", min(rest // block * block, 0xFFFFFFFF))
-    content[4:8] = struct.pack("<I", min(length - 8, 0xFFFFFFFF))
+    content[at - 4 : at] = min(rest // block * block, 0xFFFFFFFF).to_bytes(4, "little")
+    content[4:8] = min(length - 8, 0xFFFFFFFF).to_bytes(4, "little")
     return io.BytesIO(content)
 
 
 def _chunks(file: io.FileIO, at: int, end: int) -> bool:
     """Return whether chunks fill the file from `at` to `end`, to within a byte of padding."""
     while at + 8 <= end:
-        name, size = struct.unpack("<4sI", _read(file, at, 8).ljust(8, b"\0"))
-        if not all(32 <= letter < 127 for letter in name):
+        name, size = struct.unpack("<4sI", _read(file, at, 8))
+        if min(name) < 32 or max(name) > 126:
             return False
         at += 8 + size + size % 2
     return abs(at - end) <= 1
 
 
 def _read(file: io.FileIO, at: int, size: int) -> bytes:
+    """Read `size` bytes; beyond the end they are zero."""
     file.seek(at)
-    return file.read(size) or b""
+    return file.read(size).ljust(min(size, 8), b"\0")

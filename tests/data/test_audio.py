@@ -289,7 +289,7 @@ BROKEN = {
     "promises 320096 bytes": lambda folder: cut(write(folder / "a.rf64", noise(80000, 2)), 0.75),
     "promises 160000": lambda folder: cut(write(folder / "a.wavex", noise()), -1),
     "promises 160008": lambda folder: cut(write(folder / "a.aiff", noise()), 0.75),
-    "a second WAV file": lambda folder: join(write(folder / "a.wav", noise()), folder / "a.wav"),
+    "several WAV files joined": lambda folder: join(write(folder / "a.wav", noise()), folder / "a.wav"),
     "cut short .libsndfile": lambda folder: cut(write(folder / "a.flac", noise()), 0.75),
     "last OGG page": lambda folder: cut(write(folder / "a.ogg", noise()), 0.75),
     "OGG page is not": lambda folder: cut(write(folder / "a.ogg", noise()), -1),

@@ -47,7 +47,7 @@ def everything() -> Part:
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
         params = theta["params"]
-        if jax.tree.structure(own) == jax.tree.structure(params):
+        if _alike(own, params):
             return own
         return merged(params, named(own))  # statistics of the support set lie beside them
 
@@ -141,9 +141,13 @@ def held(theta: Theta, name: str, like: PyTree = None) -> Any:
     """theta[name]; an `InputError` where theta has none, or one of another structure than `like`."""
     if name not in theta:
         raise InputError(f"theta holds {', '.join(theta)} but no {name!r}: it was made by another method.")
-    if like is not None and jax.tree.structure(theta[name]) != jax.tree.structure(like):
+    if like is not None and not _alike(theta[name], like):
         raise InputError(f"theta[{name!r}] was made for other parameters than those that adapt: for another part.")
     return theta[name]
+
+
+def _alike(tree: PyTree, other: PyTree) -> bool:
+    return bool(jax.tree.structure(tree) == jax.tree.structure(other))  # type: ignore[operator]
 
 
 def support_gradient(value: Callable[[PyTree, Own], Scalar], mode: Mode = "reverse") -> Callable[[PyTree, Own], Own]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 from jax.tree_util import KeyPath, keystr
-from jaxtyping import Array, PyTree
+from jaxtyping import PyTree
 
 from metajax.errors import InputError
 
@@ -16,12 +16,12 @@ def dotted(path: KeyPath) -> str:
     return keystr(path, simple=True, separator=".")
 
 
-def named(tree: PyTree) -> dict[str, Array]:
+def named(tree: PyTree) -> dict[str, Any]:
     """All leaves by name, in the order of the tree."""
     return {dotted(path): leaf for path, leaf in jax.tree.leaves_with_path(tree)}
 
 
-def match(tree: PyTree, patterns: Sequence[str]) -> dict[str, Array]:
+def match(tree: PyTree, patterns: Sequence[str]) -> dict[str, Any]:
     """The leaves whose name matches one of `patterns`.
 
     Args:

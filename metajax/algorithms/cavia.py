@@ -41,7 +41,8 @@ def cavia(
       >>> import jax, jax.numpy as jnp, metajax as mj
       >>> learner = cavia(lambda p, x, key: x + p["bias"], mj.losses.squared_error, optax.sgd(1.0), 1, size=2).learner
       >>> theta = learner.init({"bias": jnp.zeros(3)}, jax.random.key(0))
-      >>> learner.start(theta, None, None).own.tolist()
+      >>> support = mj.Batch(jnp.ones((1, 3)), jnp.ones((1, 3)))
+      >>> learner.start(theta, support, jax.random.key(0)).own.tolist()
       [0.0, 0.0]
     """
     return maml(apply, error, inner, num_steps, part=context(size, *patterns), **how)

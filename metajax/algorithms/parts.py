@@ -194,8 +194,8 @@ def norms_by_step(num_steps: int, *patterns: str, part: Part | None = None) -> P
       The part; theta gets `norms`, arrays `[K + 1, ...]` by dotted name.
 
     Raises:
-      InputError: `num_steps` is below 1; when called, a pattern matches no parameter, with their names, or `part` lets a
-        task change a normalisation layer itself.
+      InputError: `num_steps` is below 1; when called, a pattern matches no parameter, with their names, or `part`
+        lets a task change a normalisation layer itself.
 
     Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
     """

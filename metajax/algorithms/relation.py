@@ -27,7 +27,7 @@ def relation(embed: Apply, error: Error, num_classes: int, *, features: int, hid
     Reference: Sung et al., "Learning to Compare: Relation Network for Few-Shot Learning", CVPR 2018.
 
     Example:
-      >>> import metajax as mj
+      >>> import jax, metajax as mj
       >>> learner = relation(lambda p, x, key: x, mj.losses.classify, 2, features=3, hidden=8).learner
       >>> theta = learner.init({"w": jnp.ones(1)}, jax.random.key(0))
       >>> theta["relation"]["dense0"]["kernel"].shape

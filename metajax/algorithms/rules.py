@@ -69,7 +69,7 @@ def curvature() -> Rule:
     def apply(theta: Theta, updates: Own, count: Array) -> Own:
         leaves, tree = jax.tree.flatten(updates)
         matrices = held(theta, "curvature", jax.tree.map(_identities, updates))
-        changed = [_transformed(u, m) for u, m in zip(leaves, tree.flatten_up_to(matrices), strict=True)]
+        changed = [_transformed(u, m) for u, m in zip(leaves, tree.flatten_up_to(matrices), strict=True)]  # type: ignore[attr-defined]
         return jax.tree.unflatten(tree, changed)
 
     return Rule(init, apply)

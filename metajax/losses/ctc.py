@@ -86,8 +86,8 @@ def log_likelihood(logits: Float[Array, "n time vocabulary"], transcripts: Trans
     start = jnp.full_like(emitted[0], LOG_ZERO).at[:, 0].set(0)
     (alpha, _), largest = jax.lax.scan(step, (start, jnp.zeros_like(start[:, 0])), emitted)
     ends = jnp.take_along_axis(alpha, 2 * lengths[:, None] - jnp.array([0, 1]), 1, mode="clip")
-    nats = jax.nn.logsumexp(ends, 1, where=jnp.stack([lengths >= 0, lengths > 0], 1)) + largest.sum(0)
-    nats = jnp.where(nats < LOG_ZERO / 2, -jnp.inf, nats)
+    nats = jax.nn.logsumexp(ends, 1, where=jnp.stack([jnp.ones_like(valid), lengths > 0], 1)) + largest.sum(0)
+    nats = jnp.where(valid & (nats < LOG_ZERO / 2), -jnp.inf, nats)
     return nats * jnp.where(valid, 1, jnp.nan).astype(nats.dtype)  # a product, so that the gradient is NaN too
 
 

@@ -1,0 +1,197 @@
+"""CTC against all alignments and PyTorch, its derivatives, what cannot be, and decoding."""
+
+from itertools import groupby, product
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from metajax import InputError, Transcripts
+from metajax.losses.ctc import blank_after, check_transcripts, ctc, greedy, log_likelihood
+
+KEY = jax.random.key(0)
+WORDS = Transcripts(jnp.array([[1, 2, 2], [2, 1, 2], [1, 1, 1], [2, 2, 2]]), jnp.array([2, 1, 0, 2]))
+FRAMES = jnp.array([4, 2, 3, 3])
+
+
+def merged(path):
+    return [token for token, _ in groupby(path) if token]
+
+
+def loss_of(logits, transcripts=WORDS):
+    return ctc(blank_after(logits, FRAMES), transcripts)[0]
+
+
+def by_enumeration(logits):
+    """-log of the summed probability of every path over the frames that count, per token."""
+    total = 0.0
+    for row, tokens, length, frames in zip(np.asarray(logits), *map(np.asarray, (*WORDS, FRAMES)), strict=True):
+        p = np.exp(row) / np.exp(row).sum(-1, keepdims=True)
+        paths = product(range(p.shape[1]), repeat=int(frames))
+        wanted = list(tokens[:length])
+        total -= np.log(sum(np.prod([p[t, k] for t, k in enumerate(path)]) for path in paths if merged(path) == wanted))
+    return total / int(WORDS.lengths.sum())
+
+
+def test_loss_is_the_sum_over_alignments(x64):
+    logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 3)))
+    wanted = by_enumeration(logits)
+    np.testing.assert_allclose(loss_of(logits), wanted, rtol=1e-10)
+    np.testing.assert_allclose(jax.jit(loss_of)(logits), wanted, rtol=1e-10)
+    past = jnp.arange(3) >= WORDS.lengths[:, None]
+    optaxes = optax.ctc_loss(logits, jnp.arange(5) >= FRAMES[:, None], WORDS.tokens, past * 1.0).sum() / 5
+    np.testing.assert_allclose(optaxes, wanted, rtol=1e-10)
+    padded = Transcripts(jnp.pad(WORDS.tokens, ((0, 0), (0, 2)), constant_values=2), WORDS.lengths)
+    np.testing.assert_allclose(loss_of(jnp.pad(logits, ((0, 0), (0, 3), (0, 0))), padded), wanted, rtol=1e-10)
+
+
+def test_a_transcript_without_an_alignment_costs_infinity_and_leaves_the_others_their_gradient():
+    words = Transcripts(jnp.ones((4, 5), int), jnp.array([2, 3, 0, 5]))
+    logits = jax.random.normal(KEY, (4, 5, 3))
+    nats = log_likelihood(blank_after(logits, FRAMES), words)
+    assert np.isneginf(nats).tolist() == [False, True, False, True]
+    value, gradient = jax.jit(jax.value_and_grad(loss_of))(logits, words)
+    assert value == np.inf
+    assert not gradient[1].any() and not gradient[3].any()
+    possible = jax.grad(lambda logits: -log_likelihood(blank_after(logits, FRAMES), words)[::2].sum() / 10)(logits)
+    np.testing.assert_array_equal(gradient, possible)
+    assert gradient[0].any() and np.isfinite(jax.jit(jax.hessian(loss_of))(logits, words)).all()
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_half_precision_is_summed_in_single_precision(precision):
+    logits = jax.random.normal(KEY, (4, 5, 3)).astype(precision)
+    found, wanted = loss_of(logits), loss_of(logits.astype(jnp.float32))
+    assert found.dtype == jnp.float32
+    np.testing.assert_array_equal(found, wanted)
+    assert np.isfinite(found)
+
+
+def test_a_path_may_cost_whatever_it_does():
+    """Logits of one certain token a frame, which the transcript needs otherwise: 1,000 frames of 590 nats and more."""
+    frames, cost = 1000, 590.0
+    logits = jnp.zeros((1, frames, 3)).at[:, :, 2].set(cost)  # everything but token 2 costs 590
+    word = Transcripts(jnp.array([[1]]), jnp.array([1]))
+    # paths of blanks, one run of token 1, blanks: as many as there are runs
+    wanted = frames * cost - np.log(frames * (frames + 1) / 2)
+    for found in (loss_of_long(logits, word), loss_of_long(logits.astype(jnp.float16), word)):
+        np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    slope = jax.jit(jax.grad(loss_of_long))(logits, word)[0]
+    # token 1 is at frame t (from 0) in (t + 1) (T - t) of them
+    share = (np.arange(frames) + 1) * (frames - np.arange(frames)) / (frames * (frames + 1) / 2)
+    np.testing.assert_allclose(slope[:, 1], -share, atol=1e-4)
+    np.testing.assert_allclose(slope[:, 0], share - 1, atol=1e-4)
+    np.testing.assert_allclose(slope[:, 2], 1, atol=1e-4)
+
+
+def loss_of_long(logits, word):
+    return ctc(logits, word)[0]
+
+
+@pytest.mark.peers
+@pytest.mark.parametrize(
+    "scale", [pytest.param(1, marks=pytest.mark.slow), 200, pytest.param(2000, marks=pytest.mark.slow)]
+)
+def test_loss_and_gradient_are_those_of_pytorch(scale):
+    torch = pytest.importorskip("torch", reason="torch is the oracle")
+    draw = np.random.default_rng(0)
+    logits, tokens = draw.normal(size=(3, 1000, 12)) * scale, draw.integers(1, 12, (3, 80))
+    logits = logits.astype(np.float32)
+    lengths, frames = np.array([80, 31, 1]), np.array([1000, 700, 900])
+    x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
+    rows = x.log_softmax(-1).transpose(0, 1)
+    lost = torch.nn.functional.ctc_loss(rows, *map(torch.tensor, (tokens, frames, lengths)), reduction="none")
+    lost.sum().backward()
+    words = Transcripts(jnp.asarray(tokens), jnp.asarray(lengths))
+
+    def nats(logits):
+        found = log_likelihood(blank_after(logits, jnp.asarray(frames)), words)
+        return -found.sum(), -found
+
+    (_, found), slope = jax.jit(jax.value_and_grad(nats, has_aux=True))(jnp.asarray(logits))
+    np.testing.assert_allclose(found, lost.detach(), rtol=1e-6)
+    np.testing.assert_allclose(slope, x.grad, atol=1e-3)  # single precision against double
+    with jax.enable_x64(True):
+        (_, found), slope = jax.jit(jax.value_and_grad(nats, has_aux=True))(jnp.asarray(logits, jnp.float64))
+        np.testing.assert_allclose(found, lost.detach(), rtol=1e-12)
+        np.testing.assert_allclose(slope, x.grad, atol=1e-9)
+
+
+def test_logits_of_what_cannot_be(x64):
+    """-inf is a probability of 0: as very low logits, derivatives too, and infinite where the transcript needs it."""
+    generator = np.random.default_rng(2)
+    logits = jnp.asarray(generator.normal(size=(4, 5, 3))).at[0, 1, 1].set(-jnp.inf).at[3, 0, 0].set(-jnp.inf)
+    low = jnp.where(jnp.isneginf(logits), -80.0, logits)
+    np.testing.assert_allclose(loss_of(logits), loss_of(low), rtol=1e-12)
+    np.testing.assert_allclose(jax.grad(loss_of)(logits), jax.grad(loss_of)(low), atol=1e-12)
+    hessian = jax.jit(jax.hessian(loss_of))
+    second = [hessian(a) for a in (logits, low)]
+    np.testing.assert_allclose(*second, atol=1e-12)
+    assert loss_of(logits.at[0, :, 1].set(-jnp.inf)) == np.inf
+    assert np.isnan(jax.jit(loss_of)(logits.at[0, 1, 1].set(jnp.nan)))
+
+
+def test_second_derivative_is_that_of_finite_differences(x64):
+    generator = np.random.default_rng(1)
+    logits, direction = (jnp.asarray(generator.normal(size=(4, 5, 3))) for _ in range(2))
+    gradient, small = jax.jit(jax.grad(loss_of)), 1e-5
+
+    def along(logits):
+        return jnp.vdot(jax.grad(loss_of)(logits), direction)
+
+    wanted = (gradient(logits + small * direction) - gradient(logits - small * direction)) / (2 * small)
+    found = jax.jit(jax.grad(along))(logits)
+    assert np.abs(found).max() > 1e-2
+    np.testing.assert_allclose(found, wanted, atol=1e-8)
+    np.testing.assert_array_equal(found[1, 2:], 0)  # nothing comes from the frames past the end
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths", "sentence"),
+    (
+        ([[1, 2], [3, 1], [1, 1], [1, 1]], [2, 1, 0, 2], r"Transcript 1 has token 3, expected 1..2"),
+        ([[1, 0], [2, 1], [1, 1], [1, 1]], [2, 1, 0, 2], r"Transcript 0 has token 0, expected 1..2"),
+        ([[1, -1], [2, 1], [1, 1], [1, 1]], [2, 1, 0, 2], r"Transcript 0 has token -1, expected 1..2"),
+        ([[1, 2], [2, 1], [1, 1], [1, 1]], [2, 1, 0, 3], r"Transcript 3 has length 3, expected 0..2"),
+        ([[1, 2], [2, 1], [1, 1], [1, 1]], [2, 1, -1, 2], r"Transcript 2 has length -1, expected 0..2"),
+        ([[1, 2], [2, 2], [1, 1], [1, 1]], [2, 2, 0, 2], r"Transcript 1 of 2 tokens needs 3 frames, .* gives 2"),
+    ),
+)
+def test_transcripts_that_cannot_be_are_refused(tokens, lengths, sentence):
+    words = Transcripts(jnp.array(tokens), jnp.array(lengths))
+    with pytest.raises(InputError, match=sentence):
+        loss_of(jnp.zeros((4, 5, 3)), words)
+    with pytest.raises(InputError, match=sentence):
+        check_transcripts(words, np.asarray(FRAMES), 3)
+    # traced, what is out of range has a loss and a gradient that are no numbers; what has no alignment, an infinite one
+    value, gradient = jax.jit(jax.value_and_grad(loss_of))(jnp.zeros((4, 5, 3)), words)
+    row = int(sentence.split()[1])
+    if "frames" in sentence:
+        assert value == np.inf and not gradient[row].any()
+    else:
+        assert np.isnan(value) and np.isnan(gradient[row]).any()
+
+
+def test_a_frame_that_can_only_be_blank_may_part_two_equal_tokens():
+    logits = jnp.zeros((1, 3, 3)).at[0, 1, 1:].set(-jnp.inf)
+    np.testing.assert_allclose(ctc(logits, Transcripts(jnp.array([[1, 1]]), jnp.array([2])))[0], np.log(3), rtol=1e-6)
+
+
+def test_logits_that_do_not_fit_are_refused(unchecked):
+    with pytest.raises(InputError, match=r"\(3, 5, 3\), tokens \(4, 3\) and lengths \(4,\)"):
+        ctc(jnp.zeros((3, 5, 3)), WORDS)
+    for y in ((), None, WORDS.tokens):
+        with pytest.raises(InputError, match="This error needs transcripts"):
+            ctc(jnp.zeros((4, 5, 3)), y)
+
+
+def test_greedy_decoding_against_a_loop():
+    logits = jax.random.normal(KEY, (20, 9, 3))
+    lengths = jnp.arange(20) % 10
+    tokens, found = jax.jit(greedy)(blank_after(logits, lengths))
+    for row, kept, total, best, length in zip(tokens, found, lengths, logits.argmax(-1), lengths, strict=True):
+        wanted = merged(best[:length].tolist())
+        assert row[:kept].tolist() == wanted and kept == len(wanted) and total == length
+        assert not row[kept:].any()

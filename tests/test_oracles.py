@@ -7,7 +7,8 @@ import optax
 import pytest
 
 from metajax import Batch, Episode, anil, fomaml, maml
-from tests.conftest import assert_close, differs, mlp_params, quadratic, square_loss
+from metajax.losses import squared_error
+from tests.conftest import as_it_is, assert_close, differs, mlp, mlp_params, quadratic
 
 RATE = 0.1
 
@@ -25,6 +26,11 @@ def as_episode(a, c, b, q):
     return Episode(*(Batch(pair, jnp.zeros(1)) for pair in pairs))
 
 
+def value_and_grad(objective, episode):
+    """Of the objective in the model's parameters."""
+    return jax.jit(jax.value_and_grad(lambda p: objective({"params": p}, episode, jax.random.key(0))[0]))
+
+
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("factory", [maml, fomaml])
 def test_meta_gradient_of_quadratics_is_the_closed_form(x64, factory, steps):
@@ -35,10 +41,8 @@ def test_meta_gradient_of_quadratics_is_the_closed_form(x64, factory, steps):
     first_order = b @ (phi - q)
     wanted = first_order if factory is fomaml else contraction.T @ first_order
 
-    objective = factory(quadratic, optax.sgd(RATE), steps).objective
-    value, grads = jax.value_and_grad(lambda t: objective(t, as_episode(a, c, b, q), jax.random.key(0))[0])(
-        jnp.asarray(theta)
-    )
+    objective = factory(quadratic, as_it_is, optax.sgd(RATE), steps).objective
+    value, grads = value_and_grad(objective, as_episode(a, c, b, q))(jnp.asarray(theta))
     np.testing.assert_allclose(value, (phi - q) @ b @ (phi - q) / 2, rtol=1e-12)
     np.testing.assert_allclose(grads, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
 
@@ -51,8 +55,8 @@ def test_meta_gradient_with_momentum_is_the_linear_recurrence(x64):
     for _ in range(4):
         v, v_jacobian = 0.9 * v + a @ (phi - c), 0.9 * v_jacobian + a @ jacobian
         phi, jacobian = phi - RATE * v, jacobian - RATE * v_jacobian
-    objective = maml(quadratic, optax.sgd(RATE, momentum=0.9), 4).objective
-    grads = jax.grad(lambda t: objective(t, as_episode(a, c, b, q), jax.random.key(0))[0])(jnp.asarray(theta))
+    objective = maml(quadratic, as_it_is, optax.sgd(RATE, momentum=0.9), 4).objective
+    _, grads = value_and_grad(objective, as_episode(a, c, b, q))(jnp.asarray(theta))
     np.testing.assert_allclose(grads, jacobian.T @ b @ (phi - q), rtol=1e-11)
 
 
@@ -68,12 +72,12 @@ def network_episode(seed):
     ids=["sgd", "momentum", "adam"],
 )
 def test_meta_gradient_of_a_network_is_its_finite_difference(x64, inner):
-    objective = maml(square_loss, inner, 3).objective
+    objective = maml(mlp, squared_error, inner, 3).objective
     episode = network_episode(0)
     theta = mlp_params(jax.random.key(0))
     flat, unravel = jax.flatten_util.ravel_pytree(theta)
     assert flat.dtype == jnp.float64
-    value = jax.jit(lambda flat: objective(unravel(flat), episode, jax.random.key(0))[0])
+    value = jax.jit(lambda flat: objective({"params": unravel(flat)}, episode, jax.random.key(0))[0])
     grads = jax.jit(jax.grad(value))(flat)
     step = 1e-5
     for direction in np.random.default_rng(1).normal(size=(4, len(flat))):
@@ -105,8 +109,8 @@ def test_meta_gradients_are_those_of_pytorch(x64):
     theta, episode = mlp_params(jax.random.key(2)), network_episode(3)
     results = []
     for factory in (maml, fomaml):
-        objective = factory(square_loss, optax.sgd(0.3), 3).objective
-        value, grads = jax.jit(jax.value_and_grad(lambda t, f=objective: f(t, episode, jax.random.key(0))[0]))(theta)
+        objective = factory(mlp, squared_error, optax.sgd(0.3), 3).objective
+        value, grads = value_and_grad(objective, episode)(theta)
         wanted_value, wanted = torch_meta_gradient(torch, theta, episode, 0.3, 3, factory is fomaml)
         np.testing.assert_allclose(value, wanted_value, rtol=1e-12)
         assert_close(grads, wanted, 1e-12)
@@ -121,9 +125,8 @@ def test_anil_with_a_linear_head_is_the_closed_form(x64):
     body, head = draw(size=(3, 3)), draw(size=(3, 2))
     episode = Episode(*(Batch(jnp.asarray(a), jnp.asarray(b)) for a, b in ((x, y), (x_query, y_query))))
 
-    def linear(params, batch, key):
-        loss = jnp.square(batch.x @ params["body"] @ params["head"] - batch.y).mean()
-        return loss, {"loss": loss}
+    def linear(params, x, key):
+        return x @ params["body"] @ params["head"]
 
     def closed(body):
         z, z_query = x @ body, x_query @ body
@@ -133,9 +136,9 @@ def test_anil_with_a_linear_head_is_the_closed_form(x64):
         error = z_query @ learned - y_query
         return np.square(error).mean(), power.T @ z_query.T @ error * 2 / error.size
 
-    objective = anil(linear, optax.sgd(RATE), 3).objective
+    objective = anil(linear, squared_error, optax.sgd(RATE), 3).objective
     theta = {"body": jnp.asarray(body), "head": jnp.asarray(head)}
-    value, grads = jax.jit(jax.value_and_grad(lambda t: objective(t, episode, jax.random.key(0))[0]))(theta)
+    value, grads = value_and_grad(objective, episode)(theta)
     np.testing.assert_allclose(value, closed(body)[0], rtol=1e-12)
     np.testing.assert_allclose(grads["head"], closed(body)[1], rtol=1e-10)
     for i in np.ndindex(body.shape):
@@ -147,13 +150,15 @@ def test_anil_with_a_linear_head_is_the_closed_form(x64):
 
 def test_the_inner_rate_can_itself_be_learned(x64):
     """The check of the inner optimiser leaves a traced rate alone; its gradient is the finite difference."""
-    theta, episode = mlp_params(jax.random.key(2)), network_episode(3)
+    theta, episode = {"params": mlp_params(jax.random.key(2))}, network_episode(3)
 
     def value(rate):
-        return maml(square_loss, optax.sgd(rate), 2).objective(theta, episode, jax.random.key(0))[0]
+        return maml(mlp, squared_error, optax.sgd(rate), 2).objective(theta, episode, jax.random.key(0))[0]
 
     def meta_gradient_norm(rate):
-        grads = jax.grad(lambda t: maml(square_loss, optax.sgd(rate), 2).objective(t, episode, jax.random.key(0))[0])
+        grads = jax.grad(
+            lambda t: maml(mlp, squared_error, optax.sgd(rate), 2).objective(t, episode, jax.random.key(0))[0]
+        )
         return optax.tree.norm(grads(theta))
 
     np.testing.assert_allclose(jax.grad(value)(0.3), jax.jit(jax.grad(value))(0.3), rtol=1e-12)

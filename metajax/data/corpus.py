@@ -111,7 +111,9 @@ def load(
         InputError: a clip cannot be used (under "raise"), no clip can, or an argument is not consistent in itself.
     """
     check_settings(settings)
-    _check(recordings, on_error, longest)
+    if longest is not None and not settings.window / settings.sample_rate <= longest < float("inf"):
+        raise InputError(f"longest is {longest}, expected seconds, at least one window of {settings.window} samples.")
+    _check(recordings, on_error)
     path = arrays = None
     if cache is not None:
         key = hashlib.blake2b(repr((FORMAT, recordings.digest(), tuple(settings), longest)).encode()).hexdigest()[:40]
@@ -255,8 +257,13 @@ def _compute(
 ) -> dict[str, np.ndarray]:
     """Return the arrays of the cache: features and lengths of the clips kept, which they are, and what is left out."""
     clips = len(recordings.clip_names)
-    frames: list[Any] = []
-    lengths, kept, skipped, cropped = [], [], [], 0
+    most = settings.num_samples if longest is None else int(longest * settings.sample_rate)
+    width = 1 + (most - settings.window) // settings.hop
+    features = np.empty((clips, width, settings.num_mels), np.float32)  # takes no memory before it is written to
+    lengths: list[int] = []
+    kept: list[int] = []
+    skipped: list[str] = []
+    cropped = 0
     batches = [range(start, min(start + _BATCH, clips)) for start in range(0, clips, _BATCH)]
     with tqdm(total=clips, desc=recordings.name, unit="clip", disable=not progress) as bar:
         for batch, read in zip(batches, _in_order(partial(_read, recordings, settings, longest), batches), strict=True):
@@ -266,20 +273,20 @@ def _compute(
                         raise found
                     skipped.append(str(found))
                     continue
-                frames.append(found[0])
-                lengths.append(found[1])
-                cropped += found[2]
+                frames, length, crop = found
+                features[len(kept), : len(frames)] = frames
+                lengths.append(length)
+                cropped += crop
                 kept.append(clip)
             bar.update(len(batch))
     if not kept:
         raise InputError(f"{recordings.name}: none of the {clips} clips can be used; the first: {skipped[0]}")
-    features = np.empty((len(kept), max(map(len, frames)), settings.num_mels), np.float32)
-    for row in range(len(kept)):
-        features[row, : len(frames[row])] = frames[row]
-        features[row, len(frames[row]) :] = np.log(FLOOR)
-        frames[row] = None  # so that features are never held twice
+    if longest is not None:
+        features = features[: len(kept), : max(lengths)]
+        for row, length in zip(features, lengths, strict=True):
+            row[length:] = np.log(FLOOR)
     return {
-        "features": features,
+        "features": features[: len(kept)],
         "lengths": np.array(lengths, np.int32),
         "kept": np.array(kept),
         "cropped": np.array(cropped),
@@ -308,13 +315,11 @@ def _cached(path: Path, key: str) -> dict[str, np.ndarray] | None:
         return None
 
 
-def _check(recordings: Recordings, on_error: str, longest: float | None) -> None:
-    """Raise InputError where an option means nothing, or the fields of `recordings` do not fit together."""
+def _check(recordings: Recordings, on_error: str) -> None:
+    """Raise InputError where the fields of `recordings` do not fit together."""
     name, clips = recordings.name, len(recordings.clip_names)
     if on_error not in ("raise", "skip"):
         raise InputError(f'on_error is {on_error!r}, expected "raise" or "skip"')
-    if longest is not None and not 0 < longest < float("inf"):
-        raise InputError(f"longest is {longest}, expected seconds, more than 0")
     if clips == 0:
         raise InputError(f"{name} holds no clips")
     if missing := {"label", "speaker"} - recordings.columns.keys():

@@ -321,7 +321,7 @@ def test_inconsistent_recordings_are_refused(paths):
         load(good, SETTINGS._replace(window=1000), cache=None, progress=False)
     with pytest.raises(InputError, match="made has 2 texts for 6 clips"):
         load(good._replace(texts=("a", "b")), SETTINGS, cache=None, progress=False)
-    with pytest.raises(InputError, match="longest is 0.0, expected seconds, more than 0"):
+    with pytest.raises(InputError, match="longest is 0.0, expected seconds, at least one window of 400"):
         load(good, SETTINGS, cache=None, longest=0.0, progress=False)
     with pytest.raises(InputError, match="no clips"):
         load(good._replace(clip_names=()), SETTINGS, cache=None, progress=False)

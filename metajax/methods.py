@@ -1,6 +1,6 @@
 """All methods in one table: what each needs, how it is made and tested. A new method is one file and one row here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -210,3 +210,39 @@ def scorer(
 
     run = hoisted(accuracy)
     return lambda theta, rate=0.0: np.asarray(run(replicate(theta, mesh), jnp.float32(rate)))
+
+
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates that validation chooses from, for every method alike
+
+
+class Tested(NamedTuple):
+    """How a learner does on test episodes."""
+
+    accuracy: np.ndarray  # [episodes, steps + 1]
+    rate: float | None  # inner rate that validation chose, where steps have one
+
+
+def tested(
+    learner: Callable[[Array], mj.Learner], theta: Theta, validation: Sampler | None, test: Sampler, *,
+    episodes: int, num_steps: int, seed: int, rates: Sequence[float] = RATES, choosing: int = 60,
+) -> Tested:  # fmt: skip
+    """Test a learner at the inner rate with the best accuracy on validation episodes after the last step.
+
+    Args:
+      learner: of an inner rate.
+      theta: what is tested.
+      validation: episodes to choose on; None takes the middle rate.
+      test: episodes to test on.
+      episodes: how many of them.
+      num_steps: adaptation steps; one-step learners have no rate to choose.
+      seed: equal seeds give equal episodes, also for another learner.
+      rates: to choose from.
+      choosing: validation episodes.
+    """
+    rate = None
+    if num_steps > 1:
+        rate = rates[len(rates) // 2]
+        if validation is not None:
+            score = scorer(learner, validation, choosing, num_steps, seed + 2)
+            rate = max(rates, key=lambda rate: float(np.nan_to_num(score(theta, rate)[:, -1].mean())))
+    return Tested(scorer(learner, test, episodes, num_steps, seed + 1)(theta, rate or 0.0), rate)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -95,7 +95,7 @@ def check_folder(folder: Path, config: dict[str, Any], *, resume: bool = False) 
         return
     if not resume:
         raise InputError(f"{folder} already holds a run; choose another folder, or resume it.")
-    _refuse(read_json(path), config, path)
+    check_same(read_json(path), config, path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -106,8 +106,14 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is missing or damaged: {error}.") from error
 
 
-def _refuse(old: dict[str, Any], now: dict[str, Any], path: Path) -> None:
-    """An `InputError` if a file was made with other settings."""
+def known(name: str, values: Sequence[str], choices: Iterable[str]) -> None:
+    """An `InputError` for a value that is none of the choices, with all of them."""
+    if wrong := [value for value in values if value not in set(choices)]:
+        raise InputError(f"{name} holds {wrong[0]!r}, expected some of {', '.join(choices)}.")
+
+
+def check_same(old: dict[str, Any], now: dict[str, Any], path: Path) -> None:
+    """An `InputError` if a file was made with other settings, with the difference."""
     for name, value in sorted(now.items()):
         if old.get(name) != value:
             raise InputError(f"{name} is {value!r} now but {old.get(name)!r} in {path}, expected the same.")
@@ -135,7 +141,7 @@ def complete(
         result = read_json(path)
         if missing := [name for name in (*wanted[0]._fields, "settings") if name not in result]:
             raise InputError(f"{path} is damaged: it lacks {missing[0]!r}; remove it and it is made anew.")
-        _refuse(result["settings"], settings, path)
+        check_same(result["settings"], settings, path)
         done[type(wanted[0])(**{name: result[name] for name in wanted[0]._fields})] = result
     missing = [cell for cell in wanted if cell not in done]
     print(f"{len(wanted)} cells, {len(wanted) - len(missing)} of them finished before.", flush=True)

@@ -8,13 +8,16 @@ from metajax.models.layers import NORMALIZATIONS, Normalization
 from metajax.models.mlp import mlp
 from metajax.models.model import Model, from_linen, in_bfloat16
 from metajax.models.multitask import Multitask, embedding_heads, multitask
+from metajax.models.named import Network, Precision, network
 from metajax.models.tcresnet import tcresnet8
 
 __all__ = [
     "NORMALIZATIONS",
     "Model",
     "Multitask",
+    "Network",
     "Normalization",
+    "Precision",
     "bilstm",
     "conv4",
     "crnn",
@@ -24,5 +27,6 @@ __all__ = [
     "in_bfloat16",
     "mlp",
     "multitask",
+    "network",
     "tcresnet8",
 ]

@@ -1,84 +1,66 @@
 """Which method learns new words best for an equal budget of training time?
 
     python experiments/compare_algorithms.py
-
-Trains every method of `methods.py` on one corpus for an equal number of seconds (compilation and testing not counted),
-with several seeds, and tests all of them on the same episodes of unseen words by unseen speakers. How many outer steps
-those seconds are is measured first, once for each method, on a machine that should have nothing else to do, and kept in
-`--out/rates.json`; from then on a cell takes a number of steps, whatever else runs, and gives the same numbers again.
-Each cell (method, normalisation, shots, seed) is a file of its own under `--out`: stopped at any time, the same command
-goes on with the cells that are missing, and one with other `--shots` or `--methods` adds its own. Ends with a table,
-`results.json` and two pictures: accuracy against adaptation step, and against training time. All cells with the default
-budget take some hours on 2 CPU cores.
-
     python experiments/compare_algorithms.py --methods maml protonet --seeds 0 --budget 30   # a few minutes
+
+Trains every method of `metajax.methods` on one corpus for an equal number of seconds (compilation and testing not
+counted), with several seeds, and tests all of them on the same episodes of unseen words by unseen speakers, each at the
+inner rate that validation chooses. Each cell (method, normalisation, shots, seed) is a file of its own under `--out`:
+stopped at any time, the same command goes on with the cells that are missing, and one with other `--shots` or
+`--methods` adds its own. Ends with a table, `results.json` and two pictures: accuracy against adaptation step, and
+against training time. All cells with the default budget take some hours on 2 CPU cores, which should do nothing else.
 """
 
-import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate, product
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import cells
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
-from keyword_fewshot import CORPORA, Task, built, initial, load_task, names_of, network, sampler
-from keyword_fewshot import parse as parse_run
-from methods import METHODS, Built, chunk_of, graft
-from tqdm import tqdm
 
 import metajax as mj
-from metajax import checkpoint, report
+from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax.data import words
 from metajax.data.cache import default_folder
-from metajax.losses import cross_entropy
-from metajax.models import NORMALIZATIONS
-from metajax.parallel import copied, hoisted, replicate, task_mesh, use_all_cores
-from metajax.train import average_of, averaged
+from metajax.losses import classify
+from metajax.parallel import replicate, task_mesh, use_all_cores
+from metajax.train import block_of
 
-# shares of the training budget after which the methods are tested
-SHARES = (0.125, 0.25, 0.5, 1.0)
-BLOCK = 10  # outer steps per compiled call
-MEASURED = 6.0  # seconds over which a method's outer steps per second are measured
-PIECE = 200  # test episodes per compiled call
-EARLY_EPISODES = 600  # test episodes before the end of the budget
-BASELINE_STEPS, BASELINE_RATE = 20, 0.1  # of fine-tuning and of training from scratch
+SHARES = (0.125, 0.5, 1.0)  # of the budget, after which the methods are tested
+STEPS = 20  # adaptation steps of fine-tuning and of training from scratch
 PRINCIPAL = (
     "maml", "fomaml", "anil", "meta_sgd", "meta_curvature", "proto_maml", "protonet", "matching", "ridge", "simpleshot",
 )  # fmt: skip
 
 
-def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Compare all methods on one corpus and one budget.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--corpus", choices=CORPORA, default="espeak", help="what to train and test on")
-    parser.add_argument("--root", type=Path, help="its folder")
-    names = (*METHODS, "from_scratch")
-    parser.add_argument("--methods", nargs="+", choices=names, default=names, help="joint is fine-tuned when tested")
-    parser.add_argument(
-        "--normalizations", nargs="+", choices=NORMALIZATIONS, default=("transductive", "group"),
-        help="the first for all methods, the others for the ten principal ones",
-    )  # fmt: skip
-    parser.add_argument("--shots", type=int, nargs="+", default=(1,), help="support clips per word")
-    parser.add_argument("--test-queries", type=int, default=5, help="query clips per word of a test episode")
-    parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="of splits, fresh parameters, episodes")
-    parser.add_argument("--budget", type=float, default=120.0, help="seconds of training per cell")
-    parser.add_argument("--rates-only", action="store_true", help="measure the rates of all cells and stop")
-    parser.add_argument("--episodes", type=int, default=1000, help="test episodes")
-    parser.add_argument("--tasks", type=int, default=4, help="episodes per outer step")
-    parser.add_argument("--num-steps", type=int, default=5, help="inner steps")
-    parser.add_argument("--outer-rate", type=float, default=2e-3, help="outer learning rate (AdamW)")
-    parser.add_argument("--augment", type=float, default=0.5, help="strength of the augmentation")
-    parser.add_argument("--width", type=float, default=1.0, help="of TC-ResNet8")
-    parser.add_argument("--cache", type=Path, default=default_folder(), help="folder of cached features")
-    parser.add_argument("--out", type=Path, default=Path("runs/compare_algorithms"), help="folder of the results")
-    return parser.parse_args(argv)
+@dataclass(frozen=True)
+class Settings:
+    corpus: str = "espeak"  # what to train and test on
+    root: Path | None = None  # its folder
+    methods: tuple[str, ...] = (*methods.METHODS, "from_scratch")  # joint is fine-tuned when tested
+    normalizations: tuple[str, ...] = ("transductive", "group")  # the first for all, others for the principal methods
+    shots: tuple[int, ...] = (1,)  # support clips per word
+    seeds: tuple[int, ...] = (0, 1)  # of splits, fresh parameters, episodes
+    budget: float = 120.0  # seconds of training per cell
+    ways: int = 5  # words per episode
+    queries: int = 5  # query clips per word
+    episodes: int = 1000  # test episodes
+    tasks: int = 4  # episodes per outer step
+    num_steps: int = 5  # inner steps
+    train_ways: int = 10  # words per training episode of metric methods
+    outer_rate: float = 2e-3  # outer learning rate (AdamW), constant
+    average: float = 0.99  # decay of theta's moving average, which is tested
+    augment: float = 0.5  # strength of the augmentation
+    width: float = 1.0  # of TC-ResNet8
+    cache: Path | None = None  # folder of cached features and compiled programs; None for the user's
+    out: Path = Path("runs/compare_algorithms")  # folder of the results
 
 
 class Cell(NamedTuple):
@@ -90,261 +72,130 @@ class Cell(NamedTuple):
     seed: int
 
 
-def wanted(args: argparse.Namespace) -> Iterator[Cell]:
+def wanted(s: Settings) -> Iterator[Cell]:
     """All cells, seed by seed, so that a run that is stopped early has every method."""
-    for seed, shots, normalization, method in product(args.seeds, args.shots, args.normalizations, args.methods):
-        if normalization == args.normalizations[0] or method in PRINCIPAL:
+    for seed, shots, normalization, method in product(s.seeds, s.shots, s.normalizations, s.methods):
+        if normalization == s.normalizations[0] or method in PRINCIPAL:
             yield Cell(method, normalization, shots, seed)
 
 
-def settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What all cells of a folder have in common; the rates are those of `methods.py`."""
-    names = (
-        "corpus",
-        "root",
-        "budget",
-        "episodes",
-        "test_queries",
-        "tasks",
-        "num_steps",
-        "outer_rate",
-        "augment",
-        "width",
-    )
-    return {name: str(getattr(args, name)) for name in names}
-
-
-class Prepared(NamedTuple):
-    """A cell before its training."""
-
-    made: Built
-    state: mj.MetaState
-    key: jax.Array
-    phases: list[tuple[float, Callable[..., Any]]]  # the share of the budget at which each ends, and its outer steps
-    test: mj.core.Sampler
-    fresh_key: jax.Array
-    options: argparse.Namespace
-
-
-def prepare(args: argparse.Namespace, cell: Cell, task: Task) -> Prepared:
-    """The method on its network and corpus; nothing is compiled yet."""
+def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
+    """Train and test one method with one normalisation and seed."""
+    jax.clear_caches()
     name = "joint" if cell.method == "from_scratch" else cell.method
-    method = METHODS[name]
-    options = parse_run(["--algorithm", name, "--normalization", cell.normalization])
-    for field in ("tasks", "num_steps", "augment", "width"):
-        setattr(options, field, getattr(args, field))
-    options.shots = cell.shots
-    test = sampler(task, "test", options, ways=options.ways, queries=args.test_queries)
-    made = built(options, test, len(names_of(task, "train", "label")))
-    queries = 1 if method.kind == "joint" else None
-    sample = sampler(task, "train", options, ways=made.train_ways, queries=queries, training=True)
+    method = methods.METHODS[name]
+    net = models.network(width=s.width, normalization=cell.normalization)
+    sizes: dict[str, Any] = {"ways": s.ways, "shots": cell.shots, "queries": s.queries}
+    test, validation = (words.sampler(task, split, **sizes) for split in ("test", "validation"))
+    classes, x = len(words.names_of(task, "train", "label")), jax.eval_shape(test, jax.random.key(0)).support.x
 
+    def build(rate: Any = None) -> methods.Built:
+        how: dict[str, Any] = {"ways": s.ways, "train_ways": s.train_ways, "num_steps": s.num_steps}
+        return methods.build(method, net, x, classes=classes, rate=rate, **how)
+
+    built = build()
     init_key, fresh_key, key = jax.random.split(jax.random.key(cell.seed), 3)
+    more = {"ways": built.train_ways, "augmentation": s.augment} | ({"queries": 1} if method.kind == "joint" else {})
+    sample = words.sampler(task, "train", **sizes | more)
+    learner, steps, finish = lambda rate: build(rate).tested, built.num_steps, lambda theta: theta
+    if name == "joint":  # learns no task by itself
+        scratch = {"params": recipes.fresh(net(s.ways).init, test, fresh_key)}
+        learner, steps = lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), STEPS
+        finish = lambda theta: methods.graft(theta, scratch["params"])  # noqa: E731
+        if cell.method == "from_scratch":
+            finish = lambda theta: scratch  # noqa: E731
     # no schedule, so that the curve by training time is that of shorter budgets; the average of theta stands in for one
-    optimizer = averaged(optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(args.outer_rate)), 0.99)
-    mesh = task_mesh(args.tasks)
-    chunk = chunk_of(method)
-    state = mj.init_state(made.algorithm.learner.init(initial(made.model, sample, init_key)), optimizer)
-
-    def block(objective: mj.core.Objective) -> Callable[..., Any]:
-        step = mj.meta_step(objective, optimizer, sample, args.tasks, chunk=chunk, mesh=mesh)
-        return hoisted(lambda state, key: jax.lax.scan(step, state, jax.random.split(key, BLOCK)), donate=(0,))
-
-    ends = [*accumulate(share for share, _ in made.phases[:-1]), 1.0]
-    phases = [(end, block(objective)) for end, (_, objective) in zip(ends, made.phases, strict=True)]
-    return Prepared(made, replicate(state, mesh), key, phases, test, fresh_key, options)
-
-
-def rates(args: argparse.Namespace, cell: Cell, task: Task) -> list[float]:
-    """Outer steps per second of each phase of a method, compilation left out."""
-    ready = prepare(args, cell, task)
-    return [BLOCK * cells.rate(block, copied(ready.state), MEASURED) for _, block in ready.phases]
-
-
-def run(args: argparse.Namespace, cell: Cell, task: Task, speeds: Sequence[float]) -> dict[str, Any]:
-    """Train and test one method with one normalisation and seed, at `speeds` outer steps per second of budget."""
-    made, state, key, phases, test, fresh_key, options = prepare(args, cell, task)
-    size = sum(leaf.size for leaf in jax.tree.leaves(state.theta))
-    learner, num_steps, finish = made.tested.learner, made.num_steps, lambda theta: theta
-    if options.algorithm == "joint":  # learns no task by itself
-        classifier = network(options.ways, options)
-        fresh = initial(classifier, test, fresh_key)
-        learner, num_steps = mj.descent(cross_entropy(classifier.apply), optax.sgd(BASELINE_RATE)), BASELINE_STEPS
-        finish = (lambda theta: fresh) if cell.method == "from_scratch" else (lambda theta: graft(theta, fresh))
-    piece = min(PIECE, args.episodes)
-    mesh = task_mesh(piece)
-
-    @hoisted
-    def measure(theta: Any, key: jax.Array) -> jax.Array:
-        return mj.evaluate(learner, theta, test, key, piece, num_steps, mesh=mesh)["accuracy"]
-
-    def curve(state: mj.MetaState, episodes: int) -> report.Curve:
-        theta, key = replicate(finish(average_of(state)), mesh), jax.random.key(1000 + cell.seed)
-        pieces = [np.asarray(measure(theta, jax.random.fold_in(key, i))) for i in range(-(-episodes // piece))]
-        return report.curve(*mj.mean_ci95(np.concatenate(pieces)[:episodes]))
-
-    began, trained = 0.0, cell.method != "from_scratch"
-    steps, losses, by_time, wall = 0, [], [], 0.0
-    for end in sorted({*SHARES, *(until for until, _ in phases)}):
-        block, speed = next((b, speed) for (until, b), speed in zip(phases, speeds, strict=True) if end <= until)
-        blocks = max(1, round((end - began) * args.budget * speed / BLOCK)) if trained else 0
-        began, clock = end, time.perf_counter()
-        for _ in range(blocks):
-            state, metrics = block(state, jax.random.fold_in(key, steps))
-            losses.extend(np.asarray(metrics["loss"]).tolist())
-            steps += BLOCK
-        wall += time.perf_counter() - clock
-        if end in SHARES and (trained or end == 1):
-            episodes = args.episodes if end == 1 else min(EARLY_EPISODES, args.episodes)
-            point = {"seconds": end * args.budget * trained, "outer_steps": steps, "episodes": episodes}
-            by_time.append(point | {"accuracy": curve(state, episodes)})
-    if not trained:
-        by_time *= len(SHARES)
-    finite = np.isfinite(np.array(losses))
+    optimizer, mesh = recipes.adamw(s.outer_rate), task_mesh(s.tasks)
+    how: dict[str, Any] = {"chunk": methods.chunk_of(method), "mesh": mesh}
+    theta = built.algorithm.learner.init(recipes.fresh(built.model.init, sample, init_key), init_key)
+    state = replicate(mj.init_state(theta, optimizer, 1, average=s.average), mesh)
+    began, seconds, rejected, by_time = 0.0, 0.0, 0, []
+    ends = sorted({*SHARES, *np.cumsum([share for share, _ in built.phases]).tolist()})
+    for (_, objective), until in zip(built.phases, np.cumsum([share for share, _ in built.phases]), strict=True):
+        block = block_of(mj.meta_step(objective, optimizer, sample, s.tasks, **how), key)
+        state, _ = block(state, jnp.asarray(1))  # compiles
+        for end in (end for end in ends if began < end <= until + 1e-9):
+            began = end
+            while seconds < end * s.budget and cell.method != "from_scratch":
+                start = time.perf_counter()
+                state, metrics = jax.block_until_ready(block(state, jnp.asarray(10)))
+                seconds += time.perf_counter() - start
+                rejected += int(not np.isfinite(metrics["loss"]))
+            if end in SHARES:
+                tried: dict[str, Any] = {"episodes": s.episodes, "num_steps": steps, "seed": cell.seed}
+                found = methods.tested(learner, finish(mj.trained(state)), validation, test, **tried)
+                curve = report.curve(*mj.mean_ci95(found.accuracy))
+                by_time.append({"seconds": end * s.budget, "accuracy": curve, "rate": found.rate})
     return {
-        "accuracy": by_time[-1]["accuracy"],
-        "by_time": by_time,
-        "outer_steps": steps,
-        "outer_steps_per_second": steps / args.budget,
-        "wall_seconds": wall,  # of training, compilation included, whatever else ran
-        "train_loss": float(np.mean(np.array(losses)[finite][-100:])) if finite.any() else None,
-        "rejected_steps": int((~finite).sum()),
-        "parameters": size,
-        "unseen_words": names_of(task, "test", "label"),
-        "unseen_speakers": names_of(task, "test", "speaker"),
-    }
+        "accuracy": by_time[-1]["accuracy"], "by_time": by_time, "outer_steps": int(state.count), "rejected": rejected,
+        "unseen_words": words.names_of(task, "test", "label"),
+        "unseen_speakers": words.names_of(task, "test", "speaker"),
+    }  # fmt: skip
 
 
-def kind(cell: Cell) -> str:
-    """What cells of equal cost have in common."""
-    method = "joint" if cell.method == "from_scratch" else cell.method
-    return f"{method}-{cell.normalization}-{cell.shots}"
-
-
-def measured(args: argparse.Namespace, missing: Sequence[Cell], task: Callable[[int], Task]) -> dict[str, list[float]]:
-    """The rates of all missing cells, from `rates.json` or measured now and kept there."""
-    path = args.out / "rates.json"
-    kept = cells.measured(path, settings(args))
-    found: dict[str, list[float]] = kept["measured"]
-    for cell in (bar := tqdm([cell for cell in missing if kind(cell) not in found], unit="rate", dynamic_ncols=True)):
-        if kind(cell) in found:  # of another seed
-            continue
-        bar.set_description(f"rate of {kind(cell)}")
-        found[kind(cell)] = rates(args, cell, task(cell.seed))
-        checkpoint.write_json(path, kept)
-        jax.clear_caches()
-    return found
+def pooled(points: list[dict[str, float]]) -> dict[str, float]:
+    """The mean over seeds, and the interval over episodes, seeds counting as so many more of them."""
+    ci95 = float(np.sqrt(np.sum([p["ci95"] ** 2 for p in points])) / len(points))
+    return {"mean": float(np.mean([p["mean"] for p in points])), "ci95": ci95}
 
 
 def summary(results: dict[Cell, dict[str, Any]]) -> list[dict[str, Any]]:
     """One row per method, normalisation and shots: the mean over seeds, best first."""
     rows = []
-    groups = {(cell.shots, cell.normalization, cell.method) for cell in results}
-    for shots, normalization, method in groups:
-        own = [r for c, r in results.items() if (c.shots, c.normalization, c.method) == (shots, normalization, method)]
-        points = [[r["accuracy"][i] for r in own] for i in range(len(own[0]["accuracy"]))]
-        # the interval over episodes, seeds counting as so many more of them
-        curve = [
-            {
-                "step": i,
-                "mean": float(np.mean([p["mean"] for p in point])),
-                "ci95": float(np.sqrt(np.sum([p["ci95"] ** 2 for p in point])) / len(point)),
-            }
-            for i, point in enumerate(points)
-        ]
-        by_time = [
-            {
-                "seconds": float(np.mean([r["by_time"][i]["seconds"] for r in own])),
-                "mean": float(np.mean([r["by_time"][i]["accuracy"][-1]["mean"] for r in own])),
-                "ci95": float(np.sqrt(np.sum([r["by_time"][i]["accuracy"][-1]["ci95"] ** 2 for r in own])) / len(own)),
-            }
-            for i in range(len(SHARES))
-        ]
-        rows.append(
-            {
-                "method": method,
-                "normalization": normalization,
-                "shots": shots,
-                "seeds": [r["accuracy"][-1]["mean"] for r in own],
-                "accuracy": curve,
-                "by_time": by_time,
-                "outer_steps_per_second": float(np.mean([r["outer_steps_per_second"] for r in own])),
-            }
-        )
+    for group in {cell._replace(seed=-1) for cell in results}:
+        own = [r for c, r in results.items() if c._replace(seed=-1) == group]
+        row = group._asdict() | {"seeds": [r["accuracy"][-1]["mean"] for r in own]}
+        row["accuracy"] = [p[0] | pooled(list(p)) for p in zip(*(r["accuracy"] for r in own), strict=True)]
+        timed = zip(*(r["by_time"] for r in own), strict=True)
+        row["by_time"] = [p[0] | pooled([r["accuracy"][-1] for r in p]) for p in timed]
+        row["outer_steps"] = round(np.mean([r["outer_steps"] for r in own]))
+        rows.append(row)
     return sorted(rows, key=lambda row: (row["shots"], row["normalization"], -row["accuracy"][-1]["mean"]))
 
 
-def table(rows: list[dict[str, Any]]) -> str:
-    header = ("method", "normalisation", "shots", "accuracy after adaptation", "each seed", "steps", "outer steps/s")
-    lines = []
-    for row in rows:
-        last = row["accuracy"][-1]
-        accuracy = f"{100 * last['mean']:.1f} ± {100 * last['ci95']:.1f}"
-        seeds = ", ".join(f"{100 * mean:.1f}" for mean in row["seeds"])
-        line = (row["method"], row["normalization"], str(row["shots"]), accuracy, seeds, str(last["step"]))
-        lines.append((*line, f"{row['outer_steps_per_second']:.1f}"))
-    return report.markdown(header, lines, left=2)
-
-
-def plot(rows: list[dict[str, Any]], title: str, folder: Path) -> None:
-    """One picture by adaptation step and one by training time, a panel for each normalisation and number of shots."""
-    panels = sorted({(row["shots"], row["normalization"]) for row in rows})
-    for name, field, x, label in (
-        ("by_step", "accuracy", "step", "adaptation steps"),
-        ("by_time", "by_time", "seconds", "seconds of training"),
-    ):
-        figsize = (7 * len(panels), 6)
-        with report.picture(folder / f"{name}.png", title, len(panels), figsize=figsize) as every:
-            for axes, panel in zip(every, panels, strict=True):
-                own = [row for row in rows if (row["shots"], row["normalization"]) == panel]
-                for i, row in enumerate(own):
-                    at, mean, ci95 = (np.array([point[key] for point in row[field]]) for key in (x, "mean", "ci95"))
-                    style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10], "marker": ".", "capsize": 2}
-                    shown = f"{row['method']}: {100 * mean[-1]:.1f}"
-                    axes.errorbar(at, 100 * mean, 100 * ci95, label=shown, linewidth=1, **style)
-                axes.set(title=f"{panel[0]}-shot, {panel[1]} normalisation", xlabel=label, ylabel="query accuracy (%)")
-                axes.grid(alpha=0.3)
-                axes.legend(fontsize=7, ncols=2)
-
-
-def run_all(args: argparse.Namespace) -> None:
-    """Every rate and every cell that is missing, then the table and the pictures."""
-    cells.check(args, ("plot",), budget=0.1, episodes=2, tasks=1, num_steps=1, test_queries=1)
-    use_all_cores(args.cache / "compiled")
-    checkpoint.make_folder(args.out / "cells")
-
-    @lru_cache(1)
-    def task(seed: int) -> Task:
-        options = parse_run(["--seed", str(seed), "--cache", str(args.cache)])
-        options.corpus, options.root = args.corpus, args.root
-        return load_task(args.corpus, args.root, options)
-
-    done = cells.finished(args.out, settings(args), Cell)
-    speeds = measured(args, [cell for cell in wanted(args) if cell not in done], task)
-    if args.rates_only:
-        return
-
-    def one(cell: Cell) -> dict[str, Any]:
-        jax.clear_caches()
-        return run(args, cell, task(cell.seed), speeds[kind(cell)])
-
-    done |= cells.complete(args.out, settings(args), list(wanted(args)), one)
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the table and the pictures."""
+    runs.check(s, ("plot",), budget=0.1, episodes=2, tasks=1, num_steps=1, queries=1)
+    runs.known("methods", s.methods, (*methods.METHODS, "from_scratch"))
+    runs.known("normalizations", s.normalizations, models.NORMALIZATIONS)
+    cache, config = (
+        s.cache or default_folder(),
+        runs.config(s, ("out", "cache", "methods", "shots", "seeds", "normalizations")),
+    )
+    use_all_cores(cache / "compiled")
+    task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=cache, seed=seed))
+    done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
     rows, first = summary(done), next(iter(done.values()))
     title = (
-        f"{args.corpus}, 5-way, {args.budget:.0f} s of training, {args.episodes} episodes of each seed, "
-        f"95 % intervals over episodes;\n{len(first['unseen_words'])} unseen words by "
-        f"{len(first['unseen_speakers'])} unseen speakers, support and query by different speakers"
+        f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % intervals over "
+        f"episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen speakers, "
+        "support and query by different speakers"
     )
-    found = {"title": title, "settings": settings(args), "rows": rows} | report.environment()
-    checkpoint.write_json(args.out / "results.json", found)
-    plot(rows, title, args.out)
-    print(f"\n{title}\n\n{table(rows)}\n\nTable, results and pictures are in {args.out}.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    args = parse(argv)
-    return cells.guarded(lambda: run_all(args))
+    checkpoint.write_json(
+        s.out / "results.json", {"title": title, "config": config, "rows": rows} | report.environment()
+    )
+    names = ("method", "normalisation", "shots", "accuracy after adaptation", "each seed", "steps", "outer steps")
+    lines = []
+    for row in rows:
+        last, seeds = row["accuracy"][-1], ", ".join(f"{100 * mean:.1f}" for mean in row["seeds"])
+        accuracy = f"{100 * last['mean']:.1f} ± {100 * last['ci95']:.1f}"
+        lines.append(
+            [
+                row["method"],
+                row["normalization"],
+                *map(str, (row["shots"], accuracy, seeds, last["step"], row["outer_steps"])),
+            ]
+        )
+    print(f"\n{title}\n\n{report.markdown(names, lines, left=2)}\n\nTable, results and pictures are in {s.out}.")
+    panels = {f"{r['shots']}-shot, {r['normalization']} normalisation": [] for r in rows}
+    for row in rows:
+        panels[f"{row['shots']}-shot, {row['normalization']} normalisation"].append(row)
+    for name, field, x, label in (
+        ("by_step", "accuracy", "step", "adaptation steps"), ("by_time", "by_time", "seconds", "seconds of training"),
+    ):  # fmt: skip
+        lists = {panel: {row["method"]: row[field] for row in own} for panel, own in panels.items()}
+        report.plot_panels(lists, title, s.out / f"{name}.png", x=x, label=label)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runs.main(Settings, run, __doc__))

@@ -3,7 +3,7 @@
 import platform
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +18,19 @@ Curve = list[dict[str, Any]]  # [{"step": 0, "mean": 0.2, "ci95": 0.01}, ...]; a
 def environment() -> dict[str, Any]:
     """The device and the versions that results came about with."""
     device = jax.devices()[0]
-    versions = {name: version(name) for name in ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")}
+    versions = {name: _version(name) for name in ("metajax", "jax", "jaxlib", "flax", "optax", "numpy")}
     return {
         "device": f"{jax.device_count()} x {device.device_kind} ({device.platform}), {platform.machine()}",
         "versions": versions | {"python": platform.python_version()},
     }
+
+
+def _version(name: str) -> str:
+    """Of a package; a bare GPU machine may run metajax from its folder."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def curve(mean: np.ndarray, ci95: np.ndarray) -> Curve:
@@ -126,3 +134,19 @@ def picture(path: Path, title: str, columns: int = 1, **options: Any) -> Iterato
         temporary.replace(path)
     finally:
         pyplot.close(figure)
+
+
+def plot_panels(
+    panels: dict[str, dict[str, list[dict[str, Any]]]], title: str, path: Path, *, x: str, label: str
+) -> None:
+    """Draw accuracies with 95 % bars against the points' field `x`, a panel of many curves each, into a PNG."""
+    with picture(path, title, len(panels), figsize=(7 * len(panels), 6)) as every:
+        for axes, (name, curves) in zip(every, panels.items(), strict=True):
+            for i, (shown, points) in enumerate(curves.items()):
+                at, mean, ci95 = (np.array([point[field] for point in points]) for field in (x, "mean", "ci95"))
+                style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10], "marker": ".", "capsize": 2}
+                told = f"{shown}: {100 * mean[-1]:.1f}"
+                axes.errorbar(at, 100 * mean, 100 * ci95, label=told, linewidth=1, **style)
+            axes.set(title=name, xlabel=label, ylabel="query accuracy (%)")
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize=7, ncols=2)

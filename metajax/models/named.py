@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Literal
 
 from metajax.models.conv4 import conv4
-from metajax.models.model import Model, in_bfloat16
 from metajax.models.layers import Normalization
+from metajax.models.model import Model, in_bfloat16
 from metajax.models.tcresnet import tcresnet8
 
 Network = Literal["tcresnet8", "conv4"]

@@ -167,8 +167,8 @@ def run(s: Settings) -> None:
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
     rows, first = summary(done), next(iter(done.values()))
     title = (
-        f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % intervals over "
-        f"episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen speakers, "
+        f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % intervals "
+        f"over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen speakers, "
         "support and query by different speakers"
     )
     checkpoint.write_json(

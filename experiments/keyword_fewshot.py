@@ -76,10 +76,8 @@ class Settings:
 
 
 class Data(NamedTuple):
-    """What is trained on, chosen on and tested on."""
-
-    source: words.Words
-    target: words.Words
+    source: words.Words  # what is trained on
+    target: words.Words  # what is tested on
     also: words.Words | None
     validation: Sampler | None
     test: Sampler
@@ -193,20 +191,12 @@ def run(s: Settings) -> None:
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     who = {"speaker": "support and query by different speakers", "same": "one speaker per episode"}
     title = (
-        f"{s.ways}-way {s.shots}-shot, trained on {data.source.corpus.name}, tested on {data.target.corpus.name}: "
-        f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers,\n"
-        f"{who.get(s.across, 'speakers ignored')}, {s.normalization} normalisation, {s.episodes} episodes, 95 % intervals"
+        f"{s.ways}-way {s.shots}-shot, {data.source.corpus.name} to {data.target.corpus.name}: "
+        f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers, "
+        f"{who.get(s.across, 'speakers ignored')},\n{s.normalization} normalisation, {s.episodes} episodes, 95 % intervals"
     )
-    print(f"\n{title}\n\n{report.table(curves, 1 / s.ways, (0, 1, 2, 3, s.num_steps, 10, STEPS))}\n")
-    fields = {
-        "outer_steps": "outer steps",
-        "seconds": "training (s)",
-        "inner_rate": "rate, by validation",
-        "adapt_ms": "ms",
-    }
-    rows = [[n, *(f"{e[f]:.3g}" if e.get(f) is not None else "" for f in fields)] for n, e in told.items()]
-    print(report.markdown(("", *fields.values()), rows))
-    report.plot_curves(curves, 1 / s.ways, title, s.out / "curve.png")
+    fields = {"outer_steps": "outer steps", "seconds": "training (s)", "inner_rate": "chosen rate", "adapt_ms": "ms"}
+    report.present(curves, 1 / s.ways, (0, 1, 2, 3, s.num_steps, 10, STEPS), title, s.out / "curve.png", told, fields)
     print(f"\nResults, picture and trained thetas are in {s.out}.")
 
 

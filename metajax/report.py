@@ -86,12 +86,14 @@ def plot_curves(
     Raises:
       InputError: matplotlib is not installed.
     """
-    scale = 100 if percent else 1
+    scale, longest = 100 if percent else 1, max(points[-1]["step"] for points in curves.values())
     with picture(path, title) as (axes,):
         for name, points in curves.items():
             step, mean, ci95 = (np.array([point[field] for point in points]) for field in ("step", "mean", "ci95"))
             last = f"{100 * mean[-1]:.1f} %" if percent else f"{mean[-1]:.3f}"
             (line,) = axes.plot(step, scale * mean, marker="o", markersize=4, label=f"{name}: {last}")
+            if step[-1] == 1 and longest > 1:  # a one-step learner stays where it is
+                axes.hlines(scale * mean[-1], 1, longest, color=line.get_color(), linestyle=":")
             axes.fill_between(step, scale * (mean - ci95), scale * (mean + ci95), color=line.get_color(), alpha=0.2)
         if chance is not None:
             axes.axhline(scale * chance, color="0.5", linestyle="--", label=f"chance: {scale * chance:.0f} %")
@@ -134,6 +136,26 @@ def picture(path: Path, title: str, columns: int = 1, **options: Any) -> Iterato
         temporary.replace(path)
     finally:
         pyplot.close(figure)
+
+
+def present(
+    curves: dict[str, Curve],
+    chance: float,
+    steps: Sequence[int],
+    title: str,
+    path: Path,
+    told: dict[str, dict[str, Any]],
+    fields: dict[str, str],
+) -> None:
+    """Print the table of adaptation curves and one of `told`'s fields under their titles, and draw the picture."""
+    last = max(point["step"] for points in curves.values() for point in points)
+    shown = sorted({step for step in steps if step <= last})
+    rows = [
+        [name, *(f"{entry[field]:.3g}" if entry.get(field) is not None else "" for field in fields)]
+        for name, entry in told.items()
+    ]
+    print(f"\n{title}\n\n{table(curves, chance, shown)}\n\n{markdown(('', *fields.values()), rows)}")
+    plot_curves(curves, chance, title, path)
 
 
 def plot_panels(

@@ -35,19 +35,24 @@ def interior_point(value: Callable[[Array], Array], a: Float[Array, " n"], max_s
     x is within rounding of the minimum, the value within its square.
     """
 
+    eps = jnp.finfo(a.dtype).eps
+
     def newton(carry: Carry) -> Carry:
         x, z, nu, count = carry
         mu = 0.1 * (x @ z) / len(a)
-        rows = jnp.concatenate([jax.hessian(value)(x) + jnp.diag(z / x), a[None]])
+        # a few roundings on the diagonal, for equal gradients have many a solution
+        rows = jnp.concatenate([jax.hessian(value)(x) + jnp.diag(z / x + 4 * len(a) * eps), a[None]])
         system = jnp.concatenate([rows, jnp.append(a, 0)[:, None]], axis=1)
         step = jnp.linalg.solve(system, jnp.append(mu / x - jax.grad(value)(x) - nu * a, 1 - a @ x))
+        solved = jnp.isfinite(step).all()  # else all is within rounding
+        step = jnp.where(solved, step, 0)
         dx, dz = step[:-1], mu / x - z - z / x * step[:-1]
         fall = jnp.max(jnp.concatenate([-dx / x, -dz / z]))  # the largest relative one; nothing may reach 0
         size = jnp.minimum(1, 0.99 / jnp.maximum(fall, 0.1))
-        return x + size * dx, z + size * dz, nu + size * step[-1], count + 1
+        return x + size * dx, z + size * dz, nu + size * step[-1], jnp.where(solved, count + 1, max_steps)
 
     def unsolved(carry: Carry) -> Array:
-        return (carry[0] @ carry[1] > jnp.finfo(a.dtype).eps ** 2) & (carry[3] < max_steps)
+        return (carry[0] @ carry[1] > eps**2) & (carry[3] < max_steps)
 
     start = jnp.where(a > 0, 1 / a.sum(), 1), jnp.ones_like(a), jnp.zeros((), a.dtype), jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(unsolved, newton, start)[0]

@@ -168,8 +168,8 @@ def run(s: Settings) -> None:
     rows, first = summary(done), next(iter(done.values()))
     title = (
         f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % intervals "
-        f"over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen speakers, "
-        "support and query by different speakers"
+        f"over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen "
+        "speakers, support and query by different speakers"
     )
     checkpoint.write_json(
         s.out / "results.json", {"title": title, "config": config, "rows": rows} | report.environment()

@@ -192,8 +192,9 @@ def run(s: Settings) -> None:
     who = {"speaker": "support and query by different speakers", "same": "one speaker per episode"}
     title = (
         f"{s.ways}-way {s.shots}-shot, {data.source.corpus.name} to {data.target.corpus.name}: "
-        f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers, "
-        f"{who.get(s.across, 'speakers ignored')},\n{s.normalization} normalisation, {s.episodes} episodes, 95 % intervals"
+        f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers,\n"
+        f"{who.get(s.across, 'speakers ignored')}, {s.normalization} normalisation, "
+        f"{s.episodes} episodes, 95 % intervals"
     )
     fields = {"outer_steps": "outer steps", "seconds": "training (s)", "inner_rate": "chosen rate", "adapt_ms": "ms"}
     report.present(curves, 1 / s.ways, (0, 1, 2, 3, s.num_steps, 10, STEPS), title, s.out / "curve.png", told, fields)

@@ -4,10 +4,9 @@ import io
 import math
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -15,6 +14,7 @@ import soxr
 from jaxtyping import Float32
 
 from metajax.data import mp3, ogg, wav
+from metajax.data.mp3 import Stream
 from metajax.errors import InputError
 
 _RATES = (6_000, 384_000)  # Hz: below there is no speech, above only damage
@@ -35,14 +35,6 @@ _OTHERS = {
 }
 
 
-class _Stream(NamedTuple):
-    """Sound of one rate and length, read in blocks `[samples, channels]` from a first sample to a last."""
-
-    rate: int
-    frames: int
-    blocks: Callable[[int, int], Iterator[np.ndarray]]
-
-
 def read_audio(
     path: str | os.PathLike, sample_rate: int, *, start: float = 0.0, duration: float | None = None
 ) -> Float32[np.ndarray, " samples"]:
@@ -55,7 +47,8 @@ def read_audio(
     What is cut short is refused: in WAV, RF64 and AIFF by the sizes in the header, save those of streamed and
     unfinished files; in OGG and MP3 by the last page or frame, MP3 also by the count in a Xing header; in FLAC when
     the segment reaches the cut or a damaged frame. A cut between two pages or frames can pass unseen, as can damage
-    within OGG and MP3, which the decoders skip. Other formats of libsndfile are read with fewer checks.
+    within the pages of OGG and the frames of MP3, which the decoders skip. Other formats of libsndfile are read with
+    fewer checks.
 
     Args:
         path: the file.
@@ -139,7 +132,7 @@ def check_wave(
 
 
 def _read(
-    streams: list[_Stream], path: Path, sample_rate: int, start: float, duration: float | None
+    streams: list[Stream], path: Path, sample_rate: int, start: float, duration: float | None
 ) -> Float32[np.ndarray, " samples"]:
     """Return the segment, block by block mixed down and resampled."""
     rate, frames = streams[0].rate, sum(stream.frames for stream in streams)
@@ -158,15 +151,12 @@ def _read(
     for stream in streams:
         from_, to = max(first - begin, 0), min(last - begin, stream.frames)
         for block in stream.blocks(from_, to) if from_ < to else ():
-            wave = _mono(block, path)
-            parts.append(wave if rate == sample_rate else convert(wave))
+            parts.append(convert(_mono(block, path)))
         begin += stream.frames
-    if rate != sample_rate:
-        parts.append(convert(np.zeros(0, np.float32), last=True))
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    return np.concatenate([*parts, convert(np.zeros(0, np.float32), last=True)])
 
 
-def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[_Stream]:
+def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[Stream]:
     """Open what follows one another in `file`, with true lengths."""
     head = file.read(64)
     for start, name in _OTHERS.items():
@@ -178,15 +168,15 @@ def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[_Stream]:
         contents = [wav.repaired(file, path)]
     elif head[:4] == b"OggS":
         contents = [io.BytesIO(link) for link in ogg.links(path.read_bytes(), path)]
-    elif (head[:3] == b"ID3" or head[0:1] == b"\xff") and (found := _of_mp3(path)):
-        return found
+    elif head.startswith((b"ID3", b"\xff")) and (found := mp3.stream(path.read_bytes(), path, _BLOCK)):
+        return [found]
     file.seek(0)
     try:
         # By descriptor, because soundfile treats some file names specially.
         sounds = [soundfile.SoundFile(content or file.fileno(), closefd=False) for content in contents]
     except soundfile.LibsndfileError:
-        if found := _of_mp3(path):
-            return found
+        if found := mp3.stream(path.read_bytes(), path, _BLOCK):
+            return [found]
         raise
     for sound in sounds:
         stack.enter_context(sound)
@@ -198,38 +188,21 @@ def _streams(file: io.FileIO, path: Path, stack: ExitStack) -> list[_Stream]:
     return [_of_libsndfile(sound, path) for sound in sounds]
 
 
-def _of_mp3(path: Path) -> list[_Stream]:
-    """Return the stream of an MP3 file, none where it is none."""
-    content = path.read_bytes()
-    if (index := mp3.index(content, path)) is None:
-        return []
-
-    def blocks(first: int, last: int) -> Iterator[np.ndarray]:
-        for at in range(first, last, _BLOCK):
-            yield mp3.decode(content, index, at, min(at + _BLOCK, last), path)
-
-    return [_Stream(index.rate, index.samples, blocks)]
-
-
-def _of_libsndfile(sound: soundfile.SoundFile, path: Path) -> _Stream:
-    can_seek = sound.seekable() and sound.format != "OGG"
+def _of_libsndfile(sound: soundfile.SoundFile, path: Path) -> Stream:
+    is_ogg = sound.format == "OGG"
 
     def blocks(first: int, last: int) -> Iterator[np.ndarray]:
         # OGG seeks inexactly, and some codecs cannot: these are read from the start.
-        at = sound.seek(first) if can_seek and first > 0 else 0
-        while at < last:
-            end = min(last if at >= first else first, at + _BLOCK)
-            block = sound.read(end - at, dtype="float32", always_2d=True)
-            # The last packet of an OGG stream without an end can hold less than its page tells, by a packet at most.
-            whole = sound.format == "OGG" and end - at - len(block) <= 0.12 * sound.samplerate
-            if len(block) < end - at and not whole:
-                found = f"{at + len(block)} of its {sound.frames} samples per channel can be read"
-                raise InputError(f"{path} is cut short or damaged: {found}.")
-            if at >= first:
-                yield block
-            at = end
+        at = sound.seek(first) if first > 0 and sound.seekable() and not is_ogg else 0
+        for block in sound.blocks(_BLOCK, frames=last - at, dtype="float32", always_2d=True):
+            yield block[max(first - at, 0) :]
+            at += len(block)
+        # The last packet of an OGG stream without an end can hold less than its page tells, by a packet at most.
+        if at < last - (0.12 * sound.samplerate if is_ogg else 0):
+            found = f"{at} of its {sound.frames} samples per channel can be read"
+            raise InputError(f"{path} is cut short or damaged: {found}.")
 
-    return _Stream(sound.samplerate, sound.frames, blocks)
+    return Stream(sound.samplerate, sound.frames, blocks)
 
 
 def _mono(block: np.ndarray, path: Path) -> np.ndarray:

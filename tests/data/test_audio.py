@@ -205,6 +205,18 @@ def test_an_mp3_cut_at_its_front_loses_only_what_is_missing(tmp_path):
     np.testing.assert_allclose(cut_out[RATE // 2 :], bare[-len(cut_out) :][RATE // 2 :], atol=1e-6)
 
 
+@pytest.mark.parametrize("field", [1, 2, 3])
+def test_a_damaged_header_of_an_mp3_frame_is_told(tmp_path, field):
+    path = without_xing(write(tmp_path / "a.mp3", 0.5 * sine(440, RATE, 4.0)))
+
+    def damage(content):
+        at = content.index(content[:2], len(content) // 2)
+        return content[: at + field] + bytes([content[at + field] ^ 0xC8]) + content[at + field + 1 :]
+
+    with pytest.raises(InputError, match=r"a\.mp3 is damaged or several MP3 files joined into one \(at byte \d+\)"):
+        read_audio(changed(path, damage), RATE)
+
+
 @pytest.mark.parametrize("kind", ["ogg", "opus"])
 def test_an_ogg_without_its_end_flag_is_whole(tmp_path, kind):
     path = write(tmp_path / f"a.{kind}", noise())

@@ -24,15 +24,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
 
-from metajax.conv.formulations import (
-    Formulation,
-    Pads,
-    conv_groups,
-    current,
-    kernel_grad_groups,
-    padded,
-    reached,
-)
+from metajax.conv.formulations import Formulation, Pads, conv_groups, current, kernel_grad_groups, padded, reached
 from metajax.errors import InputError
 
 
@@ -167,7 +159,5 @@ ad.defbilinear(
     lambda g, x, kernel, **how: kernel_grad_p.bind(x, g, **how),
 )
 ad.defbilinear(
-    kernel_grad_p,
-    lambda w, x, g, **how: _input_grad(g, w, **how),
-    lambda w, x, g, **how: conv_p.bind(x, w, **how),
+    kernel_grad_p, lambda w, x, g, **how: _input_grad(g, w, **how), lambda w, x, g, **how: conv_p.bind(x, w, **how)
 )

@@ -25,15 +25,14 @@ def conv_blocks(
         conv, norm = Conv(width, (3, 3), name=f"conv{i}"), Norm(normalization, name=f"norm{i}")
         if i == 0:
             kernel = conv.weights(1)
-            scale, factor, shift = norm.affine(*conv_moments(x, kernel, norm.each), x.ndim)
-            sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
-            y = sign * conv_max_pool(x, sign * kernel)
+            found = conv_moments(x, kernel, norm.each)
         else:
             y = conv(x)
-            scale, factor, shift = norm.affine(*moments(y, norm.each), y.ndim)
-            sign = jnp.where(scale < 0, -1, 1).astype(y.dtype)
-            y = sign * max_pool(sign * y)
-        x = jax.nn.relu((y * factor + shift).astype(x.dtype))
+            found = moments(y, norm.each)
+        scale, factor, shift = norm.affine(*found, x.ndim)
+        sign = jnp.where(scale < 0, -1, 1).astype(x.dtype)
+        best = sign * (conv_max_pool(x, sign * kernel) if i == 0 else max_pool(sign * y))
+        x = jax.nn.relu((best * factor + shift).astype(x.dtype))
     return x
 
 

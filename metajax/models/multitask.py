@@ -152,16 +152,11 @@ def _checked(heads: Mapping[str, int]) -> dict[str, int]:
     return dict(heads)
 
 
-def _check_tasks(heads: Mapping[str, int], tasks: Mapping[str, object]) -> None:
-    """Raise InputError where a task of the batch has no head."""
-    if unknown := [task for task in tasks if task not in heads]:
+def _check_inputs(heads: Mapping[str, int], inputs: Mapping[str, object], every: bool = True) -> None:
+    """Raise InputError where a task of the batch has no head or, where `every` task is needed, a head no task."""
+    if unknown := [task for task in inputs if task not in heads]:
         raise InputError(f"The batch holds task {unknown[0]!r}, but the model has heads for {', '.join(heads)} only.")
-
-
-def _check_inputs(heads: Mapping[str, int], inputs: Mapping[str, object]) -> None:
-    """Raise InputError where a task of the batch has no head, or a head no task."""
-    _check_tasks(heads, inputs)
-    if absent := [task for task in heads if task not in inputs]:
+    if absent := [task for task in heads if every and task not in inputs]:
         found = ", ".join(inputs) or "none"
         raise InputError(f"The head {absent[0]!r} has no task: init needs inputs of every task, found {found}.")
 
@@ -174,7 +169,7 @@ def _apply_heads(
     key: KeyArray | None = None,
 ) -> dict[str, Array]:
     """The logits of every task that `inputs` holds."""
-    _check_tasks(heads, inputs)
+    _check_inputs(heads, inputs, every=False)
     keys = {task: None if key is None else jax.random.fold_in(key, i) for i, task in enumerate(heads)}
     return {task: linear(params["heads"][task], embed(params, task, x, keys[task])) for task, x in inputs.items()}
 

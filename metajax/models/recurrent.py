@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
     tangent: Callable[[State, Array, State], State]  # of slopes, and da, dstate
 
 
-def lstm_step(a: Array, state: State) -> State:
+def _lstm_step(a: Array, state: State) -> State:
     """c' = sigmoid(f) c + sigmoid(i) tanh(g), h = sigmoid(o) tanh(c'), with a = (i / 2, f / 2, g, o / 2).
 
     sigmoid(2 a) = tanh(a) / 2 + 1 / 2: one tanh for all gates takes half the time of three sigmoids and a tanh.
@@ -36,7 +36,7 @@ def lstm_step(a: Array, state: State) -> State:
     return (o / 2 + 0.5) * jnp.tanh(c), c
 
 
-def lstm_slopes(a: Array, before: State, after: State) -> State:
+def _lstm_slopes(a: Array, before: State, after: State) -> State:
     """The factors of di, df, dg and of dc[t - 1] in dc, and those of do and dc in dh."""
     t = jnp.tanh(a)
     i, f, g, o = jnp.split(t, 4, -1)
@@ -46,7 +46,7 @@ def lstm_slopes(a: Array, before: State, after: State) -> State:
     return *in_c, c * do / 2, (o / 2 + 0.5) * (1 - c * c)
 
 
-def lstm_tangent(slopes: State, da: Array, state: State) -> State:
+def _lstm_tangent(slopes: State, da: Array, state: State) -> State:
     di, df, dg, do = jnp.split(da, 4, -1)
     c = slopes[0] * di + slopes[1] * df + slopes[2] * dg + slopes[3] * state[1]
     return slopes[4] * do + slopes[5] * c, c
@@ -60,12 +60,12 @@ KERNELS = {
         lambda a, before, after: (1 - jnp.square(after[0]),),
         lambda slopes, da, state: (slopes[0] * da,),
     ),
-    "lstm": Kernel(2, (0.5, 0.5, 1.0, 0.5), lstm_step, lstm_slopes, lstm_tangent),
+    "lstm": Kernel(2, (0.5, 0.5, 1.0, 0.5), _lstm_step, _lstm_slopes, _lstm_tangent),
 }
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0,))
-def states(kernel: Kernel, gates: Array, recurrent: Array) -> State:
+def _states(kernel: Kernel, gates: Array, recurrent: Array) -> State:
     """All states, `[time, directions, n, width]` each, from gates `[time, directions, n, gates]`, starting at zero.
 
     By the derivative below, slopes and the gradient in `recurrent` are taken over all frames at once, and the scan is
@@ -80,22 +80,22 @@ def states(kernel: Kernel, gates: Array, recurrent: Array) -> State:
     return jax.lax.scan(step, (zero,) * kernel.num_states, gates)[1]
 
 
-@states.defjvp
-def states_jvp(kernel: Kernel, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Any, Any]:
+@_states.defjvp
+def _states_jvp(kernel: Kernel, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Any, Any]:
     (gates, recurrent), (gates_tangent, recurrent_tangent) = primals, tangents
-    after = states(kernel, gates, recurrent)
+    after = _states(kernel, gates, recurrent)
     before = tuple(jnp.pad(a, ((1, 0), (0, 0), (0, 0), (0, 0)))[:-1] for a in after)
-    slopes = kernel.slopes(gates + product(before[0], recurrent), before, after)
+    slopes = kernel.slopes(gates + _product(before[0], recurrent), before, after)
     zero = tuple(jnp.zeros_like(a[0]) for a in after)
 
     def step(state: State, now: tuple[Array, Any]) -> tuple[State, State]:
         state = kernel.tangent(now[1], now[0] + state[0] @ recurrent, state)
         return state, state
 
-    return after, jax.lax.scan(step, zero, (gates_tangent + product(before[0], recurrent_tangent), slopes))[1]
+    return after, jax.lax.scan(step, zero, (gates_tangent + _product(before[0], recurrent_tangent), slopes))[1]
 
 
-def product(h: Array, kernel: Array) -> Array:
+def _product(h: Array, kernel: Array) -> Array:
     """h[t] kernel over all frames and directions, `[time, directions, n, gates]`, as one matmul by direction."""
     return jnp.einsum("tdnh,dhg->tdng", h, kernel)
 
@@ -122,7 +122,7 @@ class Recurrent(nn.Module):
         (n, time, features), directions, size = x.shape, 1 + self.both, len(kernel.scales) * self.width
         inputs = self.param("input", nn.initializers.lecun_normal(batch_axis=0), (directions, features, size))
         recurrent = self.param("recurrent", orthogonal, (directions, self.width, size))
-        bias = self.param("bias", remember if self.cell == "lstm" else nn.initializers.zeros, (directions, size))
+        bias = self.param("bias", _remember if self.cell == "lstm" else nn.initializers.zeros, (directions, size))
         # all frames, both directions: one matmul
         gates = (x.reshape(n * time, features) @ inputs.swapaxes(0, 1).reshape(features, -1)).reshape(n, time, -1)
         gates = gates + bias.reshape(-1)
@@ -131,11 +131,11 @@ class Recurrent(nn.Module):
         scale = jnp.repeat(jnp.array(kernel.scales, x.dtype), self.width)
         recurrent = recurrent * scale
         gates = gates.reshape(n, time, directions, size).transpose(1, 2, 0, 3) * scale
-        h = turn(states(kernel, turn(gates), recurrent)[0])
+        h = _turn(_states(kernel, _turn(gates), recurrent)[0])
         return h.transpose(2, 0, 1, 3).reshape(n, time, -1)
 
 
-def turn(x: Array) -> Array:
+def _turn(x: Array) -> Array:
     """The second direction, if there is one, backwards in time: `[time, directions, ...]`."""
     return jnp.concatenate([x[:, :1], jnp.flip(x[:, 1:], 0)], 1)
 
@@ -151,7 +151,7 @@ def orthogonal(key: Array, shape: tuple[int, ...]) -> Array:
     return blocks.reshape(directions, -1, width, width).swapaxes(1, 2).reshape(shape)
 
 
-def remember(key: Array, shape: tuple[int, ...]) -> Array:
+def _remember(key: Array, shape: tuple[int, ...]) -> Array:
     """A bias of one for the forget gate, zero for the others."""
     i, f, g, o = jnp.split(jnp.zeros(shape), 4, -1)
     return jnp.concatenate([i, f + 1, g, o], -1)

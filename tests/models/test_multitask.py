@@ -241,7 +241,7 @@ def test_the_error_is_the_weighted_sum_and_serves_joint_training(several):
     np.testing.assert_allclose(value, sum(losses), rtol=1e-5)
     with pytest.raises(InputError, match="outputs of words, image, speakers but labels of image"):
         multitask_error()(SHARED.apply(params, x), {"image": y["image"]})
-    with pytest.raises(InputError, match="weights holds nothing for task 'speakers'"):
+    with pytest.raises(InputError, match="weights hold nothing for task 'speakers'"):
         multitask_error({"words": 1.0, "image": 1.0})(SHARED.apply(params, x), y)
 
 

@@ -53,7 +53,7 @@ def main(settings: type[S], run: Callable[[S], Any], doc: str | None, argv: Sequ
     return 0
 
 
-def check(settings: Any, extras: Sequence[str] = (), **least: float) -> None:
+def check(settings: Any, extras: Sequence[str] = (), **least: int | float) -> None:
     """An `InputError` for a setting below its least value, or for an extra of metajax that is not installed."""
     for name, low in least.items():
         if not low <= (value := getattr(settings, name)) < float("inf"):

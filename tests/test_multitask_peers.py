@@ -11,7 +11,7 @@ from metajax.models.multitask import embedding_heads
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 pytest.importorskip("sklearn", reason="the script quantises by scikit-learn")
 import multitask_embedding as ours  # noqa: E402
-import torch_multitask as theirs  # noqa: E402
+from peers import torch_multitask as theirs  # noqa: E402
 
 pytestmark = pytest.mark.peers
 
@@ -39,7 +39,7 @@ def problem(dtype):
 def both(dtype):
     """Losses by epoch of the two programs, and the parameters after them."""
     model, params, data, order = problem(dtype)
-    trained, history = ours.train(model, params, data, order)
+    trained, history = ours.train(model, params, data, order, 1e-3)
 
     def tensor(a):
         return torch.tensor(np.asarray(a), dtype=torch.int64)

@@ -28,8 +28,10 @@ def hold_out(
       One mask over the examples for each split.
 
     Raises:
-      InputError: too few groups or examples, or a class that has none to train on.
+      InputError: shares that leave nothing, too few groups or examples, or a class that has none to train on.
     """
+    if min(shares) < 0 or not 0 < sum(shares) < 1:
+        raise InputError(f"shares to validate and to test on are {shares}, expected 0 or more and a sum in 0..1.")
     known = bool((group >= 0).all())
     index = np.arange(len(label))
     masks = np.zeros((3, len(label)), bool)

@@ -34,3 +34,5 @@ def test_too_little_is_refused():
         hold_out(LABEL, SPEAKER * 0, shares=(0.0, 0.5), seed=0)
     with pytest.raises(mj.InputError, match="2 classes are in no training example"):
         hold_out(LABEL, LABEL, seed=0)
+    with pytest.raises(mj.InputError, match=r"\(0.0, 1.0\), expected 0 or more and a sum in 0..1"):
+        hold_out(LABEL, SPEAKER, shares=(0.0, 1.0), seed=0)

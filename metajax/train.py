@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, Int, Key, PyTree
 from tqdm import tqdm
 
 from metajax import runs
 from metajax.core import Batch, KeyArray, Metrics, Objective, Params, Sampler, Theta
 from metajax.errors import DivergedError, InputError
 from metajax.losses.weighting import Losses, Present, State, Weighting, combine, gram_matrix
+from metajax.names import named
 from metajax.parallel import copied, hoist, hoisted, task_mean
 
 Schedule = Callable[[Array], Array]  # of the share of the outer steps that is done, 0..1
@@ -161,7 +162,9 @@ def outer_step(
       InputError: the objective's metrics lack `loss`.
     """
 
-    def weighted(theta: Theta, items: tuple[PyTree, KeyArray], weights: Float[Array, " n"]) -> tuple[Array, Metrics]:
+    def weighted(
+        theta: Theta, items: tuple[PyTree, Key[Array, " n"]], weights: Float[Array, " n"]
+    ) -> tuple[Array, Metrics]:
         def one(item: tuple[PyTree, KeyArray]) -> tuple[Array, Metrics]:
             return objective(theta, draw(item[0]), item[1])
 
@@ -318,19 +321,24 @@ def streamed_block_of(
     def one(state: MetaState, items: PyTree) -> tuple[MetaState, Metrics]:
         return step(state, items, jax.random.fold_in(key, state.count))
 
-    seen: list[Any] = []  # shapes of the first episodes
+    first: dict[str, Any] = {}  # shapes and types of the first episodes, by name
 
     def block(state: MetaState, count: Array) -> tuple[MetaState, Metrics]:
         total: Any = None
-        for i in range(int(count)):
+        for _ in range(int(count)):
             try:
                 items = next(episodes)
             except StopIteration:
-                raise InputError(f"episodes ended {int(count) - i} or more outer steps early.") from None
-            kind = jax.tree.structure(items), [(np.shape(a), jnp.result_type(a)) for a in jax.tree.leaves(items)]
-            seen[:] = seen or [kind]
-            if kind != seen[0]:
-                raise InputError(f"episodes have shapes {kind[1]} now, {seen[0][1]} at first; expected the same.")
+                at = int(state.count) + 1
+                raise InputError(f"episodes ended before outer step {at} of {int(state.total)}.") from None
+            kinds = {name: f"{jnp.result_type(a)}{list(np.shape(a))}" for name, a in named(items).items()}
+            first.update({} if first else kinds)
+            if changed := [name for name in first | kinds if kinds.get(name) != first.get(name)]:
+                now, then = (shapes.get(changed[0], "nothing") for shapes in (kinds, first))
+                at = int(state.count) + 1
+                raise InputError(
+                    f"episodes hold {now} in {changed[0]} at outer step {at}, expected {then}, as at first."
+                )
             state, metrics = one(state, items)
             total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
         return state, jax.tree.map(lambda a: a / count, total)
@@ -395,7 +403,10 @@ def fit(
     # bound to its devices from the start, as every step's result is: else the second call compiles again
     places = jax.tree.map(lambda leaf: leaf.sharding, state)
     state = jax.device_put(state, places)
+    planned = state.total
     state, record = runs.begin(folder, state, resume=resume)
+    if seconds is None:  # what the call plans, which may be more than the run to go on with did
+        state = state._replace(total=planned)
     state = jax.device_put(state, places)
     done, first_step_seconds = int(state.count), 0.0
     if episodes is not None:
@@ -420,8 +431,7 @@ def fit(
                 bar.set_postfix_str(f"{count * num_tasks / (now - start):.0f} tasks/s, {told}")
                 if seconds is not None:
                     bar.total = max(done + count, done + count + round((seconds - record.seconds) * rate))
-                    planned = jax.device_put(np.int32(bar.total), places.total)
-                    state = state._replace(total=planned)
+                    state = state._replace(total=jax.device_put(np.int32(bar.total), places.total))
             first_step_seconds = first_step_seconds or now - began
             done += count
             bar.update(count)

@@ -1,4 +1,4 @@
-"""The core, the inner loop, losses and evaluation."""
+"""The core, the inner loop and evaluation."""
 
 from functools import partial
 
@@ -8,11 +8,24 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import Batch, Episode, InputError, Labels, adapt, ascribe, closed_form, descent, evaluate, mean_ci95, mix
-from metajax.core import query_loss
-from metajax.losses import classify, cross_entropy
+from metajax import (
+    Batch,
+    Episode,
+    InputError,
+    adapt,
+    ascribe,
+    closed_form,
+    descent,
+    evaluate,
+    mean_ci95,
+    mix,
+    only,
+    query_loss,
+    rates,
+)
+from metajax.losses import classify, entropy, squared_error
 from metajax.parallel import task_mesh
-from tests.conftest import assert_close, differs, mlp, mlp_params, square_loss
+from tests.conftest import as_it_is, assert_close, differs, mlp, mlp_params
 
 
 def random_batch(key, n=6):
@@ -25,14 +38,20 @@ def random_episode(key):
     return Episode(random_batch(support_key), random_batch(query_key, 5))
 
 
-def noisy_loss(params, batch, key):
-    """A loss that depends on its key, as one with dropout does."""
-    return square_loss(params, batch._replace(x=batch.x + 0.1 * jax.random.normal(key, batch.x.shape)), key)
+def noisy(params, x, key=None):
+    """A model that depends on its key, as one with dropout does."""
+    return mlp(params, x if key is None else x + 0.1 * jax.random.normal(key, x.shape))
+
+
+def square_loss(params, batch):
+    return squared_error(mlp(params, batch.x), batch.y)[0]
 
 
 KEY = jax.random.key(0)
-THETA = jax.jit(mlp_params)(KEY)
+PARAMS = jax.jit(mlp_params)(KEY)
+THETA = {"params": PARAMS}
 EPISODE = jax.jit(random_episode)(jax.random.key(1))
+PLAIN = descent(mlp, squared_error, optax.sgd(0.1))
 INNERS = {
     "sgd": optax.sgd(0.1),
     "momentum": optax.sgd(0.1, momentum=0.9),
@@ -42,49 +61,61 @@ INNERS = {
 
 @pytest.mark.parametrize("name", INNERS)
 def test_adapt_is_a_loop_of_steps_and_its_probe_sees_every_phi(name):
-    learner = descent(square_loss, INNERS[name])
+    learner = descent(mlp, squared_error, INNERS[name])
     key = jax.random.key(2)
-    phi, trace = jax.jit(lambda theta: adapt(learner, theta, EPISODE.support, key, 3, lambda phi: phi.params))(THETA)
+    phi, trace = jax.jit(lambda theta: adapt(learner, theta, EPISODE.support, key, 3, lambda phi: phi.own))(THETA)
 
     @jax.jit
     def step(params, state):
-        grads = jax.grad(lambda params: square_loss(params, EPISODE.support, key)[0])(params)
+        grads = jax.grad(square_loss)(params, EPISODE.support)
         updates, state = INNERS[name].update(grads, state, params)
         return optax.apply_updates(params, updates), state
 
-    params, state = THETA, INNERS[name].init(THETA)
+    params, state = PARAMS, INNERS[name].init(PARAMS)
     wanted = [params]
     for _ in range(3):
         params, state = step(params, state)
         wanted.append(params)
 
     assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(trace))
-    assert_close(jax.tree.map(lambda a: a[0], trace), THETA, 0)
+    assert_close(jax.tree.map(lambda a: a[0], trace), PARAMS, 0)
     assert_close(trace, jax.tree.map(lambda *a: jnp.stack(a), *wanted), 1e-5)
-    assert_close(phi.params, jax.tree.map(lambda a: a[-1], trace), 0)
+    assert_close(phi.own, jax.tree.map(lambda a: a[-1], trace), 0)
+    assert int(phi.count) == 3
     assert differs(wanted[0], wanted[3], 1e-2)
+    assert_close(learner.predict(THETA, phi, EPISODE.query.x, None), mlp(phi.own, EPISODE.query.x), 1e-6)
+
+
+def test_theta_is_a_dict_with_the_parameters_of_the_model():
+    assert_close(PLAIN.init(PARAMS, KEY), THETA, 0)
+    with pytest.raises(InputError, match=r"theta holds params but no 'rates': it was made by another method"):
+        adapt(descent(mlp, squared_error, optax.sgd(0.1), rule=rates()), THETA, EPISODE.support, KEY, 1)
 
 
 def test_adapt_without_steps_or_probe():
-    learner = descent(square_loss, optax.sgd(0.1))
-    phi, trace = adapt(learner, THETA, EPISODE.support, KEY, 0)
+    phi, trace = adapt(PLAIN, THETA, EPISODE.support, KEY, 0)
     assert trace is None
-    assert_close(phi.params, THETA, 0)
-    _, trace = adapt(learner, THETA, EPISODE.support, KEY, 0, lambda phi: phi.params["b0"])
-    assert_close(trace, THETA["b0"][None], 0)
+    assert_close(phi.own, PARAMS, 0)
+    _, trace = adapt(PLAIN, THETA, EPISODE.support, KEY, 0, lambda phi: phi.own["b0"])
+    assert_close(trace, PARAMS["b0"][None], 0)
 
 
-def test_adapt_refuses_a_negative_number_of_steps():
+def test_adapt_refuses_a_number_of_steps_that_means_nothing_and_an_unknown_remat(unchecked):
     with pytest.raises(InputError, match=r"num_steps is -1"):
-        adapt(descent(square_loss, optax.sgd(0.1)), THETA, EPISODE.support, KEY, -1)
+        adapt(PLAIN, THETA, EPISODE.support, KEY, -1)
+    with pytest.raises(InputError, match=r"remat is 'all', expected one of none, step, sqrt"):
+        adapt(PLAIN, THETA, EPISODE.support, KEY, 1, remat="all")
+    with pytest.raises(InputError, match=r"mode is 'forward', expected one of reverse, mixed"):
+        descent(mlp, squared_error, optax.sgd(0.1), mode="forward")
 
 
 def test_every_step_has_a_key_of_its_own_and_equal_keys_give_equal_phi():
-    def record(params, batch, key):
-        return params @ jax.random.normal(key, (2,)), {}
+    def record(params, x, key):
+        return params @ jax.random.normal(key, (2,))
 
-    learner = descent(record, optax.sgd(1.0))
-    run = jax.jit(lambda key: adapt(learner, jnp.zeros(2), EPISODE.support, key, 4, lambda phi: phi.params)[1])
+    learner = descent(record, as_it_is, optax.sgd(1.0))
+    theta = {"params": jnp.zeros(2)}
+    run = jax.jit(lambda key: adapt(learner, theta, EPISODE.support, key, 4, lambda phi: phi.own)[1])
     trace = run(jax.random.key(3))
     noise = -np.diff(trace, axis=0)[:, 0]
     assert len(np.unique(noise.round(5))) == 4
@@ -92,26 +123,23 @@ def test_every_step_has_a_key_of_its_own_and_equal_keys_give_equal_phi():
     assert differs(trace, run(jax.random.key(4)), 1e-2)
 
 
-def test_split_and_join_leave_the_rest_of_theta_alone():
-    def split(theta):
-        return {name: theta[name] for name in ("w1", "b1")}
-
-    learner = descent(square_loss, optax.sgd(0.1), split=split, join=lambda theta, params: theta | params)
+def test_a_part_leaves_the_rest_of_theta_alone():
+    learner = descent(mlp, squared_error, optax.sgd(0.1), part=only("w1", "b1"))
     phi, _ = adapt(learner, THETA, EPISODE.support, KEY, 2)
-    assert set(phi.params) == {"w1", "b1"}
-    grads = jax.grad(lambda p: square_loss(THETA | p, EPISODE.support, KEY)[0])(split(THETA))
+    assert set(phi.own) == {"w1", "b1"}
+    split = {name: PARAMS[name] for name in ("w1", "b1")}
+    grads = jax.grad(lambda own: square_loss(PARAMS | own, EPISODE.support))(split)
     once, _ = adapt(learner, THETA, EPISODE.support, KEY, 1)
-    assert_close(once.params, jax.tree.map(lambda p, g: p - 0.1 * g, split(THETA), grads), 1e-6)
-    loss, _ = learner.loss(THETA, phi, EPISODE.query, KEY)
-    assert_close(loss, square_loss(THETA | phi.params, EPISODE.query, KEY)[0], 1e-6)
+    assert_close(once.own, jax.tree.map(lambda p, g: p - 0.1 * g, split, grads), 1e-6)
+    outputs = learner.predict(THETA, phi, EPISODE.query.x, None)
+    assert_close(outputs, mlp(PARAMS | phi.own, EPISODE.query.x), 1e-6)
 
 
 def test_first_order_changes_the_gradient_and_not_the_value():
-    key = KEY
-
     def value_and_grad(first_order):
-        objective = query_loss(descent(square_loss, optax.sgd(0.3), first_order=first_order), 2)
-        return jax.jit(jax.value_and_grad(lambda theta: objective(theta, EPISODE, key)[0]))(THETA)
+        learner = descent(mlp, squared_error, optax.sgd(0.3), first_order=first_order)
+        objective = query_loss(learner, squared_error, 2)
+        return jax.jit(jax.value_and_grad(lambda theta: objective(theta, EPISODE, KEY)[0]))(THETA)
 
     (value, grads), (first_value, first_grads) = value_and_grad(False), value_and_grad(True)
     assert_close(first_value, value, 1e-6)
@@ -120,11 +148,14 @@ def test_first_order_changes_the_gradient_and_not_the_value():
 
 def test_closed_form_starts_at_zeros_and_further_steps_change_nothing():
     def solve(theta, support, key):
-        return {"mean": support.x.mean(0) + theta, "count": jnp.int32(len(support.x))}
+        return {"mean": support.x.mean(0) + theta["params"], "count": jnp.int32(len(support.x))}
 
-    learner = closed_form(solve, lambda theta, phi, batch, key: (phi["mean"].sum(), {}), init=lambda params: params + 1)
-    theta = learner.init(jnp.zeros(3))
-    assert_close(theta, jnp.ones(3), 0)
+    def predict(theta, phi, x, key):
+        return phi["mean"].sum()
+
+    learner = closed_form(solve, predict, init=lambda params, key: {"params": params + 1})
+    theta = learner.init(jnp.zeros(3), KEY)
+    assert_close(theta, {"params": jnp.ones(3)}, 0)
     _, trace = adapt(learner, theta, EPISODE.support, KEY, 3, lambda phi: phi)
     assert trace["count"].dtype == jnp.int32
     assert trace["count"].tolist() == [0, 6, 6, 6]
@@ -135,24 +166,23 @@ def test_closed_form_starts_at_zeros_and_further_steps_change_nothing():
 
 def test_the_gradient_of_ascribe_is_the_direction():
     direction = mlp_params(jax.random.key(7))
-    assert_close(jax.grad(ascribe)(THETA, direction), direction, 0)
+    assert_close(jax.grad(ascribe)(PARAMS, direction), direction, 0)
     # a direction computed from theta counts as a constant
-    squares = jax.tree.map(jnp.square, THETA)
-    assert_close(jax.grad(lambda theta: ascribe(theta, jax.tree.map(jnp.square, theta)))(THETA), squares, 0)
+    squares = jax.tree.map(jnp.square, PARAMS)
+    assert_close(jax.grad(lambda theta: ascribe(theta, jax.tree.map(jnp.square, theta)))(PARAMS), squares, 0)
 
 
 @pytest.mark.parametrize("weight", [-0.5, float("nan"), float("inf")])
 def test_mix_refuses_weights_that_mean_nothing(weight):
-    one = query_loss(descent(noisy_loss, optax.sgd(0.1)), 1)
+    one = query_loss(PLAIN, squared_error, 1)
     with pytest.raises(InputError, match=f"weight is {weight}, expected a finite number, 0 or more"):
         mix(one, one, weight)
 
 
 def test_mix_is_the_weighted_sum_in_value_and_gradient():
-    key = KEY
-    one, other = (query_loss(descent(noisy_loss, optax.sgd(rate)), 1) for rate in (0.1, 0.5))
+    one, other = (query_loss(descent(noisy, squared_error, optax.sgd(rate)), squared_error, 1) for rate in (0.1, 0.5))
     (mixed, a, b) = (
-        jax.jit(jax.value_and_grad(lambda theta, f=f: f(theta, EPISODE, key), has_aux=True))(THETA)
+        jax.jit(jax.value_and_grad(lambda theta, f=f: f(theta, EPISODE, KEY), has_aux=True))(THETA)
         for f in (mix(one, other, 0.25), one, other)
     )
     assert_close(mixed[0][0], a[0][0] + 0.25 * b[0][0], 1e-6)
@@ -161,15 +191,38 @@ def test_mix_is_the_weighted_sum_in_value_and_gradient():
     assert_close(mixed[1], jax.tree.map(lambda a, b: a + 0.25 * b, a[1], b[1]), 1e-5)
 
 
+def test_support_and_query_errors_are_scalars():
+    learner = descent(mlp, lambda outputs, y: (outputs.mean(-1), {}), optax.sgd(0.1))
+    told = r"error has shape \(6,\), expected a scalar: take its mean over the batch"
+    with pytest.raises(InputError, match=told):
+        adapt(learner, THETA, EPISODE.support, KEY, 1)
+    objective = query_loss(PLAIN, lambda outputs, y: (outputs.mean(-1), {}), 1)
+    with pytest.raises(InputError, match=r"error has shape \(5,\), expected a scalar"):
+        objective(THETA, EPISODE, KEY)
+
+
+def test_a_support_set_without_labels_needs_an_error_without_them(unchecked):
+    support = EPISODE.support._replace(y=())
+    with pytest.raises(
+        InputError, match="unlabelled support set needs a support_error without them, such as `entropy`"
+    ):
+        adapt(descent(mlp, classify, optax.sgd(0.1)), THETA, support, KEY, 1)
+    learner = descent(mlp, entropy, optax.sgd(0.1))
+    _, values = adapt(
+        learner, THETA, support, KEY, 3, lambda phi: entropy(learner.predict(THETA, phi, support.x, None), ())[0]
+    )
+    assert (np.diff(values) < 0).all()
+
+
 def test_the_evaluation_curve_is_a_loop_of_adapt():
-    learner = descent(noisy_loss, optax.sgd(0.1))
+    learner = descent(noisy, squared_error, optax.sgd(0.1))
     key = jax.random.key(5)
-    curve = jax.jit(lambda theta: evaluate(learner, theta, random_episode, key, 3, 2))(THETA)
+    curve = jax.jit(lambda theta: evaluate(learner, squared_error, theta, random_episode, key, 3, 2))(THETA)
 
     @partial(jax.jit, static_argnums=3)
-    def by_hand(episode, adapt_key, loss_key, steps):
+    def by_hand(episode, adapt_key, key, steps):
         phi, _ = adapt(learner, THETA, episode.support, adapt_key, steps)
-        return learner.loss(THETA, phi, episode.query, loss_key)[0]
+        return squared_error(learner.predict(THETA, phi, episode.query.x, key), episode.query.y)[0]
 
     assert curve["loss"].shape == (3, 3)
     for task, task_key in enumerate(jax.random.split(key, 3)):
@@ -183,18 +236,30 @@ def test_the_evaluation_curve_is_a_loop_of_adapt():
 def test_evaluation_in_chunks_and_over_devices_changes_nothing_and_other_learners_meet_the_same_tasks():
     def curve(learner, chunk, mesh=None):
         options = {"chunk": chunk, "mesh": mesh}
-        return jax.jit(lambda theta: evaluate(learner, theta, random_episode, jax.random.key(5), 5, 1, **options))(
-            THETA
-        )
+        return jax.jit(
+            lambda theta: evaluate(learner, squared_error, theta, random_episode, jax.random.key(5), 5, 1, **options)
+        )(THETA)["loss"]
 
-    one = curve(descent(square_loss, optax.sgd(0.1)), 1)["loss"]
-    np.testing.assert_allclose(curve(descent(square_loss, optax.sgd(0.1)), 2)["loss"], one, rtol=1e-5)  # 5 = 2 + 2 + 1
-    np.testing.assert_allclose(curve(descent(square_loss, optax.sgd(0.1)), 5)["loss"], one, rtol=1e-5)
-    spread = curve(descent(square_loss, optax.sgd(0.1)), 1, task_mesh(5))["loss"]  # on two devices 3 and 2
+    one = curve(PLAIN, 1)
+    np.testing.assert_allclose(curve(PLAIN, 2), one, rtol=1e-5)  # 5 = 2 + 2 + 1
+    np.testing.assert_allclose(curve(PLAIN, 5), one, rtol=1e-5)
+    spread = curve(PLAIN, 1, task_mesh(5))  # on two devices 3 and 2
     np.testing.assert_allclose(spread, one, rtol=1e-5)
-    adam = curve(descent(square_loss, optax.adam(0.1)), 1)["loss"]
+    adam = curve(descent(mlp, squared_error, optax.adam(0.1)), 1)
     np.testing.assert_allclose(adam[:, 0], one[:, 0], rtol=1e-6)
     assert differs(adam[:, 1], one[:, 1], 1e-3)
+
+
+def test_nan_outputs_never_pass_for_an_accuracy():
+    """A class is what argmax makes of NaN: that of a model which answers nothing is NaN, at every step."""
+
+    def sample(key):
+        batch = Batch(jax.random.normal(key, (4, 3)), jnp.array([0, 1, 0, 0]))
+        return Episode(batch, batch)
+
+    broken = descent(lambda params, x, key: jnp.nan * mlp(params, x), classify, optax.sgd(0.1))
+    metrics = jax.jit(lambda theta: evaluate(broken, classify, theta, sample, KEY, 2, 1))(THETA)
+    assert np.isnan(metrics["accuracy"]).all() and metrics["accuracy"].shape == (2, 2)
 
 
 def test_mean_and_confidence_interval():
@@ -206,22 +271,3 @@ def test_mean_and_confidence_interval():
         deviation = (sum((a - average) ** 2 for a in v) / 49) ** 0.5
         np.testing.assert_allclose(mean[column], average, rtol=1e-9)
         np.testing.assert_allclose(half[column], 1.96 * deviation / 50**0.5, rtol=1e-9)
-
-
-@pytest.mark.parametrize("smoothing", [0.0, 0.2])
-def test_cross_entropy_against_its_definition(smoothing):
-    logits = np.random.default_rng(0).normal(size=(7, 4)).astype(np.float32)
-    labels = np.array([0, 1, 2, 3, 0, 1, 2])
-    loss, metrics = classify(jnp.asarray(logits), jnp.asarray(labels), smoothing)
-    log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    target = (1 - smoothing) * np.eye(4)[labels] + smoothing / 4
-    np.testing.assert_allclose(loss, -(target * log_p).sum(1).mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["loss"], -log_p[np.arange(7), labels].mean(), rtol=1e-5)
-    np.testing.assert_allclose(metrics["accuracy"], (logits.argmax(1) == labels).mean(), rtol=1e-6)
-
-
-def test_cross_entropy_takes_the_labels_it_is_told_to():
-    batch = Batch(EPISODE.support.x, Labels(jnp.array([0, 0, 1, 1, 2, 2]), jnp.array([3, 3, 0, 0, 2, 2])))
-    for name in ("episode", "corpus"):
-        loss, _ = cross_entropy(mlp, name)(THETA, batch, KEY)
-        assert_close(loss, classify(mlp(THETA, batch.x), getattr(batch.y, name))[0], 0)

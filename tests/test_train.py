@@ -21,17 +21,18 @@ from metajax import (
     in_phases,
     init_state,
     meta_step,
+    outer_step,
+    trained,
 )
-from metajax.losses import cross_entropy
+from metajax.losses import classify, classify_corpus, squared_error
 from metajax.parallel import hoisted, replicate, task_mesh
 from metajax.tasks.episodes import episodes
-from metajax.train import average_of, averaged
-from tests.conftest import assert_close, differs, equations, mlp_params, square_loss, words
+from tests.conftest import assert_close, differs, equations, mlp, mlp_params, words
 
 KEY = jax.random.key(0)
-THETA = jax.jit(mlp_params)(KEY)
+THETA = {"params": jax.jit(mlp_params)(KEY)}
 OUTER = optax.sgd(0.1)
-OBJECTIVE = metajax.maml(square_loss, optax.sgd(0.3), 1).objective
+OBJECTIVE = metajax.maml(mlp, squared_error, optax.sgd(0.3), 1).objective
 
 
 def sample(key):
@@ -43,13 +44,13 @@ def sample(key):
 def single_gradients(key, num_tasks):
     """The gradient of each task of an outer step, one at a time."""
     gradient = jax.jit(jax.grad(lambda theta, episode, key: OBJECTIVE(theta, episode, key)[0]))
-    for task in jax.random.split(key, num_tasks):
-        sample_key, task_key = jax.random.split(task)
-        yield gradient(THETA, sample(sample_key), task_key)
+    item_key, key = jax.random.split(key)
+    for item, task_key in zip(jax.random.split(item_key, num_tasks), jax.random.split(key, num_tasks), strict=True):
+        yield gradient(THETA, sample(item), task_key)
 
 
 def test_a_meta_step_descends_the_mean_gradient():
-    state, metrics = jax.jit(meta_step(OBJECTIVE, OUTER, sample, 4))(init_state(THETA, OUTER), KEY)
+    state, metrics = jax.jit(meta_step(OBJECTIVE, OUTER, sample, 4))(init_state(THETA, OUTER, 1), KEY)
     mean = jax.tree.map(lambda *g: sum(g) / 4, *single_gradients(KEY, 4))
     assert_close(state.theta, jax.tree.map(lambda p, g: p - 0.1 * g, THETA, mean), 1e-6)
     np.testing.assert_allclose(
@@ -65,7 +66,7 @@ def test_chunks_and_devices_change_nothing(tasks, chunk, devices):
     mesh = task_mesh(tasks) if devices > 1 else None
     assert mesh is None or mesh.size == 2
     plain, other = (
-        jax.jit(meta_step(OBJECTIVE, OUTER, sample, tasks, **options))(init_state(THETA, OUTER), KEY)
+        jax.jit(meta_step(OBJECTIVE, OUTER, sample, tasks, **options))(init_state(THETA, OUTER, 1), KEY)
         for options in ({}, {"chunk": chunk, "mesh": mesh})
     )
     assert_close(other[0].theta, plain[0].theta, 1e-6)
@@ -74,13 +75,13 @@ def test_chunks_and_devices_change_nothing(tasks, chunk, devices):
 
 # a loss that falls by one in theta per step, until it is no longer finite
 def counting(theta, episode, key):
-    loss = jnp.where(theta > 2.5, jnp.nan, -theta)
+    loss = jnp.where(theta["params"] > 2.5, jnp.nan, -theta["params"])
     return loss, {"loss": loss}
 
 
 def steep(theta, episode, key):
     """A finite loss whose gradient is not."""
-    loss = jnp.sqrt(0.0 * theta)
+    loss = jnp.sqrt(0.0 * theta["params"])
     return loss, {"loss": loss}
 
 
@@ -91,7 +92,7 @@ def no_task(key):
 @pytest.mark.parametrize(("objective", "start"), [(counting, 3.0), (steep, 1.0)])
 def test_a_step_that_is_not_finite_changes_nothing_and_says_so(objective, start):
     optimizer = optax.adam(1.0)
-    state = init_state(jnp.asarray(start), optimizer)
+    state = init_state({"params": jnp.asarray(start)}, optimizer, 10, average=0.3)
     new, metrics = jax.jit(meta_step(objective, optimizer, no_task, 2))(state, KEY)
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -100,39 +101,50 @@ def test_a_step_that_is_not_finite_changes_nothing_and_says_so(objective, start)
 
 def test_fit_stops_where_the_loss_is_not_finite_and_keeps_the_last_good_state(tmp_path):
     optimizer = optax.sgd(1.0)
-    state = init_state(jnp.asarray(0.0), optimizer)
+    state = init_state({"params": jnp.asarray(0.0)}, optimizer, 20)
     step = meta_step(counting, optimizer, no_task, 1)
-    with pytest.raises(DivergedError, match=r"outer step 4.*last"):
-        fit(step, state, KEY, 20, num_tasks=1, block=5, validate_every=10, folder=tmp_path, progress=False)
+    with pytest.raises(DivergedError, match=r"outer step 4;.*last\. A smaller .* learning rate is the usual cure"):
+        fit(step, state, KEY, num_tasks=1, block=5, validate_every=10, folder=tmp_path, progress=False)
     kept = checkpoint.restore(tmp_path / "last", state)
-    assert (float(kept.theta), int(kept.count)) == (3.0, 3)
+    assert (float(kept.theta["params"]), int(kept.count)) == (3.0, 3)
     with pytest.raises(DivergedError, match=r"outer step 4\. "):
-        fit(step, state, KEY, 20, num_tasks=1, block=5, validate_every=10, progress=False)
-    assert float(state.theta) == 0  # the caller's arrays were not donated
+        fit(step, state, KEY, num_tasks=1, block=5, validate_every=10, progress=False)
+    assert float(state.theta["params"]) == 0  # the caller's arrays were not donated
+
+
+def test_a_first_step_that_is_not_finite_is_not_blamed_on_the_rate():
+    state = init_state({"params": jnp.asarray(3.0)}, OUTER, 20)
+    with pytest.raises(DivergedError) as caught:
+        fit(meta_step(counting, OUTER, no_task, 1), state, KEY, num_tasks=1, progress=False)
+    assert str(caught.value) == (
+        "The loss is not finite at outer step 1. At the first step no rate is to blame: look for inputs that are not "
+        "finite and labels out of range."
+    )
 
 
 def test_fit_stops_where_a_validation_is_not_finite_and_names_the_checkpoint_before_it(tmp_path):
     scores = iter((0.5, float("nan")))
     with pytest.raises(DivergedError, match=r"nan at outer step 8; the checkpoint before it is kept in .*last"):
         run(12, folder=tmp_path, validate=lambda theta: next(scores))
-    assert int(checkpoint.restore(tmp_path / "last", init_state(THETA, ADAM)).count) == 4
+    assert int(checkpoint.restore(tmp_path / "last", init_state(THETA, ADAM, 12)).count) == 4
     with pytest.raises(DivergedError, match=r"nan at outer step 4\."):
         run(12, validate=lambda theta: float("nan"))
 
 
 ADAM = optax.adam(0.05)
-STEP = meta_step(OBJECTIVE, ADAM, sample, 2)
+CHEAP = metajax.joint(mlp, squared_error).objective  # what `fit` does is the same for any
+STEP = meta_step(CHEAP, ADAM, sample, 2)
 ONE_STEP = jax.jit(STEP)
 
 
 def run(outer_steps, step=STEP, **options):
     options = {"block": 2, "validate_every": 4, "num_tasks": 2, "progress": False} | options
-    return fit(step, init_state(THETA, ADAM), KEY, outer_steps, **options)
+    return fit(step, init_state(THETA, ADAM, outer_steps), KEY, **options)
 
 
 def loop(outer_steps):
     """The state and the losses of outer steps taken one by one."""
-    state, losses = init_state(THETA, ADAM), []
+    state, losses = init_state(THETA, ADAM, outer_steps), []
     for number in range(outer_steps):
         state, metrics = ONE_STEP(state, jax.random.fold_in(KEY, number))
         losses.append(float(metrics["loss"]))
@@ -148,24 +160,26 @@ def test_phases_follow_one_another():
     """Here shares of 2.4 and 2.6 steps, rounded to where a phase ends; the last phase goes on."""
 
     def adds(by):
-        return lambda state, key: (MetaState(state.theta + by, (), state.count + 1), {"loss": state.theta})
+        return lambda state, key: (
+            state._replace(theta=state.theta + by, count=state.count + 1), {"loss": state.theta},
+        )  # fmt: skip
 
     steps = [adds(by) for by in (1, 10, 100)]
-    step = in_phases([(0.24, steps[0]), (0.26, steps[1]), (0.5, steps[2])], 10)
-    state = MetaState(jnp.zeros(()), (), jnp.zeros((), jnp.int32))
+    step = in_phases([(0.24, steps[0]), (0.26, steps[1]), (0.5, steps[2])])
+    state = MetaState(jnp.zeros(()), (), jnp.zeros((), jnp.int32), jnp.int32(10), (), ())
     thetas = []
     for _ in range(12):
         state, _ = jax.jit(step)(state, KEY)
         thetas.append(int(state.theta))
     assert thetas == [1, 2, 12, 22, 32, 132, 232, 332, 432, 532, 632, 732]
-    alone = in_phases([(1.0, steps[1])], 10)
+    alone = in_phases([(1.0, steps[1])])
     assert int(alone(state, KEY)[0].theta) == 742
 
 
 @pytest.mark.parametrize(("shares", "told"), [((0.5, 0.4), "sum of 1"), ((1.5, -0.5), "sum of 1"), ((), "is empty")])
 def test_phases_that_are_no_shares_are_refused(shares, told):
     with pytest.raises(InputError, match=told):
-        in_phases([(share, lambda state, key: (state, {})) for share in shares], 10)
+        in_phases([(share, lambda state, key: (state, {})) for share in shares])
 
 
 def test_fit_is_a_loop_of_steps_keyed_by_their_number():
@@ -204,8 +218,8 @@ def test_no_corpus_becomes_a_constant_of_the_program(monkeypatch, chunk, devices
 
     monkeypatch.setattr("metajax.train.hoisted", spy)
     mesh = jax.make_mesh((devices,), ("tasks",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-    step = meta_step(OBJECTIVE, OUTER, from_corpus, 4, chunk=chunk, mesh=mesh)
-    fit(step, replicate(init_state(THETA, OUTER), mesh), KEY, 1, num_tasks=4, progress=False)
+    step = meta_step(CHEAP, OUTER, from_corpus, 4, chunk=chunk, mesh=mesh)
+    fit(step, replicate(init_state(THETA, OUTER, 1), mesh), KEY, num_tasks=4, progress=False)
     assert len(found) == 1
     assert corpus.shape not in found[0]
 
@@ -213,14 +227,14 @@ def test_no_corpus_becomes_a_constant_of_the_program(monkeypatch, chunk, devices
 def test_fit_compiles_its_steps_once(caplog):
     """Also where the state lies on no device in particular, while the sampler's arrays do."""
     arrays = sample(KEY)
-    step = meta_step(OBJECTIVE, OUTER, lambda key: arrays, 2)
+    step = meta_step(CHEAP, OUTER, lambda key: arrays, 2)
     with jax.log_compiles():
-        fit(step, init_state(THETA, OUTER), KEY, 5, num_tasks=2, block=2, validate_every=2, progress=False)
+        fit(step, init_state(THETA, OUTER, 5), KEY, num_tasks=2, block=2, validate_every=2, progress=False)
     assert sum("Compiling jit(opened)" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
-    score = lambda theta: float(theta["b0"].sum())  # noqa: E731
+    score = lambda theta: float(theta["params"]["b0"].sum())  # noqa: E731
     for name in ("whole", "parts"):
         (tmp_path / name).mkdir()
     whole = run(8, folder=tmp_path / "whole", validate=score)
@@ -285,40 +299,53 @@ def test_fit_keeps_the_best_theta(tmp_path):
 def test_an_objective_without_a_loss_among_its_metrics_is_refused():
     step = meta_step(lambda *args: (OBJECTIVE(*args)[0], {"accuracy": jnp.ones(())}), OUTER, sample, 2)
     with pytest.raises(InputError, match=r"metrics are \['accuracy'\], expected loss among them"):
-        step(init_state(THETA, OUTER), KEY)
+        step(init_state(THETA, OUTER, 1), KEY)
 
 
-def test_a_training_in_phases_resumes_within_its_second(tmp_path):
+def test_a_training_in_phases_resumes_within_its_second_and_keeps_its_average(tmp_path):
     """A tenth of the gradient from the fourth step on."""
 
     def scaled(rate):
         def objective(*args):
-            loss, metrics = OBJECTIVE(*args)
+            loss, metrics = CHEAP(*args)
             return rate * loss, metrics
 
         return meta_step(objective, OUTER, sample, 2)
 
-    def phased(outer_steps, phases, folder=None, **options):
+    def phased(phases, folder=None, stop=None, **options):
+        def validate(theta):
+            if stop:
+                raise KeyboardInterrupt
+            return 0.0
+
+        state = init_state(THETA, OUTER, 10, average=0.3)
         options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False, "folder": folder}
-        return fit(in_phases(phases, 10), init_state(THETA, OUTER), KEY, outer_steps, **options)
+        return fit(in_phases(phases), state, KEY, validate=None if stop is None else validate, **options)
 
     steps = [(0.3, scaled(1.0)), (0.7, scaled(0.1))]
-    whole = phased(10, steps)
-    phased(4, steps, tmp_path)
-    identical(phased(10, steps, tmp_path, resume=True).state, whole.state)
+    whole = phased(steps)
+    assert differs(whole.theta, whole.state.theta, 1e-4)
+    killed = iter((0.0,))
+    with pytest.raises(StopIteration):  # dies at step 8; the last checkpoint is of step 4
+        fit(
+            in_phases(steps), init_state(THETA, OUTER, 10, average=0.3), KEY, num_tasks=2, block=2, validate_every=4,
+            progress=False, folder=tmp_path, validate=lambda theta: next(killed),
+        )  # fmt: skip
+    resumed = phased(steps, tmp_path, resume=True)
+    identical(resumed.state, whole.state)
     for share in (0.0, 1.0):  # neither phase alone does the same
-        alone = phased(10, [(share, steps[0][1]), (1 - share, steps[1][1])])
+        alone = phased([(share, steps[0][1]), (1 - share, steps[1][1])])
         assert differs(alone.theta, whole.theta, 1e-4)
 
 
 def test_a_run_resumes_where_theta_alone_was_placed(tmp_path):
     mesh = task_mesh(2)
-    step = meta_step(OBJECTIVE, ADAM, sample, 2, mesh=mesh)
+    step = meta_step(CHEAP, ADAM, sample, 2, mesh=mesh)
 
     def placed(outer_steps, **options):
-        state = init_state(replicate(THETA, mesh), ADAM)
+        state = init_state(replicate(THETA, mesh), ADAM, outer_steps)
         options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False}
-        return fit(step, state, KEY, outer_steps, **options)
+        return fit(step, state, KEY, **options)
 
     placed(4, folder=tmp_path)
     resumed = placed(8, folder=tmp_path, resume=True)
@@ -327,13 +354,12 @@ def test_a_run_resumes_where_theta_alone_was_placed(tmp_path):
 
 
 def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
-    optimizer = averaged(ADAM, 0.3)
-    step, state, seen = meta_step(OBJECTIVE, optimizer, sample, 2), init_state(THETA, optimizer), []
-    assert_close(average_of(state), THETA, 0)
+    seen = []
+    identical(trained(init_state(THETA, ADAM, 1, average=0.3)), THETA)
 
     def average(outer_steps, **options):
         options |= {"block": 2, "validate_every": 4, "num_tasks": 2, "progress": False}
-        return fit(step, init_state(THETA, optimizer), KEY, outer_steps, **options)
+        return fit(STEP, init_state(THETA, ADAM, outer_steps, average=0.3), KEY, **options)
 
     expected = THETA
     for number in range(8):
@@ -347,12 +373,10 @@ def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
     identical(seen[-1], whole.theta)
     average(4, folder=tmp_path / "parts")
     identical(average(8, folder=tmp_path / "parts", resume=True).theta, whole.theta)
-    # a step that is not finite leaves the average alone
-    optimizer = averaged(OUTER, 0.3)
-    state = init_state(jnp.asarray(3.0), optimizer)
-    identical(jax.jit(meta_step(counting, optimizer, no_task, 1))(state, KEY)[0], state)
-    with pytest.raises(InputError, match="decay is 1.0"):
-        averaged(OUTER, 1.0)
+    with pytest.raises(InputError, match="average is 1.0"):
+        init_state(THETA, ADAM, 1, average=1.0)
+    with pytest.raises(InputError, match="outer_steps is 0, expected 1 or more"):
+        init_state(THETA, ADAM, 0)
 
 
 @pytest.mark.parametrize("chunk", [None, 1])
@@ -361,7 +385,7 @@ def test_fit_traces_its_step_once(chunk):
 
     def objective(theta, episode, key):
         traces.append(1)
-        return OBJECTIVE(theta, episode, key)
+        return CHEAP(theta, episode, key)
 
     step = meta_step(objective, ADAM, sample, 2, chunk=chunk)
     run(9, step, validate=lambda theta: at_validation.append(len(traces)) or 0.0)
@@ -370,12 +394,81 @@ def test_fit_traces_its_step_once(chunk):
 
 
 def test_bad_arguments_of_fit_are_refused(tmp_path):
-    with pytest.raises(InputError, match="validate_every is 5, expected a multiple of block, 2"):
-        run(4, validate_every=5)
     with pytest.raises(InputError, match="resume needs the folder"):
         run(4, resume=True)
     with pytest.raises(InputError, match="last: no checkpoint there"):
         run(4, resume=True, folder=tmp_path)
+
+
+def test_a_block_that_does_not_divide_validate_every_validates_at_the_end_of_a_block(tmp_path):
+    for folder, block, steps, wanted in (("a", 3, 8, [6, 8]), ("b", 100, 4, [4]), ("c", 2, 6, [2, 4, 6])):
+        options = {"validate_every": 1 if folder == "c" else 4, "folder": tmp_path / folder}
+        run(steps, block=block, validate=lambda theta: 0.5, **options)
+        lines = checkpoint.read_lines(tmp_path / folder / "metrics.jsonl")
+        assert [line["step"] for line in lines if "validation" in line] == wanted
+    assert int(run(4, block=100).state.count) == 4
+
+
+def streamed(outer_steps, more=0):
+    """The items that `STEP` draws, as a host would give them: stacked episodes, an outer step each."""
+    for number in range(outer_steps + more):
+        item_key, _ = jax.random.split(jax.random.fold_in(KEY, number))
+        yield jax.tree.map(np.asarray, jax.vmap(sample)(jax.random.split(item_key, 2)))
+
+
+def taken(state, items, key):
+    return outer_step(CHEAP, ADAM)(state, items, jax.random.split(key)[1])
+
+
+def test_streamed_episodes_give_what_drawn_ones_give_and_resume_where_they_stopped(tmp_path):
+    drawn = run(8)
+    given = run(8, taken, episodes=streamed(8))
+    assert_close(given.theta, drawn.theta, 1e-5)
+    run(4, taken, episodes=streamed(4), folder=tmp_path)
+    resumed = run(8, taken, episodes=streamed(8), folder=tmp_path, resume=True)
+    identical(resumed.state, given.state)
+    assert [line["step"] for line in checkpoint.read_lines(tmp_path / "metrics.jsonl")] == [2, 4, 6, 8]
+
+
+def test_episodes_that_end_early_or_change_in_shape_are_refused_in_one_sentence(tmp_path):
+    with pytest.raises(InputError, match=r"^episodes ended before outer step 6 of 8\.$"):
+        run(8, taken, episodes=streamed(5))
+    run(4, taken, episodes=streamed(4), folder=tmp_path)
+    with pytest.raises(InputError, match=r"^episodes ended before outer step 5 of 8\.$"):
+        run(8, taken, episodes=streamed(1), folder=tmp_path, resume=True)
+
+    def other(change):
+        yield from streamed(2)
+        yield change(next(streamed(1)))
+
+    told = (
+        r"^episodes hold float32\[2, 3, 3\] in support\.x at outer step 3, expected float32\[2, 4, 3\], as at first\.$"
+    )
+    with pytest.raises(InputError, match=told):
+        run(8, taken, episodes=other(lambda task: jax.tree.map(lambda a: a[:, :3], task)))
+    with pytest.raises(InputError, match=r"hold nothing in query\.y at outer step 3, expected float32"):
+        run(8, taken, episodes=other(lambda task: task._replace(query=task.query._replace(y=()))))
+
+
+def test_a_budget_of_time_ends_training_and_the_schedule_follows_it():
+    """The plan is far too long; the share of the steps done still comes to 1 at the end."""
+    shares = []
+
+    def watched(objective):
+        def step(state, key):
+            state, metrics = objective(state, key)
+            jax.debug.callback(lambda a: shares.append(float(a)), (state.count - 1) / state.total)
+            return state, metrics
+
+        return step
+
+    result = run(10**6, watched(STEP), block=20, seconds=0.5)
+    count = int(result.state.count)
+    assert 0.5 <= result.seconds < 2.0 and 20 < count < 10**6
+    assert shares[0] < 1e-3 and 0.8 < shares[-1] <= 1.0
+    assert int(result.state.total) < 2 * count
+    short = run(30, block=10, seconds=0.0)
+    assert int(short.state.count) <= 1
 
 
 @pytest.mark.parametrize(("labels", "learns"), [("corpus", True), ("episode", False)])
@@ -385,11 +478,14 @@ def test_joint_training_learns_corpus_labels_and_stays_at_chance_on_episode_labe
     noise = np.random.default_rng(0).normal(size=(len(label), 4))
     features = jnp.asarray(np.eye(4)[label] + 0.1 * noise, jnp.float32)
     draw = episodes(features, label, speaker, ways=4, shots=1, queries=2)
-    algorithm = metajax.joint(cross_entropy(lambda params, x: x @ params, labels))
+    error = classify_corpus if labels == "corpus" else classify
+    algorithm = metajax.joint(lambda params, x, key: x @ params, error)
     optimizer = optax.adam(0.1)
-    state = init_state(jnp.zeros((4, 4)), optimizer)
+    state = init_state({"params": jnp.zeros((4, 4))}, optimizer, 60)
     step = meta_step(algorithm.objective, optimizer, draw, 8)
-    theta = fit(step, state, KEY, 60, num_tasks=8, block=30, validate_every=30, progress=False).theta
-    curve = jax.jit(lambda theta: evaluate(algorithm.learner, theta, draw, jax.random.key(1), 100, 0, chunk=100))(theta)
+    theta = fit(step, state, KEY, num_tasks=8, block=30, validate_every=30, progress=False).theta
+    curve = jax.jit(
+        lambda theta: evaluate(algorithm.learner, error, theta, draw, jax.random.key(1), 100, 0, chunk=100)
+    )(theta)
     accuracy = float(curve["accuracy"].mean())
     assert accuracy > 0.97 if learns else abs(accuracy - 0.25) < 0.08

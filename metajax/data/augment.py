@@ -64,13 +64,13 @@ def augment(
     """
     for name, value in settings._asdict().items():
         if not math.isfinite(value) or (value < 0 and name not in ("noise_low", "noise_high")):
-            raise InputError(f"augmentation {name} is {value}, expected a finite number, 0 or more")
+            raise InputError(f"augmentation {name} is {value}, expected a finite number, 0 or more.")
         if name in ("shift", "time_mask", "frequency_mask") and value != int(value):
-            raise InputError(f"augmentation {name} is {value}, expected a whole number")
+            raise InputError(f"augmentation {name} is {value}, expected a whole number.")
     if settings.noise > 1:
-        raise InputError(f"augmentation noise is {settings.noise}, expected a probability")
+        raise InputError(f"augmentation noise is {settings.noise}, expected a probability.")
     if (low := settings.noise_low) > (high := settings.noise_high):
-        raise InputError(f"noise_low is {low} dB, expected at most noise_high = {high} dB")
+        raise InputError(f"noise_low is {low} dB, expected at most noise_high = {high} dB.")
     settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
     def one(x: LogMel, length: Length, draws: Float[Array, " draws"], bits: UInt32[Array, "_ _"]) -> LogMel:
@@ -134,7 +134,7 @@ def time_shift(x: LogMel, draw: Draw, max_frames: int, length: Length = None) ->
     """Return x(t - s, m), s uniform in -max_frames..max_frames; vacated frames hold each band's minimum."""
     frames = x.shape[0]
     if not 0 <= max_frames < frames:
-        raise InputError(f"shift is at most {max_frames} frames, expected 0 to {frames - 1} with {frames} frames")
+        raise InputError(f"shift is at most {max_frames} frames, expected 0 to {frames - 1} with {frames} frames.")
     source = jnp.arange(frames) - (_whole(draw, 2 * max_frames + 1) - max_frames)
     inside = (source >= 0) & (source < (frames if length is None else length))
     return jnp.where(inside[:, None], x[jnp.clip(source, 0, frames - 1)], _within(x, length, jnp.inf).min(0))
@@ -177,7 +177,7 @@ def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMe
         InputError: `noise` is shorter.
     """
     if noise.shape[0] < frames:
-        raise InputError(f"noise has {noise.shape[0]} frames, expected at least {frames}")
+        raise InputError(f"noise has {noise.shape[0]} frames, expected at least {frames}.")
     return jax.lax.dynamic_slice_in_dim(noise, _whole(draw, noise.shape[0] - frames + 1), frames)
 
 
@@ -212,9 +212,9 @@ def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_ra
         InputError: the mode is another, or `dynamic_range_db` is not positive.
     """
     if mode not in ("none", "mean", "mean_variance"):
-        raise InputError(f'mode is {mode!r}, expected "none", "mean" or "mean_variance"')
+        raise InputError(f'mode is {mode!r}, expected "none", "mean" or "mean_variance".')
     if not dynamic_range_db > 0:
-        raise InputError(f"dynamic_range_db is {dynamic_range_db}, expected more than 0")
+        raise InputError(f"dynamic_range_db is {dynamic_range_db}, expected more than 0.")
     frames, length = x if isinstance(x, Utterances) else (x, None)
     frames = jnp.maximum(frames, _within(frames, length, -jnp.inf).max() - _NEPER * dynamic_range_db)
     if mode != "none":
@@ -242,7 +242,7 @@ def _whole(draw: Draw, count: int | Array) -> Array:
 
 def _mask(width: Draw, start: Draw, size: int, max_width: int, unit: str, length: Length = None) -> Array:
     if not 0 <= max_width <= size:
-        raise InputError(f"mask is at most {max_width} {unit} wide, expected 0 to {size}, all {unit}")
+        raise InputError(f"mask is at most {max_width} {unit} wide, expected 0 to {size}, all {unit}.")
     limit = size if length is None else length
     cells = _whole(width, jnp.minimum(max_width, limit) + 1)
     first = _whole(start, limit - cells + 1)
@@ -252,7 +252,7 @@ def _mask(width: Draw, start: Draw, size: int, max_width: int, unit: str, length
 
 def _ratio(draw: Draw, max_ratio: float) -> Array:
     if not 1 <= max_ratio < math.inf:
-        raise InputError(f"max_ratio is {max_ratio}, expected 1 or more")
+        raise InputError(f"max_ratio is {max_ratio}, expected 1 or more.")
     return jnp.exp((2 * draw - 1) * math.log(max_ratio))
 
 

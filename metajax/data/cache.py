@@ -52,7 +52,7 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
     with file:
         expected = file.read(_DIGEST_BYTES)
         if hashlib.file_digest(file, _DIGEST).digest() != expected:
-            raise InputError(f"cache file {path} is damaged: its checksum does not fit its contents")
+            raise InputError(f"cache file {path} is damaged: its checksum does not fit its contents.")
         file.seek(_DIGEST_BYTES)
         names = np.load(file, allow_pickle=False)
         return {str(name): np.load(file, allow_pickle=False) for name in names}

@@ -125,7 +125,7 @@ def load(
             try:
                 disk.write(path, {**arrays, "key": np.array(key)})
             except OSError as error:  # the features are there: not worth losing for a full disk
-                warnings.warn(f"{recordings.name}: the features could not be cached in {path} ({error})", stacklevel=2)
+                warnings.warn(f"{recordings.name}: the features could not be cached in {path} ({error}).", stacklevel=2)
 
     skipped = tuple(json.loads(str(arrays["skipped"])))
     clips, cropped = len(recordings.clip_names), int(arrays["cropped"])
@@ -135,7 +135,7 @@ def load(
         message = f"{recordings.name}: {len(skipped)} of {clips} clips are left out; the first: {skipped[0]}"
         warnings.warn(message, stacklevel=2)
     if cropped:
-        message = f"{recordings.name}: {cropped} of {clips} clips are longer than {settings.seconds} s and are cropped"
+        message = f"{recordings.name}: {cropped} of {clips} clips are longer than {settings.seconds} s and are cropped."
         warnings.warn(message, stacklevel=2)
     kept = arrays["kept"]
     return Corpus(
@@ -187,7 +187,7 @@ def read_noise(
                 raise
             warnings.warn(f"a recording of noise is left out: {error}", stacklevel=2)
     if not waves:
-        raise InputError("the corpus has no recordings of noise; use coloured noise")
+        raise InputError("the corpus has no recordings of noise; use coloured noise.")
     return jax.jit(log_mel, static_argnums=1)(np.concatenate(waves), settings)
 
 
@@ -234,7 +234,9 @@ def _read(
             check_wave(wave, name, settings.window, settings.sample_rate, settings.low, settings.high)
             if longest is not None and len(wave) > longest * settings.sample_rate:
                 seconds = len(wave) / settings.sample_rate
-                raise InputError(f"{recordings.clip_names[clip]} lasts {seconds:.2f} s, expected at most {longest:g} s")
+                raise InputError(
+                    f"{recordings.clip_names[clip]} lasts {seconds:.2f} s, expected at most {longest:g} s."
+                )
         except InputError as error:
             read.append(error)
             continue
@@ -308,10 +310,10 @@ def _cached(path: Path, key: str) -> dict[str, np.ndarray] | None:
     try:
         arrays = disk.read(path)
         if arrays is not None and str(arrays.get("key")) != key:
-            raise InputError(f"cache file {path} holds other features than its name says")
+            raise InputError(f"cache file {path} holds other features than its name says.")
         return arrays
     except (ValueError, OSError) as error:
-        warnings.warn(f"{error}; the features are computed again", stacklevel=3)
+        warnings.warn(f"The features are computed again: {error}", stacklevel=3)
         return None
 
 
@@ -319,14 +321,14 @@ def _check(recordings: Recordings, on_error: str) -> None:
     """Raise InputError where the fields of `recordings` do not fit together."""
     name, clips = recordings.name, len(recordings.clip_names)
     if on_error not in ("raise", "skip"):
-        raise InputError(f'on_error is {on_error!r}, expected "raise" or "skip"')
+        raise InputError(f'on_error is {on_error!r}, expected "raise" or "skip".')
     if clips == 0:
-        raise InputError(f"{name} holds no clips")
+        raise InputError(f"{name} holds no clips.")
     if missing := {"label", "speaker"} - recordings.columns.keys():
-        raise InputError(f"{name} lacks the column {min(missing)!r}, expected at least 'label' and 'speaker'")
+        raise InputError(f"{name} lacks the column {min(missing)!r}, expected at least 'label' and 'speaker'.")
     if recordings.texts is not None and len(recordings.texts) != clips:
-        raise InputError(f"{name} has {len(recordings.texts)} texts for {clips} clips")
+        raise InputError(f"{name} has {len(recordings.texts)} texts for {clips} clips.")
     for column, values in recordings.columns.items():
         limit = len(recordings.names.get(column, ()))
         if values.shape != (clips,) or values.min() < -1 or values.max() >= limit:
-            raise InputError(f"{name}: column {column!r} must hold {clips} indices from -1 to {limit - 1}")
+            raise InputError(f"{name}: column {column!r} must hold {clips} indices from -1 to {limit - 1}.")

@@ -41,18 +41,18 @@ def check_settings(settings: FeatureSettings) -> None:
     for name in ("sample_rate", "window", "hop", "fft_size", "num_mels"):
         value = getattr(settings, name)
         if not isinstance(value, int) or value < 1:
-            raise InputError(f"{name} is {value!r}, expected a whole number, 1 or more")
+            raise InputError(f"{name} is {value!r}, expected a whole number, 1 or more.")
     if settings.window > settings.fft_size:
-        raise InputError(f"window is {settings.window} samples, expected at most fft_size = {settings.fft_size}")
+        raise InputError(f"window is {settings.window} samples, expected at most fft_size = {settings.fft_size}.")
     nyquist = settings.sample_rate / 2
     if not 0 <= settings.low < settings.high <= nyquist:
         bounds = f"low is {settings.low} Hz and high is {settings.high} Hz"
-        raise InputError(f"{bounds}, expected 0 <= low < high <= {nyquist:g} Hz, half the sample rate")
+        raise InputError(f"{bounds}, expected 0 <= low < high <= {nyquist:g} Hz, half the sample rate.")
     if not settings.window / settings.sample_rate <= settings.seconds < float("inf"):
-        raise InputError(f"seconds is {settings.seconds}, expected at least one window of {settings.window} samples")
+        raise InputError(f"seconds is {settings.seconds}, expected at least one window of {settings.window} samples.")
     if empty := int(np.sum(~_filters(settings).any(axis=0))):
         resolution = f"num_mels = {settings.num_mels} is too many for fft_size = {settings.fft_size}"
-        raise InputError(f"{resolution}: {empty} mel bands lie between two FFT frequencies")
+        raise InputError(f"{resolution}: {empty} mel bands lie between two FFT frequencies.")
 
 
 def mel_filterbank(settings: FeatureSettings) -> Float[np.ndarray, "frequency mel"]:
@@ -90,7 +90,7 @@ def log_mel(wave: Float[Array, " samples"], settings: FeatureSettings) -> Float[
     filters = mel_filterbank(settings)
     window, hop = settings.window, settings.hop
     if wave.shape[0] < window:
-        raise InputError(f"wave has {wave.shape[0]} samples, expected at least one window of {window}")
+        raise InputError(f"wave has {wave.shape[0]} samples, expected at least one window of {window}.")
     starts = hop * np.arange(1 + (wave.shape[0] - window) // hop)
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     frames = wave[starts[:, None] + np.arange(window)] * hann.astype(np.float32)
@@ -121,7 +121,7 @@ def mfcc(
     """
     num_mels = settings.num_mels
     if not 1 <= num_coefficients <= num_mels:
-        raise InputError(f"num_coefficients is {num_coefficients}, expected 1 to num_mels = {num_mels}")
+        raise InputError(f"num_coefficients is {num_coefficients}, expected 1 to num_mels = {num_mels}.")
     order = np.arange(num_coefficients)
     basis = np.cos(np.pi / num_mels * (np.arange(num_mels)[:, None] + 0.5) * order)
     basis *= np.sqrt(np.where(order == 0, 1, 2) / num_mels)

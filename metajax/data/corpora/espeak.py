@@ -112,7 +112,7 @@ def read(
     _at_least(0, pseudowords=pseudowords, numbers=min(numbers, default=0))
     _at_least(1, clips_per_label=clips_per_label, workers=workers)
     if not seconds > 0:
-        raise InputError(f"seconds is {seconds}, expected more than 0")
+        raise InputError(f"seconds is {seconds}, expected more than 0.")
     variants = sorted(path.name for path in (data / "voices" / "!v").iterdir())
     _check_known("voice", voices or (), variants)
     voices = sorted({name for name in variants if not UNUSED_VOICES.fullmatch(name)} if voices is None else set(voices))
@@ -124,7 +124,7 @@ def read(
     chosen = [code for code in found if code == _base(code)] if languages is None else languages
     chosen = sorted({code for code in chosen if not {code, _base(code)} & set(exclude)})
     if not chosen:
-        raise InputError(f"no language is left, expected one that is not in exclude={tuple(exclude)}")
+        raise InputError(f"no language is left, expected one that is not in exclude={tuple(exclude)}.")
 
     pool = ThreadPoolExecutor(workers)
     say = partial(_speak, data, pool)
@@ -133,7 +133,7 @@ def read(
     long = {word for word, length in zip(words, lengths, strict=True) if length > seconds}
     words = {word: phonemes for word, phonemes in words.items() if word not in long}
     if not words:
-        raise InputError(f"no word is left: {lost}, {len(long)} that crash or last longer than {seconds} s")
+        raise InputError(f"no word is left: {lost}, {len(long)} that crash or last longer than {seconds} s.")
 
     def kindred(a: str, b: str) -> bool:
         pairs = zip(found[a]["kin"].values(), found[b]["kin"].values(), strict=True)
@@ -149,7 +149,7 @@ def read(
         split = language_split[code]
         cast = [speaker for speaker in versions if speaker_split[speaker] == split]
         if not cast:
-            raise InputError(f"the {split} split has words, but none of the {len(versions)} speakers")
+            raise InputError(f"the {split} split has words, but none of the {len(versions)} speakers.")
         draw = random.Random(f"{seed}:{code}:{word}")
         for speaker in islice(cycle(draw.sample(cast, len(cast))), clips_per_label):
             voice = draw.choice(versions[speaker])
@@ -175,14 +175,14 @@ def read(
 def _at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
-            raise InputError(f"{name} holds {value}, expected at least {least}")
+            raise InputError(f"{name} holds {value}, expected at least {least}.")
 
 
 def _check_known(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             close = get_close_matches(name, known) or sorted(known)[:5]
-            raise InputError(f"{name!r} is no {what} of eSpeak NG, expected one such as {', '.join(close)}")
+            raise InputError(f"{name!r} is no {what} of eSpeak NG, expected one such as {', '.join(close)}.")
 
 
 def _base(language: str) -> str:
@@ -254,7 +254,7 @@ def _trim(wave: Wave) -> Float32[np.ndarray, " kept"]:
 
 def _finish(sample_rate: int, spoken: Spoken, name: str) -> np.ndarray | InputError:
     if isinstance(spoken, str) or len(spoken) == 0:
-        return InputError(f"{name} cannot be spoken: {spoken if isinstance(spoken, str) else 'it is silent'}")
+        return InputError(f"{name} cannot be spoken: {spoken if isinstance(spoken, str) else 'it is silent'}.")
     wave = resample(spoken, _SAMPLE_RATE, sample_rate)
     return wave * np.float32(_PEAK / np.abs(wave).max())
 
@@ -263,10 +263,10 @@ def _find_data() -> Path:
     """Locate the engine's data without importing its package: only the child may."""
     spec = importlib.util.find_spec("espeakng_loader")
     if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"eSpeak NG is not installed: install it with `{_INSTALL}`")
+        raise InputError(f"eSpeak NG is not installed: install it with `{_INSTALL}`.")
     data = Path(next(iter(spec.submodule_search_locations))) / "espeak-ng-data"
     if not (data / "voices" / "!v").is_dir():
-        raise InputError(f"eSpeak NG has no voices in {data}: install it again with `{_INSTALL}`")
+        raise InputError(f"eSpeak NG has no voices in {data}: install it again with `{_INSTALL}`.")
     return data
 
 

@@ -59,7 +59,7 @@ def read(
     root = path.parent if root is None else Path(root)
     rows = _rows(path)
     if not rows:
-        raise InputError(f"{path} lists no clips")
+        raise InputError(f"{path} lists no clips.")
     fields = list(dict.fromkeys(field for _, row in rows for field in row))
     paths, starts, durations = [], [], []
     seen: dict[tuple, int] = {}
@@ -70,11 +70,11 @@ def read(
         durations.append(_seconds(row, "duration", where))
         split = row.get("split")
         if split is not None and split not in _SPLIT_NAMES:
-            raise InputError(f"{where}: split is {split!r}, expected one of {', '.join(_SPLIT_NAMES)}")
+            raise InputError(f"{where}: split is {split!r}, expected one of {', '.join(_SPLIT_NAMES)}.")
         row["split"] = split and _SPLIT_NAMES[split]
         first = seen.setdefault((paths[-1], starts[-1], durations[-1]), line)
         if first != line:
-            raise InputError(f"{where}: the same clip as in line {first}: {row['path']}")
+            raise InputError(f"{where}: the same clip as in line {first}: {row['path']}.")
     missing = [(line, file) for (line, _), file in zip(rows, paths, strict=True) if not file.is_file()]
     if missing and on_error == "raise":
         line, file = missing[0]
@@ -94,7 +94,7 @@ def _rows(path: Path) -> list[tuple[int, Row]]:
     """Return the rows of the manifest with their line numbers, None for values that are empty or absent."""
     suffix = path.suffix.lower()
     if suffix not in _DIALECTS and suffix not in _JSON_LINES:
-        raise InputError(f"{path} is no manifest: expected one of {', '.join((*_DIALECTS, *_JSON_LINES))}")
+        raise InputError(f"{path} is no manifest: expected one of {', '.join((*_DIALECTS, *_JSON_LINES))}.")
     rows = _json_rows(path) if suffix in _JSON_LINES else read_table(path, ("path",), **_DIALECTS[suffix])
     return [
         (line, {field: None if value is None or value.strip() in _MISSING else value for field, value in row.items()})
@@ -109,11 +109,11 @@ def _json_rows(path: Path) -> Iterator[tuple[int, Row]]:
         try:
             row = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}, line {line}: not JSON ({error})") from error
+            raise InputError(f"{path}, line {line}: not JSON ({error}).") from error
         if not isinstance(row, dict):
-            raise InputError(f"{path}, line {line}: expected an object, found {text.strip()[:40]}")
+            raise InputError(f"{path}, line {line}: expected an object, found {text.strip()[:40]}.")
         if "path" not in row:
-            raise InputError(f"{path}, line {line}: no 'path', found {', '.join(row) or 'nothing'}")
+            raise InputError(f"{path}, line {line}: no 'path', found {', '.join(row) or 'nothing'}.")
         yield line, {field: _as_text(value) for field, value in row.items()}
 
 
@@ -130,5 +130,5 @@ def _seconds(row: Row, field: str, where: str) -> float | None:
     except ValueError:
         value = math.nan
     if not math.isfinite(value) or value < 0 or (field == "duration" and value == 0):
-        raise InputError(f"{where}: {field} is {text!r}, expected seconds as a number")
+        raise InputError(f"{where}: {field} is {text!r}, expected seconds as a number.")
     return value

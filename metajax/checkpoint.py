@@ -23,7 +23,7 @@ def save(path: Path, tree: PyTree) -> None:
     if fresh.is_dir() and not path.is_dir():  # a crash left the only good copy there
         fresh.rename(path)
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh, jax.tree.map(np.asarray, tree), force=True)
+        checkpointer.save(fresh, jax.tree.map(_bare, tree), force=True)
     old = path.with_name(f"{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.is_dir():
@@ -75,7 +75,7 @@ def restore(path: Path, like: PyTree) -> PyTree:
         path = path.with_name(f"{path.name}.new")
     if not path.is_dir():
         raise InputError(f"{path.with_suffix('')}: no checkpoint there.")
-    like = jax.tree.map(np.asarray, like)
+    wanted, like = like, jax.tree.map(_bare, like)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             # without a target first: given one, orbax casts to its dtypes silently
@@ -87,7 +87,21 @@ def restore(path: Path, like: PyTree) -> PyTree:
     if kinds[0] != kinds[1]:
         found, expected = next((a, b) for a, b in zip(*kinds, strict=False) if a != b)
         raise InputError(f"{path}: the checkpoint holds an array {found[1]}{list(found[0])}, expected one {expected}.")
-    return jax.tree.map(jnp.asarray, tree)
+    return jax.tree.map(_typed, tree, wanted)
+
+
+def _bare(leaf: Any) -> np.ndarray:
+    """An array as numpy has it; of typed random keys their bits."""
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
+
+
+def _typed(leaf: np.ndarray, like: Any) -> jax.Array:
+    array = jnp.asarray(leaf)
+    return jax.random.wrap_key_data(array, impl=jax.random.key_impl(like)) if _is_key(like) else array
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def write_json(path: Path, value: Any) -> None:

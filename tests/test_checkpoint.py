@@ -22,12 +22,27 @@ def assert_same(a, b):
         np.testing.assert_array_equal(left, right)
 
 
+ADAM = optax.adam(optax.constant_schedule(0.1))
+
+
 @pytest.mark.parametrize(
-    "tree", [TREE, init_state(TREE["w"], optax.adam(optax.constant_schedule(0.1)))], ids=["dict", "state"]
+    "tree", [TREE, init_state({"params": TREE}, ADAM, 10, average=0.5, kept=(TREE["w"],))], ids=["dict", "state"]
 )
 def test_round_trip(tmp_path, tree):
     ck.save(tmp_path / "folder" / "last", tree)
     assert_same(ck.restore(tmp_path / "folder" / "last", jax.tree.map(jnp.zeros_like, tree)), tree)
+
+
+def test_typed_keys_of_any_kind_survive_and_draw_what_they_drew(tmp_path):
+    tree = {"key": jax.random.key(3), "keys": jax.random.split(jax.random.key(4, impl="rbg"), 2), "w": TREE["w"]}
+    ck.save(tmp_path / "last", tree)
+    like = {"key": jax.random.key(0), "keys": jax.random.split(jax.random.key(0, impl="rbg"), 2), "w": 0 * TREE["w"]}
+    restored = ck.restore(tmp_path / "last", like)
+    for name in ("key", "keys"):
+        assert restored[name].dtype == tree[name].dtype
+        np.testing.assert_array_equal(jax.random.key_data(restored[name]), jax.random.key_data(tree[name]))
+    np.testing.assert_array_equal(jax.random.normal(restored["key"]), jax.random.normal(jax.random.key(3)))
+    assert_same(restored["w"], tree["w"])
 
 
 def test_a_second_save_replaces_the_first(tmp_path):

@@ -259,6 +259,18 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
     identical(again.state, whole.state)
 
 
+def test_a_state_with_random_keys_of_its_own_resumes(tmp_path):
+    """Here that of noise on the outer gradients."""
+    noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(5)), OUTER)
+
+    def trained_for(steps, **options):
+        state = init_state(THETA, noisy, steps)
+        return fit(meta_step(CHEAP, noisy, sample, 2), state, KEY, num_tasks=2, block=2, progress=False, **options)
+
+    trained_for(2, folder=tmp_path)
+    identical(trained_for(4, folder=tmp_path, resume=True).theta, trained_for(4).theta)
+
+
 def test_lines_of_metrics_are_means_over_their_block(tmp_path):
     _, losses = loop(4)
     run(4, folder=tmp_path)

@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import Batch, checkpoint, fit
-from metajax.weighting import combine, equal, gradnorm, gram_matrix, init_weighted, weighted_step
-from tests.conftest import differs
-from tests.test_weighting import ALL, KEY, weigh
+from metajax import Batch, checkpoint, fit, init_state, weighted_step
+from metajax.losses.weighting import combine, equal, gradnorm, gram_matrix
+from tests.conftest import assert_close, differs
+from tests.losses.test_weighting import ALL, KEY, weigh
 
 
 def hand_made(params, batch):
@@ -31,6 +31,11 @@ def hand_made_params():
     return {"shared": {"w": jax.random.normal(keys[2], (3, 4))}, "heads": heads}
 
 
+def started(optimizer, weighting, outer_steps=1, **options):
+    theta = {"params": hand_made_params()}
+    return init_state(theta, optimizer, outer_steps, kept=weighting.init(2), **options)
+
+
 def sample(key):
     x_key, y_key = jax.random.split(key)
     x, y = jax.random.normal(x_key, (2, 5, 3)), jax.random.normal(y_key, (2, 5))
@@ -48,7 +53,7 @@ def test_products_and_sums_of_the_gradients_of_several_arrays(x64):
 def test_equal_weights_take_the_steps_of_the_plain_sum():
     optimizer, params = optax.adam(1e-2), hand_made_params()
     step = jax.jit(weighted_step(hand_made, equal(), optimizer, sample))
-    state = init_weighted(params, optimizer, equal(), 2)
+    state = started(optimizer, equal())
 
     @jax.jit
     def plain(params, opt_state, key):
@@ -62,7 +67,7 @@ def test_equal_weights_take_the_steps_of_the_plain_sum():
         key = jax.random.fold_in(KEY, number)
         state, metrics = step(state, key)
         params, opt_state = plain(params, opt_state, key)
-        for a, b in zip(jax.tree.leaves(state.theta), jax.tree.leaves(params), strict=True):
+        for a, b in zip(jax.tree.leaves(state.theta["params"]), jax.tree.leaves(params), strict=True):
             np.testing.assert_array_equal(a, b)
     assert (float(metrics["weight_0"]), float(metrics["weight_1"]), int(state.count)) == (1, 1, 5)
 
@@ -70,38 +75,37 @@ def test_equal_weights_take_the_steps_of_the_plain_sum():
 @pytest.mark.parametrize("name", ["gradnorm", "pcgrad", "nash"])
 def test_a_step_combines_shared_gradients_and_leaves_heads_to_their_losses(name, x64):
     weighting, optimizer, params = ALL[name], optax.sgd(1.0), hand_made_params()
-    state, metrics = jax.jit(weighted_step(hand_made, weighting, optimizer, sample))(
-        init_weighted(params, optimizer, weighting, 2), KEY
-    )
+    step = jax.jit(weighted_step(hand_made, weighting, optimizer, sample))
+    state, metrics = step(started(optimizer, weighting), KEY)
     sample_key, key = jax.random.split(KEY)
     batch = sample(sample_key)
     each = [jax.grad(lambda params, i=i: hand_made(params, batch)[0][i])(params) for i in range(2)]
     g = np.stack([np.asarray(one["shared"]["w"]).ravel() for one in each])
     w = np.asarray(weigh(weighting, g, hand_made(params, batch)[0], key=key)[0])
     np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"]], w, rtol=1e-6)
-    np.testing.assert_allclose((params["shared"]["w"] - state.theta["shared"]["w"]).ravel(), w @ g, atol=1e-6)
+    np.testing.assert_allclose((params["shared"]["w"] - state.theta["params"]["shared"]["w"]).ravel(), w @ g, atol=1e-6)
     for i, task in enumerate(("a", "b")):
         expected = each[i]["heads"][task] * (w[i] if name == "gradnorm" else 1)
-        np.testing.assert_allclose(params["heads"][task] - state.theta["heads"][task], expected, atol=1e-6)
+        np.testing.assert_allclose(params["heads"][task] - state.theta["params"]["heads"][task], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["equal", "nash", "cagrad", "gradnorm"])
 def test_a_batch_without_a_task_moves_what_the_others_share(name):
     optimizer, params = optax.sgd(0.1), hand_made_params()
     only = lambda key: {"a": sample(key)["a"]}  # noqa: E731
-    state = init_weighted(params, optimizer, ALL[name], 2)
+    state = started(optimizer, ALL[name])
     state, metrics = jax.jit(weighted_step(hand_made, ALL[name], optimizer, only))(state, KEY)
     assert metrics["weight_1"] == 0
     assert np.isfinite(metrics["loss"])
-    assert differs(state.theta["shared"], params["shared"], 1e-4)
-    np.testing.assert_array_equal(state.theta["heads"]["b"], params["heads"]["b"])
+    assert differs(state.theta["params"]["shared"], params["shared"], 1e-4)
+    np.testing.assert_array_equal(state.theta["params"]["heads"]["b"], params["heads"]["b"])
 
 
 @pytest.mark.parametrize("name", [pytest.param("gradnorm", marks=pytest.mark.slow), "nash"])
 def test_a_step_that_is_not_finite_changes_nothing(name):
     broken = lambda key: jax.tree.map(lambda a: a * jnp.nan, sample(key))  # noqa: E731
     optimizer = optax.adam(1e-2)
-    state = init_weighted(hand_made_params(), optimizer, ALL[name], 2)
+    state = started(optimizer, ALL[name], average=0.5)
     new, metrics = jax.jit(weighted_step(hand_made, ALL[name], optimizer, broken))(state, KEY)
     for a, b in zip(jax.tree.leaves(new), jax.tree.leaves(state), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -113,15 +117,24 @@ def test_fit_runs_the_step_and_resumes_exactly(tmp_path):
     step = weighted_step(hand_made, weighting, optimizer, sample)
 
     def run(outer_steps, folder, **options):
-        state = init_weighted(hand_made_params(), optimizer, weighting, 2)
+        state = started(optimizer, weighting, outer_steps, average=0.5)
         options |= {"num_tasks": 2, "block": 2, "validate_every": 4, "progress": False}
-        return fit(step, state, KEY, outer_steps, folder=folder, **options)
+        return fit(step, state, KEY, folder=folder, **options)
 
     whole = run(8, tmp_path / "whole")
     run(4, tmp_path / "parts")
     parts = run(8, tmp_path / "parts", resume=True)
     for a, b in zip(jax.tree.leaves(parts.state), jax.tree.leaves(whole.state), strict=True):
         np.testing.assert_array_equal(a, b)
+    # the moving average is what training gives, and theta moves as without one
+    one, plain, mean = jax.jit(step), started(optimizer, weighting, 8), {"params": hand_made_params()}
+    for number in range(8):
+        plain, _ = one(plain, jax.random.fold_in(KEY, number))
+        d = min(0.5, number / (number + 10))
+        mean = jax.tree.map(lambda a, b, d=d: d * a + (1 - d) * b, mean, plain.theta)
+    assert_close(whole.state.theta, plain.theta, 1e-6)
+    assert_close(whole.theta, mean, 1e-5)
+    assert differs(whole.theta, plain.theta, 1e-3)
     lines = checkpoint.read_lines(tmp_path / "parts" / "metrics.jsonl")
     assert [line["step"] for line in lines] == [2, 4, 6, 8]
     assert all({"loss", "grad_norm", "weight_0", "weight_1"} <= line.keys() for line in lines)

@@ -166,11 +166,10 @@ def summary(done: dict[Cell, dict[str, Any]], seeds: tuple[int, ...]) -> dict[st
 
 def run(s: Settings) -> None:
     """Every cell that is missing, then table and picture."""
-    runs.check(s, ("plot", "images"), tokens=2, max_hz=0, rate=0, stack=1, every=1, patch=1, epochs=1, batch=1)
+    least = {"tokens": 2, "stack": 1, "every": 1, "patch": 1, "epochs": 1, "batch": 1}
+    runs.check(s, ("plot", "images"), seeds=0, max_hz=0, rate=0, **least)
     if s.tokens > TOKENS // 2:
         raise mj.InputError(f"tokens is {s.tokens}, expected at most {TOKENS // 2}: half of the table.")
-    if not s.seeds:
-        raise mj.InputError("seeds is empty, expected one or more.")
     tasks, digest = read(s)
     data = lru_cache(1)(lambda seed: tokenised(s, tasks, seed))
     data(s.seeds[0])  # what it refuses it refuses before there is a folder

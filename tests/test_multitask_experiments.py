@@ -2,16 +2,24 @@
 
 import json
 
+import jax.numpy as jnp
 import joint_vs_maml
-import multitask_common as common
 import multitask_weighting
 import numpy as np
 import pytest
 
-import metajax as mj
-from tests.test_experiments import tones  # noqa: F401
+from metajax import report, runs
+from metajax.models import mlp
+from metajax.models.model import Model
+from tests.conftest import write_tones
 
-SCRIPTS = pytest.mark.parametrize("script", [multitask_weighting, joint_vs_maml])
+SCRIPTS = pytest.mark.parametrize("script", [multitask_weighting, joint_vs_maml], ids=lambda script: script.__name__)
+pytest.importorskip("sklearn", reason="handwritten digits and probes are scikit-learn's")
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    return write_tones(tmp_path_factory.mktemp("tones"), 6, 7, 2)
 
 
 @pytest.fixture
@@ -20,172 +28,169 @@ def call(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
 
     def run(script, *arguments):
-        code = script.main([*map(str, arguments), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")])
+        argv = [*map(str, arguments), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+        code = runs.main(script.Settings, script.run, script.__doc__, argv)
         told = capsys.readouterr()
         return code, told.out, told.err.splitlines()[-1] if told.err else ""
 
     return run
 
 
+@pytest.fixture
+def small_networks(monkeypatch):
+    """Perceptrons in place of the encoders, which take long to compile."""
+
+    def flat(*arguments, **options):
+        model = mlp(None, hidden=(8,))
+        flatten = lambda x: jnp.reshape(x, (len(x), -1))  # noqa: E731
+        return Model(
+            lambda key, x: model.init(key, flatten(x)),
+            lambda p, x, key=None: model.apply(p, flatten(x)),
+            lambda p, x: {},
+        )
+
+    for script in (multitask_weighting, joint_vs_maml):
+        monkeypatch.setattr(script, "tcresnet8", flat)
+        monkeypatch.setattr(script, "image_encoder", flat)
+
+
 @SCRIPTS
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (("--width", 0), "error: --width is 0.0, expected a finite number, 0.1 or more."),
-        (("--augment", "nan"), "error: --augment is nan, expected a finite number, 0 or more."),
-        (("--corpus", "fsdd"), "error: The corpus fsdd lies in a folder of yours: give it with --root"),
-        (("--root", "absent"), "error: The corpus espeak reads no folder, found absent"),
+        (("--width", 0), "error: width is 0.0, expected a finite number, 0.1 or more."),
+        (("--augment", "nan"), "error: augment is nan, expected a finite number, 0 or more."),
+        (("--seeds", -1), "error: seeds holds -1, expected a finite number, 0 or more."),
+        (("--corpus", "fsdd"), "error: The corpus fsdd needs a root"),
+        (("--corpus", "nonsense"), "error: The corpus is 'nonsense', expected one of espeak"),
+        (("--root", "absent"), "error: The corpus espeak is made on the spot and reads no folder"),
     ],
 )
-def test_bad_arguments_are_refused(script, arguments, sentence, call):
+def test_bad_arguments_are_refused(script, arguments, sentence, call, tmp_path):
     code, _, error = call(script, *arguments)
     assert code == 2 and error.startswith(sentence)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("script", "arguments", "sentence"),
     [
-        (multitask_weighting, ("--steps", 25), "error: --steps is 25, expected a multiple of 10."),
-        (multitask_weighting, ("--batch", 0), "error: --batch is 0, expected a finite number, 1 or more."),
-        (joint_vs_maml, ("--weights", 1, -1), "error: --weights holds -1.0, expected finite numbers, 0 or more."),
-        (joint_vs_maml, ("--budget", "inf"), "error: --budget is inf, expected a finite number, 0.1 or more."),
-        (joint_vs_maml, ("--episodes", 1), "error: --episodes is 1, expected a finite number, 2 or more."),
+        (multitask_weighting, ("--steps", 0), "error: steps is 0, expected a finite number, 1 or more."),
+        (multitask_weighting, ("--batch", 0), "error: batch is 0, expected a finite number, 1 or more."),
+        (joint_vs_maml, ("--weights", 1, -1), "error: weights holds -1.0, expected a finite number, 0 or more."),
+        (joint_vs_maml, ("--rates", "nan"), "error: rates holds nan, expected a finite number, 0 or more."),
+        (joint_vs_maml, ("--budget", "inf"), "error: budget is inf, expected a finite number, 0.1 or more."),
+        (joint_vs_maml, ("--episodes", 1), "error: episodes is 1, expected a finite number, 2 or more."),
     ],
 )
 def test_bad_arguments_of_one_are_refused(script, arguments, sentence, call):
     assert call(script, *arguments) == (2, "", sentence)
 
 
-@SCRIPTS
-def test_an_unknown_corpus_is_refused_with_those_known(script, capsys):
-    with pytest.raises(SystemExit) as ending:
-        script.main(["--corpus", "nonsense"])
-    assert ending.value.code == 2 and "espeak" in capsys.readouterr().err
+def test_unknown_words_are_refused_with_those_known(call, tones):
+    code, _, error = call(multitask_weighting, "--corpus", "manifest", "--root", tones, "--words", "w0", "w9")
+    assert code == 2 and error == "error: words holds 'w9', expected some of w0, w1, w2, w3, w4, w5."
 
 
-def write(folder, cells):
-    (folder / "cells").mkdir(parents=True, exist_ok=True)
-    for i, cell in enumerate(cells):
-        (folder / "cells" / f"{i}.json").write_text(json.dumps(cell))
-
-
-def test_weightings_are_tuned_on_validation_and_compared_in_pairs(tmp_path, call):
-    script, out = multitask_weighting, tmp_path / "out"
-    seeds, settings = (0, 1, 2), multitask_weighting.settings(multitask_weighting.parse([]))
+def test_weightings_are_tuned_on_validation_and_compared_in_pairs():
+    script, seeds = multitask_weighting, (0, 1, 2)
     test = dict.fromkeys((*script.WEIGHTINGS, *script.ALONE, *script.PROBES), 0.5)
-    test |= {"fixed 0.1": 0.9, "fixed 0.7": 0.6, "Nash-MTL": 0.7, "speech alone": 0.4, "probe of the inputs": 0.2}
+    test |= {"fixed 0.1": 0.9, "fixed 0.7": 0.6, "Nash-MTL": 0.7, "speech alone": 0.4}
     validation = {"fixed 0.1": 0.1, "fixed 0.7": 0.8}  # 0.7 is chosen though 0.1 has the better test accuracy
-    write(
-        out,
-        [
-            {
-                "method": method, "seed": seed, "settings": settings, "classes": {"speech": 40, "image": 10},
-                "accuracy": {
-                    task: {"validation": validation.get(method, 0.5), "test": value + 0.1 * seed}
-                    for task in ([script.ALONE[method]] if method in script.ALONE else script.TASKS)
-                },
-            }
-            for method, value in test.items() for seed in seeds
-        ],
-    )  # fmt: skip
-    steps = {name: {"ms": 2.0, "ratio": 1.25} for name in ("sum", "fixed 0.1", "Nash-MTL")}
-    (out / "timings.json").write_text(json.dumps({"settings": settings, "measured": steps}))
-    code, told, _ = call(script)  # nothing is missing: no training, no data
-    assert code == 0 and "45 cells, 45 of them finished before." in told
+    done = {
+        script.Cell(method, seed): {
+            "accuracy": {
+                task: {"validation": validation.get(method, 0.5), "test": value + 0.1 * seed}
+                for task in ([script.ALONE[method]] if method in script.ALONE else script.TASKS)
+            },
+            "ms": (2.5 if method == "Nash-MTL" else 2.0) * (1 + seed),
+        }
+        for method, value in test.items()
+        for seed in seeds
+    }
+    rows = script.summary(done, seeds)
     # accuracies 0.7, 0.8, 0.9: the t interval is 4.303 * 0.1 / sqrt(3); the model alone moves with them
-    assert "| Nash-MTL | 80.0 ± 24.8 | 80.0 ± 24.8 | +30.0 ± 0.0 | +20.0 ± 0.0 | 2.00 | 1.25 | 1 |" in told
-    assert "| fixed, tuned | 70.0 ± 24.8 | 70.0 ± 24.8 | +20.0 ± 0.0 | +10.0 ± 0.0 | 2.00 | 1.25 | 5 |" in told
-    assert "| speech alone | 50.0 ± 24.8 |  |  |  |  |  | 1 |" in told and "| fixed 0.1" not in told
-    results = json.loads((out / "results.json").read_text())
-    assert results["rows"][1]["speech_shares"] == [0.7, 0.7, 0.7]
-    assert (out / "weightings.png").stat().st_size > 1000
-    assert call(script, "--steps", 20)[0] == 2
+    assert rows["Nash-MTL"]["speech"] == {"mean": pytest.approx(0.8), "ci95": pytest.approx(0.2484, abs=1e-4)}
+    assert rows["Nash-MTL"]["transfer, speech"]["mean"] == pytest.approx(0.3)
+    assert rows["Nash-MTL"]["transfer, speech"]["ci95"] == pytest.approx(0, abs=1e-9)
+    assert (rows["Nash-MTL"]["ms"], rows["Nash-MTL"]["ratio"]) == (5.0, 1.25)
+    assert rows["fixed, tuned"]["image"]["mean"] == pytest.approx(0.7)
+    assert rows["fixed, tuned"]["speech_shares"] == [0.7, 0.7, 0.7]
+    assert "fixed 0.1" not in rows and "transfer, speech" not in rows["speech alone"]
 
 
-def test_arms_are_pooled_and_compared_in_pairs(tmp_path, call):
-    script, out = joint_vs_maml, tmp_path / "out"
-    args = script.parse(["--weights", "0.5", "--seeds", "0", "1"])
-    settings = script.settings(args)
-    best = {"joint": 0.6, "maml": 0.7, "mix 0.5": 0.75}
-    generator = np.random.default_rng(0)
-    noise = generator.normal(size=(2, 1000)) / 10
-    write(
-        out,
-        [
-            {
-                "arm": arm, "seed": seed, "settings": settings, "inner_rate": 0.1, "outer_steps": 100,
-                "accuracy": [
-                    {"step": step, "mean": value, "ci95": 0.02} for step, value in enumerate((0.2, best.get(arm, 0.5)))
-                ],
-                "adapted": {"step": 1, "mean": best.get(arm, 0.5), "ci95": 0.02},
-                "episodes": (best.get(arm, 0.5) + noise[seed]).tolist(),
-                "heads": {"speech_accuracy": 0.3, "speech_loss": 2.0, "image_accuracy": 0.9, "image_loss": 0.1},
-                "unseen_words": ["a", "b"], "unseen_speakers": ["c"],
-            }
-            for arm in script.arms(args.weights) for seed in args.seeds
-        ],
-    )  # fmt: skip
-    (out / "rates.json").write_text(json.dumps({"settings": settings, "measured": {"joint": 1, "maml": 1, "mix": 1}}))
-    arguments = ("--weights", 0.5, "--seeds", 0, 1)
-    code, told, _ = call(script, *arguments)
-    assert code == 0 and "12 cells, 12 of them finished before." in told
+def test_arms_are_pooled_and_compared_in_pairs():
+    script = joint_vs_maml
+    s = script.Settings(weights=(0.5,), seeds=(0, 1))
+    best, noise = {"joint": 0.6, "maml": 0.7, "mix 0.5": 0.75}, np.random.default_rng(0).normal(size=(2, 1000)) / 10
+    done = {
+        script.Cell(arm, seed): {
+            "curve": report.curve(np.array([0.2, best.get(arm, 0.5)]), np.full(2, 0.02)),
+            "episodes": (best.get(arm, 0.5) + noise[seed]).tolist(),
+            "heads": {"speech_accuracy": 0.3, "image_accuracy": 0.9},
+            "step": 1, "rate": 0.1, "train_rate": 0.03, "outer_steps": 100 + seed,
+        }
+        for arm in script.arms(s.weights)
+        for seed in s.seeds
+    }  # fmt: skip
+    rows = script.summary(s, done)
     # the arms saw the same episodes: their noise cancels, and the gain is over the better of the two
-    assert "| mix 0.5 | 100 | 75.0 ± 1.4 | 1, 1 | 0.1, 0.1 | 30.0 | 2.00 | 90.0 | 0.10 | +5.0 ± 0.0 (maml) |" in told
-    assert (
-        "| joint, then maml | 100 | 50.0 ± 1.4 | 1, 1 | 0.1, 0.1 | 30.0 | 2.00 | 90.0 | 0.10 | -20.0 ± 0.0 (maml) |"
-        in told
-    )
-    assert "75.0 ±  1.4" in told
-    assert "support and query by different speakers" in json.loads((out / "results.json").read_text())["title"]
-    assert (out / "curve.png").exists() and (out / "weight.png").stat().st_size > 1000
-    code, _, error = call(script, *arguments, "--budget", 7)
-    assert code == 2 and "was made with budget = 60.0, now it is 7.0" in error
-    (out / "cells" / "0.json").write_text("[]")
-    code, _, error = call(script, *arguments)
-    assert code == 2 and "is damaged" in error
+    for arm, gain in (("mix 0.5", 0.05), ("joint, then maml", -0.2)):
+        assert rows[arm]["gain over the better"]["mean"] == pytest.approx(gain)
+        assert rows[arm]["gain over the better"]["ci95"] == pytest.approx(0, abs=1e-9)
+    assert rows["mix 0.5"]["new words"]["mean"] == pytest.approx(0.75, abs=0.01)
+    assert rows["mix 0.5"]["curve"][1]["ci95"] == pytest.approx(0.02 / 2**0.5)
+    assert rows["mix 0.5"]["outer_steps"] == [100, 101] and "gain over the better" not in rows["joint"]
 
 
-def test_nobody_is_on_two_sides():
-    label, speaker = (a.reshape(-1) for a in np.mgrid[:4, :10])
-    split = common.divide(speaker, label, 0)
-    assert [len(np.unique(speaker[part])) for part in split.values()] == [6, 2, 2]
-    assert sum(map(len, split.values())) == 40
-    # without groups each class is divided on its own
-    split = common.divide(np.full(40, -1), label, 0)
-    assert all((np.bincount(label[part]) == count).all() for part, count in zip(split.values(), (6, 2, 2), strict=True))
-    assert np.unique(np.concatenate(list(split.values()))).size == 40
-    with pytest.raises(mj.InputError, match="2 speakers or drawers, expected at least 3"):
-        common.divide(speaker % 2, label, 0)
-    with pytest.raises(mj.InputError, match="2 classes have no training example"):
-        common.divide(label, label, 0)
-    mean, half = common.interval([1.0, 2.0, 3.0])
-    assert mean == 2 and half == pytest.approx(4.303 / 3**0.5, abs=1e-3) and common.interval([1.0]) == (1.0, None)
-
-
-@pytest.mark.slow
-def test_a_small_run_of_the_weightings(monkeypatch, tmp_path, call):
+def test_a_tiny_run_of_the_weightings(monkeypatch, tmp_path, call, tones, small_networks):
     script = multitask_weighting
-    monkeypatch.setattr(script, "ROUNDS", 2)
+    monkeypatch.setattr(script, "FIXED", {0.5: "sum"})
     monkeypatch.setattr(script, "WEIGHTINGS", {name: script.WEIGHTINGS[name] for name in ("sum", "PCGrad")})
-    arguments = ("--steps", 20, "--batch", 8, "--seeds", 0, "--width", 0.25)
+    arguments = ("--corpus", "manifest", "--root", tones, "--steps", 60, "--batch", 16, "--seeds", 0, "--augment", 0)
     code, told, _ = call(script, *arguments)
     assert code == 0 and "| PCGrad |" in told
-    rows = {row["method"]: row for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]}
-    assert set(rows) == {"sum", "PCGrad", *script.ALONE, *script.PROBES}
-    assert rows["probe of the inputs"]["accuracy"]["image"]["mean"] > 0.9 and rows["sum"]["ratio"] == 1
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert set(rows) == {"sum", "fixed, tuned", "PCGrad", *script.ALONE, *script.PROBES}
+    assert rows["probe of the inputs"]["image"]["mean"] > 0.9 and rows["sum"]["ratio"] == 1
+    assert rows["image alone"]["image"]["mean"] > 0.5 and rows["PCGrad"]["speech"]["mean"] > 0.3
+    assert (tmp_path / "out" / "weightings.png").read_bytes().startswith(b"\x89PNG")
     assert "6 cells, 6 of them finished before." in call(script, *arguments)[1]
+    code, _, error = call(script, *arguments, "--steps", 61)
+    assert code == 2 and "steps is 61 now but 60 in" in error
+
+
+SMALL = ("--ways", 2, "--queries", 2, "--tasks", 2, "--num-steps", 1, "--adapt-steps", 2, "--episodes", 20)
+
+
+def run_arms(call, tones, out, *arguments):
+    code, told, _ = call(joint_vs_maml, "--corpus", "manifest", "--root", tones, *SMALL, "--weights", 1, *arguments)
+    assert code == 0 and "| mix 1 to 0 |" in told
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    for arm, row in rows.items():
+        assert len(row["curve"]) == 3 and np.isfinite(row["speech_accuracy"]["mean"])
+        assert (row["outer_steps"] == [0]) == (arm == "from scratch")
+        assert (row["train_rate"] == [None]) == (arm in ("from scratch", "joint"))
+        assert all(rate in joint_vs_maml.RATES for rate in row["rate"])
+    assert (out / "curve.png").read_bytes().startswith(b"\x89PNG")
+    return rows
+
+
+def test_a_tiny_run_of_joint_and_maml(monkeypatch, tmp_path, call, tones, small_networks):
+    monkeypatch.setattr(joint_vs_maml, "RATES", (0.01, 0.1))
+    arguments = ("--seeds", 0, "--budget", 0.3, "--augment", 0, "--rates", 0.03)
+    run_arms(call, tones, tmp_path / "out", *arguments)
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*:UserWarning")  # of a column of the manifest that nothing reads
-def test_a_small_run_of_joint_and_maml(monkeypatch, tmp_path, call, tones):  # noqa: F811
-    script = joint_vs_maml
-    monkeypatch.setattr(script, "MEASURED", 0.01)
-    monkeypatch.setattr(script, "VALIDATION_EPISODES", 4)
-    sizes = ("--ways", 2, "--queries", 2, "--tasks", 2, "--num-steps", 1, "--adapt-steps", 2, "--episodes", 10)
-    arguments = ("--corpus", "manifest", "--root", tones, *sizes, "--seeds", 0, "--weights", 1, "--budget", 0.2)
-    code, told, _ = call(script, *arguments, "--width", 0.5)
-    assert code == 0 and "| mix 1 to 0 |" in told
-    for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]:
-        assert len(row["accuracy"]) == 3 and all(np.isfinite(list(row["heads"].values())))
-        assert (row["outer_steps"] == 0) == (row["arm"] == "from scratch")
+def test_a_small_run_of_joint_and_maml(tmp_path, call, tones):
+    rows = run_arms(call, tones, tmp_path / "out", "--seeds", 0, "--budget", 3, "--width", 0.5, "--rates", 0.03, 0.1)
+    assert rows["joint"]["image_accuracy"]["mean"] > 0.3
+
+
+@pytest.mark.slow
+def test_a_small_run_of_all_weightings(tmp_path, call):
+    code, told, _ = call(multitask_weighting, "--steps", 20, "--batch", 8, "--seeds", 0, "--width", 0.25)
+    assert code == 0 and "| Nash-MTL |" in told
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
+    assert rows["probe of the inputs"]["image"]["mean"] > 0.9

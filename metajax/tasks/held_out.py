@@ -1,9 +1,10 @@
 """Train, validation and test of the same classes: whole groups of examples are held out, such as all of a speaker."""
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from metajax.errors import InputError
+from metajax.tasks.episodes import index_tables
 from metajax.tasks.splits import Splits, random_parts
 
 
@@ -49,3 +50,42 @@ def hold_out(
     if unseen := len(np.setdiff1d(label, label[masks[0]])):
         raise InputError(f"{name}: {unseen} classes are in no training example, expected each class in some.")
     return Splits(*masks)
+
+
+def closed_test(
+    columns: dict[str, Int[np.ndarray, " clips"]],
+    train: Bool[np.ndarray, " clips"],
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    seed: int,
+    most: int = 2000,
+) -> tuple[Bool[np.ndarray, " clips"], Int[np.ndarray, " held"], Int[np.ndarray, " held"]]:
+    """A test of the very words that are trained on, by other people: what a head for all of a corpus's words knows.
+
+    Where no others say these words, as in the embedded corpus, an eighth of the people go without training.
+
+    Args:
+      columns: of a corpus, `label` and `speaker`.
+      train: the clips to train on.
+      ways, shots, queries: of the training episodes across speakers; words with too few clips for them are left out.
+      seed: of what is held out.
+      most: clips of the test.
+
+    Returns:
+      The clips left to train on, as a mask; the clips of the test; their labels, numbered as those of the episodes.
+
+    Raises:
+      InputError: as `hold_out` and `episodes`.
+    """
+    label, speaker = columns["label"], columns["speaker"]
+    others = np.isin(label, label[train]) & ~np.isin(speaker, speaker[train])
+    if not others.any():
+        split = hold_out(label[train], speaker[train], shares=(0.0, 0.125), seed=seed)
+        others[np.flatnonzero(train)[split.test]] = True
+        train = train & ~others
+    tables = index_tables(np.where(train, label, -1), speaker, ways, shots, queries, "speaker", "training")
+    known = np.sort(label[np.asarray(tables.clips)[:, 0]])
+    held = np.random.default_rng(seed).permutation(np.flatnonzero(others & np.isin(label, known)))[:most]
+    return train & np.isin(label, known), held, np.searchsorted(known, label[held])

@@ -198,26 +198,31 @@ def _checked(inner: optax.GradientTransformation, grads: Own) -> Own:
     """grads; an `InputError` if they are differentiated and the update has no slope where an entry or a leaf is 0."""
     leaves, tree = jax.tree.flatten(grads)
 
-    def finite(points: list[Own], ones: Own) -> Array:
-        def slope(point: Own) -> Own:
-            return jax.jvp(lambda grads: inner.update(grads, inner.init(ones), ones)[0], (point,), (ones,))[1]
+    def slope(grads: Own, params: Own) -> Array:
+        # in reverse, where a branch that is not taken gives 0 times its slope
+        _, pullback = jax.vjp(lambda grads, params: inner.update(grads, inner.init(params), params)[0], grads, params)
+        slopes = pullback(jax.tree.map(jnp.ones_like, grads))
+        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes)]).all()
 
-        return jnp.stack([jnp.isfinite(leaf).all() for point in points for leaf in jax.tree.leaves(slope(point))]).all()
+    def finite(grads: Own, params: Own) -> Array:
+        return jax.vmap(slope)(grads, params).all()
 
     def differentiated(primals: tuple[Own], tangents: tuple[Own]) -> tuple[Own, Own]:
         # numpy's, as arguments: what a jitted function makes itself is here evaluated operation by operation
         ones = [np.ones(leaf.shape, leaf.dtype) for leaf in leaves]
         some = [(np.arange(one.size).reshape(one.shape) % 2).astype(one.dtype) for one in ones]  # of dead units
         dead = [[one * (i % 2 == side) for i, one in enumerate(ones)] for side in (0, 1)]  # layers
-        points = [some, *dead] if len(leaves) > 1 else [some]
+        points = [some, ones, *(dead if len(leaves) > 1 else [])]
+        fresh = [[one * (i != 1) for one in ones] for i in range(len(points))]  # parameters that are 0, as biases
+        stacked = [jax.tree.unflatten(tree, [np.stack(of) for of in zip(*p, strict=True)]) for p in (points, fresh)]
         with jax.ensure_compile_time_eval():
-            known = jax.jit(finite)([jax.tree.unflatten(tree, p) for p in points], jax.tree.unflatten(tree, ones))
+            known = jax.jit(finite)(*stacked)
             # an inner rate that is itself traced leaves nothing to look at
             if not isinstance(known, jax.core.Tracer) and not known:
                 raise InputError(
                     "The inner optimiser's update has no finite derivative where a gradient is zero, of one entry or "
-                    "of a whole layer, so second order would give NaN; give Adam eps_root > 0, as in "
-                    "optax.adam(1e-3, eps_root=1e-8), take one that divides by no norm, or use first_order=True."
+                    "of a whole layer, or where a parameter is, so second order would give NaN; give Adam eps_root > 0, "
+                    "as in optax.adam(1e-3, eps_root=1e-8), take one that divides by no norm, or use first_order=True."
                 )
         return primals[0], tangents[0]
 

@@ -1,4 +1,4 @@
-"""Reptile and iMAML, whose gradient runs through no inner step, and FiLM's parameters."""
+"""Reptile and iMAML, whose gradient runs through no inner step, and FiLM's and the context's parameters."""
 
 import jax
 import jax.numpy as jnp
@@ -6,21 +6,22 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import Batch, Episode, InputError, Referenced, imaml, reptile
-from metajax.algorithms.film import film_apply, film_init
+from metajax import Batch, Episode, InputError, adapt, context, film, imaml, joint, maml, mix, only, rates, reptile
+from metajax.algorithms.parts import shifted
+from metajax.losses import squared_error
 from tests.algorithms.test_gradient import (
     KEY,
-    RATE,
     STEPS,
     descend,
-    loss_fn,
+    loss,
     made,
+    network,
     parameters,
     slope,
     task,
     value_and_grad,
 )
-from tests.conftest import assert_close, differs, quadratic
+from tests.conftest import as_it_is, assert_close, differs, quadratic
 
 
 def reptile_phi(params, batch):
@@ -32,32 +33,19 @@ def reptile_phi(params, batch):
 def test_reptile_gradient_is_theta_minus_phi(x64):
     theta, (support, query) = parameters(), task()
     both = Batch(*(jnp.concatenate(pair) for pair in zip(support, query, strict=True)))
-    for on, batch in (("both", both), ("support", support)):
-        algorithm, _ = made(reptile, on=on)
-        phi = jax.jit(reptile_phi)(theta, batch)
-        assert_close(value_and_grad(algorithm, theta)[1], jax.tree.map(jnp.subtract, theta, phi), 1e-12)
-        metrics = jax.jit(algorithm.objective)(theta, task(), KEY)[1]
-        assert_close(metrics["loss"], loss_fn(phi, query, KEY)[0], 1e-12)
+    algorithm, _ = made(reptile)
+    phi = jax.jit(reptile_phi)(theta, both)
+    _, grads = value_and_grad(algorithm, {"params": theta})
+    assert_close(grads["params"], jax.tree.map(jnp.subtract, theta, phi), 1e-12)
+    metrics = jax.jit(algorithm.objective)({"params": theta}, task(), KEY)[1]
+    assert_close(metrics["loss"], loss(phi, query), 1e-12)
 
 
-def test_reptile_on_both_normalises_by_the_support_set(x64):
-    """With `Referenced` queries the joined inputs keep the support set as reference, each example once."""
-    seen = []
-
-    def recording(params, batch, key):
-        seen.append(batch.x)
-        x = batch.x.x - batch.x.reference.mean(0) if isinstance(batch.x, Referenced) else batch.x - batch.x.mean(0)
-        return loss_fn(params, batch._replace(x=x), key)
-
-    support, query = task()
-    episode = Episode(support, query._replace(x=Referenced(query.x, support.x)))
-    algorithm = reptile(recording, optax.sgd(RATE), STEPS)
-    _, grads = value_and_grad(algorithm, parameters(), episode)
-    assert (seen[0].x.shape, seen[0].reference.shape) == ((10, 3), (4, 3))
-    mean = support.x.mean(0)
-    both = Batch(jnp.concatenate([support.x, query.x]) - mean, jnp.concatenate([support.y, query.y]))
-    phi = jax.jit(reptile_phi)(parameters(), both)
-    assert_close(grads, jax.tree.map(jnp.subtract, parameters(), phi), 1e-12)
+def test_reptile_of_a_head_moves_the_head_alone(x64):
+    algorithm, theta = made(reptile, part=only("head"))
+    _, grads = value_and_grad(algorithm, theta)
+    assert differs(grads["params"]["head"], jax.tree.map(jnp.zeros_like, grads["params"]["head"]), 1e-3)
+    assert all((leaf == 0).all() for name in ("dense0", "norm0") for leaf in jax.tree.leaves(grads["params"][name]))
 
 
 @pytest.mark.parametrize("steps", [2, 400])
@@ -74,10 +62,12 @@ def test_imaml_is_the_implicit_function_theorem_on_a_quadratic(x64, steps):
 
     pairs = ((jnp.asarray(m), jnp.asarray(v)) for m, v in ((a, c), (b, q)))
     episode = Episode(*(Batch(pair, jnp.zeros(1)) for pair in pairs))
-    algorithm = imaml(quadratic, optax.sgd(rate), steps, strength=strength, cg_steps=8)
-    _, grads = value_and_grad(algorithm, jnp.asarray(theta), episode)
+    algorithm = imaml(quadratic, as_it_is, optax.sgd(rate), steps, strength=strength, cg_steps=8)
+    given = {"params": jnp.asarray(theta)}
+    _, grads = value_and_grad(algorithm, given, episode)
+    grads = grads["params"]
     np.testing.assert_allclose(grads, wanted, rtol=1e-9)
-    _, metrics = jax.jit(algorithm.objective)(jnp.asarray(theta), episode, KEY)
+    _, metrics = jax.jit(algorithm.objective)(given, episode, KEY)
     np.testing.assert_allclose(metrics["loss"], (phi - q) @ b @ (phi - q) / 2, rtol=1e-9)
     if steps == 400:  # the same as the gradient through all the steps
 
@@ -91,19 +81,71 @@ def test_imaml_is_the_implicit_function_theorem_on_a_quadratic(x64, steps):
         np.testing.assert_allclose(grads, [(proximal(theta + e) - proximal(theta - e)) / 2e-5 for e in step], rtol=1e-6)
 
 
-def test_bad_choice_of_reptile_batch(unchecked):
-    with pytest.raises(InputError, match=r"on is 'query'"):
-        made(reptile, params={}, on="query")
+def test_imaml_of_a_head_is_the_implicit_function_theorem_in_head_and_body(x64):
+    """h*(body, h) = argmin |Z h - y|^2 / (n o) + s / 2 |h - h_0|^2 is ridge regression; its gradient by differences."""
+    strength = 0.5
+    draw = np.random.default_rng(8).normal
+    (x, y), (x_query, y_query) = ((draw(size=(n, 3)), draw(size=(n, 2))) for n in (6, 5))
+    body, head, direction = draw(size=(3, 3)), draw(size=(3, 2)), (draw(size=(3, 3)), draw(size=(3, 2)))
+    episode = Episode(*(Batch(jnp.asarray(a), jnp.asarray(b)) for a, b in ((x, y), (x_query, y_query))))
+
+    def linear(params, x, key):
+        return x @ params["body"] @ params["head"]
+
+    def value(body, head):
+        z = x @ body
+        best = np.linalg.solve(2 / y.size * z.T @ z + strength * np.eye(3), 2 / y.size * z.T @ y + strength * head)
+        return np.square(x_query @ body @ best - y_query).mean()
+
+    algorithm = imaml(linear, squared_error, optax.sgd(0.2), 2000, strength=strength, cg_steps=8, part=only("head"))
+    theta = {"params": {"body": jnp.asarray(body), "head": jnp.asarray(head)}}
+    found, grads = value_and_grad(algorithm, theta, episode)
+    np.testing.assert_allclose(found, value(body, head), rtol=1e-9)
+    up, down = (value(body + s * direction[0], head + s * direction[1]) for s in (1e-5, -1e-5))
+    slope = (grads["params"]["body"] * direction[0]).sum() + (grads["params"]["head"] * direction[1]).sum()
+    np.testing.assert_allclose(slope, (up - down) / 2e-5, rtol=1e-6)
 
 
-def test_film_moves_the_named_leaves_by_about_a_gradient_step(x64):
-    """At context -film @ g the shift is -film' film g, on average -g."""
+def test_a_rule_that_would_not_be_learned_is_refused():
+    for factory, told in ((reptile, "Reptile does not differentiate"), (imaml, "iMAML's optimum does not depend")):
+        with pytest.raises(InputError, match=f"rule is given, but {told}"):
+            made(factory, rule=rates())
+
+
+def test_any_method_mixes_with_the_joint_loss(x64):
+    """The value of both and the gradient of both, whatever else theta holds."""
+    other = joint(network, squared_error).objective
+    for factory, options in ((reptile, {}), (maml, {"rule": rates()}), (maml, {"part": context(3)})):
+        algorithm, theta = made(factory, **options)
+        mixed = value_and_grad(algorithm._replace(objective=mix(algorithm.objective, other, 0.5)), theta)
+        one, two = (value_and_grad(algorithm._replace(objective=f), theta) for f in (algorithm.objective, other))
+        assert_close(mixed, jax.tree.map(lambda a, b: a + 0.5 * b, one, two), 1e-12)
+
+
+def test_the_context_moves_the_named_leaves_by_about_a_gradient_step(x64):
+    """At context -F @ g the shift is -F' F g, on average -g."""
     params = parameters()
-    film = film_init(params, 4000, ("scale",), 0)
-    assert {name: m.shape for name, m in film.items()} == {"norm0.scale": (4000, 5)}
-    assert_close(film_apply(params, film, jnp.zeros(4000)), params, 0)
+    part = context(4000, "*.scale")
+    theta = {"params": params} | part.init(params, jax.random.key(0))
+    maps = theta["context"]
+    assert {name: m.shape for name, m in maps.items()} == {"norm0.scale": (4000, 5)}
+    assert_close(part.join(theta, part.split(theta), jnp.int32(0)), params, 0)
     gradient = jnp.arange(1.0, 6.0)
-    moved = film_apply(params, film, -film["norm0.scale"] @ gradient)
+    moved = shifted(params, maps, -maps["norm0.scale"] @ gradient)
     np.testing.assert_allclose(params["norm0"]["scale"] - moved["norm0"]["scale"], gradient, atol=0.4)
-    other = film_init(params, 4000, ("scale",), 1)
-    assert differs(film, other, 1e-3)
+    assert differs(maps, part.init(params, jax.random.key(1))["context"], 1e-3)
+
+
+def test_film_scales_scales_and_shifts_the_other_vectors(x64):
+    algorithm, theta = made(maml, part=film())
+    assert set(theta["film"]) == {"norm0.scale", "norm0.bias", "head.bias"}
+    phi, _ = adapt(algorithm.learner, theta, task().support, KEY, 2)
+    params = jax.tree.map(lambda a: a, theta["params"])
+    params["norm0"] = {
+        "scale": params["norm0"]["scale"] * (1 + phi.own["norm0.scale"]),
+        "bias": params["norm0"]["bias"] + phi.own["norm0.bias"],
+    }
+    params["head"]["bias"] = params["head"]["bias"] + phi.own["head.bias"]
+    x = task().query.x
+    assert_close(algorithm.learner.predict(theta, phi, x, None), network(params, x), 1e-12)
+    assert differs(network(params, x), network(theta["params"], x), 1e-2)

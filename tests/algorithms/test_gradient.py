@@ -29,23 +29,24 @@ from metajax import (
     reptile,
     tnet,
 )
-from tests.conftest import assert_close, differs
+from metajax.losses import squared_error
+from metajax.names import named
+from tests.conftest import as_it_is, assert_close, differs
 
 KEY = jax.random.key(0)
 RATE = 0.3
 STEPS = 3
 
 
-def network(params, x):
+def network(params, x, key=None):
     """A smooth network with the names of real ones."""
     dense, norm, head = (params[name] for name in ("dense0", "norm0", "head"))
     hidden = jnp.tanh(x @ dense["kernel"] * norm["scale"] + norm["bias"])
     return hidden @ head["kernel"] + head["bias"]
 
 
-def loss_fn(params, batch, key):
-    loss = jnp.square(network(params, batch.x) - batch.y).mean()
-    return loss, {"loss": loss}
+def loss(params, batch):
+    return squared_error(network(params, batch.x), batch.y)[0]
 
 
 def parameters(seed=0):
@@ -73,8 +74,8 @@ def shaken(theta, seed=2):
 
 def made(factory, params=None, inner=None, num_steps=STEPS, **options):
     """A method and its theta."""
-    algorithm = factory(loss_fn, optax.sgd(RATE) if inner is None else inner, num_steps, **options)
-    return algorithm, algorithm.learner.init(parameters() if params is None else params)
+    algorithm = factory(network, squared_error, optax.sgd(RATE) if inner is None else inner, num_steps, **options)
+    return algorithm, algorithm.learner.init(parameters() if params is None else params, KEY)
 
 
 def value_and_grad(algorithm, theta, episode=None):
@@ -86,37 +87,22 @@ def gradient(algorithm):
 
 
 def slope(params, batch):
-    return jax.grad(lambda params: loss_fn(params, batch, KEY)[0])(params)
+    return jax.grad(loss)(params, batch)
 
 
 def descend(params, grads, rate=RATE):
     return jax.tree.map(lambda p, g: p - rate * g, params, grads)
 
 
-@pytest.mark.parametrize("factory", [anil, boil, meta_sgd, meta_curvature, tnet, cavia, mamlpp])
-def test_meta_gradient_is_the_finite_difference(x64, factory):
-    algorithm, theta = made(factory, inner=optax.sgd(0.2, momentum=0.9))
-    theta, step, run = shaken(theta), 1e-5, jax.jit(gradient(algorithm))
-    value, grads = run(theta, task())
-    assert value.dtype == jnp.float64
-    for seed in range(3):
-        draw = np.random.default_rng(seed).normal
-        direction = jax.tree.map(lambda a, draw=draw: draw(size=a.shape), theta)
-        up, down = (run(jax.tree.map(lambda a, d, s=s: a + s * d, theta, direction), task())[0] for s in (step, -step))
-        np.testing.assert_allclose(optax.tree.vdot(grads, direction), (up - down) / (2 * step), rtol=1e-6, atol=1e-9)
-    # all of theta is learned
-    assert all((leaf != 0).any() for leaf in jax.tree.leaves(grads))
-
-
 def anil_loop(theta, support):
-    params = theta
+    theta = params = theta["params"]
     for _ in range(STEPS):
         params = theta | {"head": descend(params, slope(params, support))["head"]}
     return params
 
 
 def boil_loop(theta, support):
-    params = theta
+    theta = params = theta["params"]
     for _ in range(STEPS):
         params = descend(params, slope(params, support)) | {"head": theta["head"]}
     return params
@@ -125,7 +111,7 @@ def boil_loop(theta, support):
 def meta_sgd_loop(theta, support):
     params = theta["params"]
     for _ in range(STEPS):
-        params = jax.tree.map(lambda p, s, g: p - RATE * s * g, params, theta["scale"], slope(params, support))
+        params = jax.tree.map(lambda p, s, g: p - RATE * s * g, params, theta["rates"], slope(params, support))
     return params
 
 
@@ -138,7 +124,7 @@ def tnet_loop(theta, support):
 
     params = theta["params"]
     for _ in range(STEPS):
-        grads = jax.grad(lambda params: loss_fn(warped(params), support, KEY)[0])(params)
+        grads = jax.grad(lambda params: loss(warped(params), support))(params)
         params = descend(params, grads)
     return warped(params)
 
@@ -146,26 +132,36 @@ def tnet_loop(theta, support):
 def cavia_loop(theta, support):
     def modulated(context):
         params = {name: dict(layer) for name, layer in theta["params"].items()}
-        for name, matrix in theta["film"].items():
+        for name, matrix in theta["context"].items():
             layer, leaf = name.split(".")
             params[layer][leaf] = params[layer][leaf] + matrix.T @ context
         return params
 
-    assert set(theta["film"]) == {"norm0.scale", "norm0.bias", "head.bias"}
+    assert set(theta["context"]) == {"norm0.scale", "norm0.bias", "head.bias"}
     context = jnp.zeros(32)
     for _ in range(STEPS):
-        context = context - RATE * jax.grad(lambda context: loss_fn(modulated(context), support, KEY)[0])(context)
+        context = context - RATE * jax.grad(lambda context: loss(modulated(context), support))(context)
     return modulated(context)
 
 
 def mamlpp_loop(theta, support):
-    assert set(theta["params"]) == set(theta["rates"]) == {"dense0", "head"}
+    assert set(theta["rates"]) == {"dense0.kernel", "head.kernel", "head.bias"}
+    assert set(theta["norms"]) == {"norm0.scale", "norm0.bias"}
     params = theta["params"]
-    for step in range(STEPS):
-        norms = jax.tree.map(lambda a, step=step: a[step], theta["norms"])
-        grads = slope(params | norms, support)
-        params = {name: descend(params[name], grads[name], RATE * theta["rates"][name][step]) for name in params}
-    return params | jax.tree.map(lambda a: a[STEPS], theta["norms"])
+    for step in range(STEPS + 1):
+        norms = {name.split(".")[1]: a[step] for name, a in theta["norms"].items()}
+        params = params | {"norm0": norms}
+        if step == STEPS:
+            return params
+        grads = slope(params, support)
+        params = params | {
+            layer: {
+                name: w - RATE * theta["rates"][f"{layer}.{name}"][step] * grads[layer][name]
+                for name, w in params[layer].items()
+            }
+            for layer in ("dense0", "head")
+        }
+    raise AssertionError
 
 
 LOOPS = {
@@ -183,9 +179,9 @@ def test_the_method_is_its_plain_loop(x64, factory):
     algorithm, theta = made(factory, **({"weights": (0.0, 0.0, 1.0)} if factory is mamlpp else {}))
     theta, episode = shaken(theta), task()
     value, _ = jax.jit(algorithm.objective)(theta, episode, KEY)
-    wanted = jax.jit(lambda theta: loss_fn(LOOPS[factory](theta, episode.support), episode.query, KEY)[0])(theta)
+    wanted = jax.jit(lambda theta: loss(LOOPS[factory](theta, episode.support), episode.query))(theta)
     assert_close(value, wanted, 1e-12)
-    plain = jax.jit(made(maml)[0].objective)(parameters(), episode, KEY)[0]
+    plain = jax.jit(made(maml)[0].objective)({"params": parameters()}, episode, KEY)[0]
     assert differs(value, plain, 1e-4)
 
 
@@ -195,11 +191,11 @@ def test_meta_curvature_is_a_kronecker_product(x64):
     shapes = {"kernel": (2, 3, 4, 5), "dense": (4, 5), "bias": (5,), "gain": ()}
     gradient, params = ({name: jnp.asarray(draw(size=shape)) for name, shape in shapes.items()} for _ in range(2))
 
-    def linear(params, batch, key):
-        return sum((params[name] * gradient[name]).sum() for name in shapes), {}
+    def linear(params, x, key):
+        return sum((params[name] * gradient[name]).sum() for name in shapes)
 
-    learner = meta_curvature(linear, optax.sgd(RATE), 1).learner
-    theta = shaken(learner.init(params))
+    learner = meta_curvature(linear, as_it_is, optax.sgd(RATE), 1).learner
+    theta = shaken(learner.init(params, KEY))
     sizes = {name: {axis: len(m) for axis, m in matrices.items()} for name, matrices in theta["curvature"].items()}
     assert sizes == {
         "kernel": {"taps": 6, "in": 4, "out": 5},
@@ -213,17 +209,18 @@ def test_meta_curvature_is_a_kronecker_product(x64):
         for axis in ("taps", "in", "out"):
             product = np.kron(product, matrices.get(axis, np.eye(1)))
         wanted = theta["params"][name] - RATE * (product @ gradient[name].reshape(-1)).reshape(shapes[name])
-        np.testing.assert_allclose(phi.params[name], wanted, rtol=1e-12)
+        np.testing.assert_allclose(phi.own[name], wanted, rtol=1e-12)
 
 
 def test_neutral_extra_parameters_give_maml(x64):
-    """Meta-SGD with a constant scale, identity Meta-Curvature and T-Net, MAML++ with equal rates and the last loss."""
-    wanted = value_and_grad(*made(maml))
+    """Meta-SGD with constant rates, identity Meta-Curvature and T-Net, MAML++ with equal rates and the last loss."""
+    value, grads = value_and_grad(*made(maml))
+    wanted = value, grads["params"]
     sgd, start = made(meta_sgd, inner=optax.sgd(2 * RATE))
-    constant = start | {"scale": jax.tree.map(lambda a: 0.5 * a, start["scale"])}
-    plusplus, start = made(mamlpp, inner=optax.sgd(2 * RATE), weights=(0.0, 0.0, 1.0), shared=())
+    constant = start | {"rates": jax.tree.map(lambda a: 0.5 * a, start["rates"])}
+    plusplus, start = made(mamlpp, inner=optax.sgd(2 * RATE), weights=(0.0, 0.0, 1.0), norms=())
     rates = jax.tree.map(lambda a: 0.5 * a, start["rates"])
-    assert start["norms"] == {}
+    assert "norms" not in start
     for algorithm, theta in (
         (sgd, constant),
         made(meta_curvature),
@@ -236,12 +233,12 @@ def test_neutral_extra_parameters_give_maml(x64):
 
 def test_mamlpp_is_the_weighted_sum_of_maml_after_every_step(x64):
     weights = (0.1, 0.4, 0.3, 0.2)
-    value, grads = value_and_grad(*made(mamlpp, weights=weights, shared=()))
+    value, grads = value_and_grad(*made(mamlpp, weights=weights, norms=()))
     terms = [value_and_grad(*made(maml, num_steps=steps)) for steps in range(STEPS + 1)]
     wanted = jax.tree.map(lambda *a: sum(w * b for w, b in zip(weights, a, strict=True)), *terms)
-    assert_close((value, grads["params"]), wanted, 1e-12)
+    assert_close((value, {"params": grads["params"]}), wanted, 1e-12)
     # without a weight for step 0 the weights are those of steps 1..K, and the metrics those of the last
-    algorithm, theta = made(mamlpp, shared=())
+    algorithm, theta = made(mamlpp, norms=())
     value, metrics = jax.jit(algorithm.objective)(theta, task(), KEY)
     assert_close(value, sum(term[0] for term in terms[1:]) / STEPS, 1e-12)
     assert_close(metrics["loss"], terms[-1][0], 1e-12)
@@ -250,22 +247,25 @@ def test_mamlpp_is_the_weighted_sum_of_maml_after_every_step(x64):
 def test_the_multi_step_loss_is_for_any_learner(x64):
     """Here one whose phi is 0 before its step and the support's mean after it."""
     learner = closed_form(
-        lambda theta, support, key: support.y.mean(0),
-        lambda theta, phi, batch, key: (((phi - theta - batch.y) ** 2).mean(), {"loss": phi.sum()}),
+        lambda theta, support, key: support.y.mean(0), lambda theta, phi, x, key: phi - theta["params"]
     )
-    theta, episode = jnp.asarray(0.3), task()
-    value, metrics = multi_step_loss(learner, 1, (0.25, 0.75))(theta, episode, KEY)
+
+    def error(outputs, y):
+        return ((outputs - y) ** 2).mean(), {"loss": outputs.sum()}
+
+    theta, episode = {"params": jnp.asarray(0.3)}, task()
+    value, metrics = multi_step_loss(learner, error, 1, (0.25, 0.75))(theta, episode, KEY)
     mean = episode.support.y.mean(0)
-    wanted = [((phi - theta - episode.query.y) ** 2).mean() for phi in (0 * mean, mean)]
+    wanted = [((phi - 0.3 - episode.query.y) ** 2).mean() for phi in (0 * mean, mean)]
     np.testing.assert_allclose(value, 0.25 * wanted[0] + 0.75 * wanted[1], rtol=1e-12)
-    np.testing.assert_allclose(metrics["loss"], mean.sum(), rtol=1e-12)
+    np.testing.assert_allclose(metrics["loss"], (mean - 0.3).sum(), rtol=1e-12)
 
 
 def test_mamlpp_anneals_by_phases(x64):
     np.testing.assert_allclose(multi_step_weights(0.0, 4), [0.25] * 4)
     np.testing.assert_allclose(multi_step_weights(0.5, 4), [0.125, 0.125, 0.125, 0.625])
     assert multi_step_weights(1.0, 4) == (0, 0, 0, 1)
-    phases = multi_step_phases(partial(mamlpp, loss_fn, optax.sgd(RATE), STEPS), STEPS)
+    phases = multi_step_phases(partial(mamlpp, network, squared_error, optax.sgd(RATE), STEPS), STEPS)
     assert sum(share for share, _ in phases) == 1
     algorithm, theta = made(mamlpp)
     value, grads = value_and_grad(algorithm, theta)
@@ -298,12 +298,14 @@ def test_mixed_mode_is_reverse_mode(x64, factory, inner):
 def test_rematerialisation_changes_nothing(x64):
     """Five steps: two segments of two, and one; each with a key of its own, the losses of all carried along."""
 
-    def noisy(params, batch, key):
-        return loss_fn(params, batch._replace(x=batch.x + jax.random.normal(key, batch.x.shape)), key)
+    def noisy(params, x, key):
+        return network(params, x + jax.random.normal(key, x.shape))
 
     none, step, sqrt = (
-        value_and_grad(algorithm, algorithm.learner.init(parameters()))
-        for algorithm in (mamlpp(noisy, optax.sgd(RATE), 5, remat=remat) for remat in ("none", "step", "sqrt"))
+        value_and_grad(algorithm, algorithm.learner.init(parameters(), KEY))
+        for algorithm in (
+            mamlpp(noisy, squared_error, optax.sgd(RATE), 5, remat=remat) for remat in ("none", "step", "sqrt")
+        )
     )
     assert_close(step, none, 1e-12)
     assert_close(sqrt, none, 1e-12)
@@ -311,15 +313,16 @@ def test_rematerialisation_changes_nothing(x64):
 
 def test_what_adapts_and_what_does_not(x64):
     for factory, head, wanted in (
-        (anil, "head", {"head"}),
-        (anil, ("norm0", "head"), {"norm0", "head"}),
-        (boil, "head", {"dense0", "norm0"}),
-        (boil, ("dense0", "head"), {"norm0"}),
+        (anil, "head", {"head.kernel", "head.bias"}),
+        (anil, ("norm0", "*.kernel"), {"norm0.scale", "norm0.bias", "dense0.kernel", "head.kernel"}),
+        (boil, "head", {"dense0.kernel", "norm0.scale", "norm0.bias"}),
+        (boil, ("dense0", "head"), {"norm0.scale", "norm0.bias"}),
     ):
         algorithm, theta = made(factory, head=head)
         phi, _ = adapt(algorithm.learner, theta, task().support, KEY, 2)
-        assert set(phi.params) == wanted
-        assert all(differs(phi.params[name], theta[name], 1e-3) for name in wanted)
+        assert set(phi.own) == wanted
+        params = named(theta["params"])
+        assert all(differs(phi.own[name], params[name], 1e-3) for name in wanted)
 
 
 @jax.custom_vjp
@@ -332,16 +335,18 @@ doubled.defvjp(lambda x: (doubled(x), None), lambda _, cotangent: (doubled(cotan
 
 
 def test_a_loss_with_a_custom_vjp_needs_reverse_mode(x64):
-    def custom(params, batch, key):
-        return loss_fn(params | {"head": jax.tree.map(doubled, params["head"])}, batch, key)
+    def custom(params, x, key):
+        return network(params | {"head": jax.tree.map(doubled, params["head"])}, x)
 
-    def plain(params, batch, key):
-        return loss_fn(params | {"head": jax.tree.map(lambda a: 2 * a, params["head"])}, batch, key)
+    def plain(params, x, key):
+        return network(params | {"head": jax.tree.map(lambda a: 2 * a, params["head"])}, x)
 
+    theta = {"params": parameters()}
     with pytest.raises(InputError, match=r'custom_vjp.*mode="reverse"'):
-        value_and_grad(maml(custom, optax.sgd(RATE), STEPS, mode="mixed"), parameters())
+        value_and_grad(maml(custom, squared_error, optax.sgd(RATE), STEPS, mode="mixed"), theta)
     for factory in (maml, imaml):
-        results = [value_and_grad(factory(loss, optax.sgd(RATE), 1), parameters()) for loss in (custom, plain)]
+        made = (factory(apply, squared_error, optax.sgd(RATE), 1) for apply in (custom, plain))
+        results = [value_and_grad(algorithm, theta) for algorithm in made]
         assert_close(*results, 1e-10)
 
 
@@ -353,20 +358,62 @@ def test_adam_without_eps_root_is_refused_only_where_it_is_differentiated(x64):
     with pytest.raises(InputError, match="eps_root"):
         value_and_grad(*made(mamlpp, inner=adam))
     phi, _ = jax.jit(lambda theta: adapt(algorithm.learner, theta, task().support, KEY, 2))(theta)
-    assert differs(phi.params, theta, 1e-2)
+    assert differs(phi.own, theta["params"], 1e-2)
     for factory in (fomaml, reptile, imaml):
         _, grads = value_and_grad(*made(factory, inner=adam))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 
 
+@pytest.mark.parametrize("inner", [optax.adamw(0.05, weight_decay=0.3), optax.sgd(RATE), optax.lion(0.05)])
+def test_the_gradient_of_fomaml_is_that_of_the_query_at_phi_whatever_the_inner_optimiser(x64, inner):
+    """The decay of AdamW and Lion counts as a constant too, and so does the pull of `proximal`."""
+    for options in ({}, {"proximal": 0.5}):
+        algorithm, theta = made(fomaml, inner=inner, **options)
+        phi, _ = jax.jit(lambda theta, a=algorithm: adapt(a.learner, theta, task().support, KEY, STEPS))(theta)
+        assert_close(value_and_grad(algorithm, theta)[1]["params"], jax.jit(slope)(phi.own, task().query), 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("norm", "finite"),
+    [
+        (optax.clip_by_global_norm(1.0), True),
+        (optax.clip_by_block_rms(1.0), False),
+        (optax.adaptive_grad_clip(0.1), False),
+        (optax.scale_by_trust_ratio(), False),
+        (optax.scale_by_novograd(), False),
+        (optax.clip(0.1), True),
+        (optax.centralize(), True),
+    ],
+    ids=["global norm", "block rms", "adaptive", "lars", "novograd", "clip", "centralize"],
+)
+def test_inner_optimisers_that_divide_by_a_norm_are_refused_or_finite_with_a_dead_layer(norm, finite):
+    """Their slope where a layer's whole gradient is zero, as with dead units, is 0 / 0."""
+
+    def relus(params, x, key=None):
+        hidden = jax.nn.relu(x @ params["dense0"]["kernel"] + params["dense0"]["bias"])
+        return jax.nn.relu(hidden @ params["dense1"]["kernel"] - 50) @ params["head"]["kernel"] + params["head"]["bias"]
+
+    draw = np.random.default_rng(0).normal
+    shapes = {"dense0": {"kernel": (3, 4), "bias": (4,)}, "dense1": {"kernel": (4, 4)}, "head": {"bias": (2,)}}
+    shapes["head"]["kernel"] = (4, 2)
+    params = jax.tree.map(lambda s: jnp.float32(draw(size=s)), shapes, is_leaf=lambda s: isinstance(s, tuple))
+    episode = jax.tree.map(jnp.float32, task())
+    algorithm = maml(relus, squared_error, optax.chain(norm, optax.sgd(0.1)), 1)
+    if finite:
+        _, grads = value_and_grad(algorithm, {"params": params}, episode)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    else:
+        with pytest.raises(InputError, match=r"no finite derivative where a gradient is zero, .* of a whole layer"):
+            value_and_grad(algorithm, {"params": params}, episode)
+
+
 def test_bad_input(x64):
     support = task().support
     for factory in (anil, boil):
-        algorithm, theta = made(factory, head=("head", "output"))
-        with pytest.raises(InputError, match=r"'output'.*dense0, head, norm0"):
-            adapt(algorithm.learner, theta, support, KEY, 1)
+        with pytest.raises(InputError, match=r"'output'.*dense0\.kernel, head\.bias"):
+            made(factory, head=("head", "output"))
     with pytest.raises(InputError, match=r"gain.*dense0\.kernel"):
-        made(cavia, names=("gain",))
+        made(cavia, patterns=("gain",))
     algorithm, theta = made(mamlpp)
     with pytest.raises(InputError, match=r"num_steps is 4.*3 steps"):
         adapt(algorithm.learner, theta, support, KEY, STEPS + 1)
@@ -376,9 +423,9 @@ def test_bad_input(x64):
         made(mamlpp, weights=[0.2] * 5)
     with pytest.raises(InputError, match=r"progress is 1.5"):
         multi_step_weights(1.5, 3)
-    vectors = closed_form(lambda *_: jnp.zeros(3), lambda theta, phi, batch, key: (phi, {}))
+    learner = closed_form(lambda *_: jnp.zeros(3), lambda theta, phi, x, key: phi)
     with pytest.raises(InputError, match=r"shape \(3,\)"):
-        multi_step_loss(vectors, 1, (0.5, 0.5))(theta, task(), KEY)
+        multi_step_loss(learner, lambda outputs, y: (outputs, {}), 1, (0.5, 0.5))(theta, task(), KEY)
     algorithm, theta = made(meta_sgd, num_steps=-1)
     with pytest.raises(InputError, match=r"num_steps is -1"):
         value_and_grad(algorithm, theta)

@@ -194,7 +194,8 @@ def _of_libsndfile(sound: soundfile.SoundFile, path: Path) -> Stream:
     def blocks(first: int, last: int) -> Iterator[np.ndarray]:
         # OGG seeks inexactly, and some codecs cannot: these are read from the start.
         at = sound.seek(first) if first > 0 and sound.seekable() and not is_ogg else 0
-        for block in sound.blocks(_BLOCK, frames=last - at, dtype="float32", always_2d=True):
+        # Not by sound.blocks, which fills up with whatever is in memory where the file ends early.
+        while len(block := sound.read(min(_BLOCK, last - at), dtype="float32", always_2d=True)):
             yield block[max(first - at, 0) :]
             at += len(block)
         # The last packet of an OGG stream without an end can hold less than its page tells, by a packet at most.
@@ -208,12 +209,13 @@ def _of_libsndfile(sound: soundfile.SoundFile, path: Path) -> Stream:
 def _mono(block: np.ndarray, path: Path) -> np.ndarray:
     """Return the mean of the channels, or the loudest where they cancel; by differences, which leave out an offset."""
     _check_finite(block, path)
-    if block.shape[1] > 1:
-        power = np.square(np.diff(block, axis=0)).sum(axis=0)
-        left = np.square(np.diff(block.mean(axis=1))).sum()
-        if left * block.shape[1] < 0.1 * power.mean():  # channels that have nothing in common leave ten times that
-            return block[:, np.argmax(power)]
-    return block.mean(axis=1)
+    if block.shape[1] == 1:
+        return block[:, 0]
+    mean = block.mean(axis=1, dtype=np.float64)
+    power = np.square(np.diff(block.astype(np.float64), axis=0)).sum(axis=0)
+    # Channels that have nothing in common leave ten times the power asked for here.
+    cancel = np.square(np.diff(mean)).sum() * block.shape[1] < 0.1 * power.mean()
+    return block[:, np.argmax(power)] if cancel else mean.astype(np.float32)
 
 
 def _check_finite(wave: np.ndarray, name: object) -> None:

@@ -85,7 +85,7 @@ def stream(content: bytes, path: Path, block: int) -> Stream | None:
 
 
 def _index(content: bytes, path: Path) -> tuple[tuple[int, ...], bytes, list[int]]:
-    """Return samples, rate and whether mono of all frames, the Xing header, and where frames begin and the last ends."""
+    """Return samples, rate and whether mono of all frames, the Xing header, and the bounds of the frames."""
     at, header, promised = _resume(content, 0), b"", 0
     kind: tuple[int, ...] = ()
     bounds = [at]

@@ -74,7 +74,7 @@ def without_two_frames(content):
     return content
 
 
-def without_end_flag(content):
+def without_end_flag(content, extra=0):
     """Take the flag from the last OGG page; of Opus all samples then count: only a flagged page may drop some."""
     at = content.rindex(b"OggS\0")
     page = bytearray(content[at:])
@@ -82,7 +82,9 @@ def without_end_flag(content):
     if b"OpusHead" in content:
         before = content.rindex(b"OggS\0", 0, at)
         packets = sum(value < 255 for value in page[27 : 27 + page[26]])
-        page[6:14] = struct.pack("<q", struct.unpack("<q", content[before + 6 : before + 14])[0] + 960 * packets)
+        page[6:14] = struct.pack(
+            "<q", struct.unpack("<q", content[before + 6 : before + 14])[0] + 960 * packets + extra
+        )
     page[22:26] = bytes(4)
     value = 0
     for byte in page:
@@ -221,7 +223,9 @@ def test_a_damaged_header_of_an_mp3_frame_is_told(tmp_path, field):
 def test_an_ogg_without_its_end_flag_is_whole(tmp_path, kind):
     path = write(tmp_path / f"a.{kind}", noise())
     wave = read_audio(path, RATE)
-    np.testing.assert_array_equal(read_audio(changed(path, without_end_flag), RATE)[: len(wave)], wave)
+    given = read_audio(changed(path, without_end_flag), RATE)
+    assert len(given) == len(soundfile.read(path)[0])
+    np.testing.assert_array_equal(given[: len(wave)], wave)
 
 
 @pytest.mark.parametrize("kind", ["ogg", "opus"])
@@ -343,6 +347,13 @@ def test_any_damage_is_an_input_error_or_none(tmp_path, kind):
             assert np.isfinite(read_audio(path, RATE)).all()
         except InputError as error:
             assert str(path) in str(error)
+
+
+@pytest.mark.parametrize("extra", [6000, 480000])
+def test_an_ogg_that_promises_too_much_is_refused(tmp_path, extra):
+    path = changed(write(tmp_path / "a.opus", noise()), lambda content: without_end_flag(content, extra))
+    with pytest.raises(InputError, match=r"of its \d+ samples per channel can be read"):
+        read_audio(path, RATE)
 
 
 def test_a_flac_of_unknown_length_is_refused(tmp_path):

@@ -221,8 +221,8 @@ def _checked(inner: optax.GradientTransformation, grads: Own) -> Own:
             if not isinstance(known, jax.core.Tracer) and not known:
                 raise InputError(
                     "The inner optimiser's update has no finite derivative where a gradient is zero, of one entry or "
-                    "of a whole layer, or where a parameter is, so second order would give NaN; give Adam eps_root > 0, "
-                    "as in optax.adam(1e-3, eps_root=1e-8), take one that divides by no norm, or use first_order=True."
+                    "of a whole layer, or where a parameter is, so second order would give NaN; give Adam eps_root > 0,"
+                    " as in optax.adam(1e-3, eps_root=1e-8), take one that divides by no norm, or use first_order=True."
                 )
         return primals[0], tangents[0]
 

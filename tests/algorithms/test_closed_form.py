@@ -4,8 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from metajax.algorithms.logistic import logistic_weights
-from metajax.algorithms.ridge import ridge_weights
+from metajax.algorithms.heads import logistic_weights, ridge_weights
 from tests.conftest import assert_close, equations
 
 pytestmark = pytest.mark.usefixtures("x64")

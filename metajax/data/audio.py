@@ -90,7 +90,7 @@ def read_audio(
 def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarray, " samples"]:
     """Convert `wave` from `from_rate` to `to_rate`, both in Hz, by a linear-phase low pass (soxr, high quality).
 
-    It is flat to 0.01 dB up to 0.91 of the lower Nyquist frequency, 3 dB down at 0.95 and 125 dB from there on. The
+    It is flat to 0.01 dB up to 0.91 of the lower Nyquist frequency, 3 dB down at 0.95 and 125 dB from 1 on. The
     wave counts as zero beyond its ends; the result has samples * to_rate / from_rate samples, rounded.
 
     Raises:

@@ -32,7 +32,7 @@ from metajax.data.cache import default_folder
 from metajax.data.features import FeatureSettings
 from metajax.data.words import Words, load_words, names_of, sampler
 from metajax.losses import classify, multitask_losses
-from metajax.methods import chunk_of, scorer
+from metajax.methods import scorer
 from metajax.models import image_encoder, tcresnet8
 from metajax.models.multitask import multitask
 from metajax.names import match, replaced
@@ -86,8 +86,7 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
     words, drawn = words._replace(splits=words.splits._replace(train=train)), images.digits()
     split = hold_out(drawn.label, drawn.drawer, seed=cell.seed, name="digits")
     pixels, digit, seen = map(jnp.asarray, (drawn.pixels, drawn.label, np.flatnonzero(split.train)))
-    vocabulary = np.unique(words.corpus.columns["label"][train])
-    heads = {"new": s.ways, "speech": len(vocabulary), "image": len(drawn.names)}
+    heads = {"new": s.ways, "speech": len({*words.corpus.columns["label"][train]}), "image": len(drawn.names)}
     encoders = {"speech": tcresnet8(None, normalization="group", width=s.width), "image": image_encoder()}
     model = multitask(encoders, heads, modality={"new": "speech"})
     losses = multitask_losses(model.apply, heads, normalize=True)
@@ -108,7 +107,8 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
 
     def trained(theta: Any, rate: float, seed: int, kind: str, share: float, *ramp: float) -> mj.Fit:
         w, inner = jnp.array(ramp), jnp.full(1, rate)  # arrays, so that all of a kind are one program
-        sample, chunk = many if kind == "joint" else episodes, chunk_of("joint" if kind == "joint" else "maml")
+        sample = many if kind == "joint" else episodes
+        chunk = None if kind == "joint" or jax.default_backend() != "cpu" else 1  # weights of one's own: one at a time
 
         def step(state: mj.MetaState, key: jax.Array) -> Any:
             maml = mj.query_loss(learner(inner[0]), classify, s.num_steps)

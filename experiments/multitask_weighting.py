@@ -137,9 +137,9 @@ def run_cell(s: Settings, cell: Cell, data: dict[str, Data]) -> dict[str, Any]:
         return jax.lax.map(lambda one: model.embed(params, task, clean(task, one[None]))[0], x, batch_size=64)
 
     for task, (x, y, _, _, split) in data.items():
-        z = np.asarray(hoisted(partial(embed, task))(x))
+        z = hoisted(partial(embed, task))(x)
         if cell.method in PROBES:
-            result["accuracy"][task] = linear_probe(z, np.asarray(y), split)
+            result["accuracy"][task] = linear_probe(np.asarray(z), np.asarray(y), split)
         else:
             right = np.asarray(linear(params["heads"][task], z).argmax(-1) == y)
             result["accuracy"][task] = {part: float(right[mask].mean()) for part, mask in split._asdict().items()}

@@ -13,8 +13,8 @@ Second-order MAML, Adam outside, on the workloads of `workloads.py`, in four sec
 - scaling: tasks per second, memory and the share of the peak against tasks per outer step.
 
 Every variant is a process of its own; those of a section compile at the same time, and are timed one after the other.
-A variant that fails or does not compile in time has its reason in the table. `accelerator.json` and `accelerator.md` are
-written after every row.
+A variant that fails or does not compile in time has its reason in the table. `accelerator.json` and `accelerator.md`
+are written after every row.
 """
 
 import argparse
@@ -27,7 +27,6 @@ from pathlib import Path
 
 import accelerator_sections as sections
 from accelerator_sections import Context, note, own_time, write
-from processes import child
 from workloads import WORKLOADS
 
 SHARES = {"checks": 0.27, "formulations": 0.22, "peers": 0.33, "scaling": 0.18}  # of the time
@@ -42,7 +41,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--device", choices=("cpu", "gpu"), help="where both sides run; a GPU unless --small")
     add("--minutes", type=float, default=8.0, help="time for all sections; what is not done by then is left out")
     add("--section", choices=tuple(SHARES), nargs="+", default=list(SHARES), help="what to run")
-    add("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="which to compare with PyTorch")
+    add("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="next to PyTorch")
     add("--no-compile", action="store_true", help="leave torch.compile out")
     return parser.parse_args(argv)
 
@@ -56,16 +55,17 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     began, report = time.monotonic(), {"command": " ".join(sys.argv[1:]), "date": time.strftime("%F"), "sections": {}}
     cache = Path(tempfile.mkdtemp())
-    context = Context(args.out, report, device, args.small, cache, began + 60 * args.minutes, args.workload)
+    context = Context(args.out, report, device, args.small, cache, began + 60 * args.minutes, args.workload, [])
     background = {}
     try:
-        with child("metajax", context.workload("sinusoid"), device, cache) as ask:
-            report |= ask("settings", limit=120)
-            report["peak"] = sections.peaks(context, ask)
-            write(context)
+        first = context.start("metajax", context.workload("sinusoid"))
+        report |= first.ask("settings", limit=120)
+        report["peak"] = sections.peaks(context, first.ask)
+        first.stop()
+        write(context)
         print(f"{report['device']}, {report['versions']}, matmul peaks in TFLOP/s {report['peak']}", flush=True)
-        if "peers" in args.section and not args.no_compile:
-            background = sections.begin_compiling(context)
+        if "peers" in args.section:
+            background = sections.begin_in_background(context, not args.no_compile)
         for name in SHARES:
             if name not in args.section:
                 continue
@@ -77,9 +77,8 @@ def main(argv: list[str] | None = None) -> int:
                 note(limited, name, f"stopped: {type(error).__name__}: {error}")
             note(limited, name, f"{time.monotonic() - limited.began:.0f} s")
     finally:
-        for futures in background.values():
-            if futures["compiled"].done() and not isinstance(made := futures["compiled"].result(), str):
-                made.stop()
+        for process in context.processes:
+            process.stop()
         shutil.rmtree(cache, ignore_errors=True)
     print(f"{time.monotonic() - began:.0f} s in all; {args.out / 'accelerator.md'}")
     return int(any("FAILED" in row for section in report["sections"].values() for row in section["rows"]))

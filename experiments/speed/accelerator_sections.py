@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ class Context(NamedTuple):
     cache: Path
     deadline: float  # of `time.monotonic`
     workloads: Sequence[str]
+    processes: list[Child]  # all that were started, to be ended with the script
     began: float = 0.0
 
     def workload(self, name: str, **changed: Any) -> Workload:
@@ -43,6 +45,12 @@ class Context(NamedTuple):
     def left(self) -> float:
         """Seconds."""
         return self.deadline - time.monotonic()
+
+    def start(self, side: str, w: Workload, device: str = "", **how: Any) -> Child:
+        """A process for a workload."""
+        process = start(side, w, device or self.device, self.cache, **how)
+        self.processes.append(process)
+        return process
 
 
 def own_time(context: Context, share: float) -> Context:
@@ -93,7 +101,7 @@ def attempt(f: Callable[[], Any]) -> Any:
     try:
         return f()
     except Exception as error:
-        reason = str(error).split("during ")[-1].split(": ", 1)[-1]
+        reason = str(error).split("during ")[-1].split(": ", 1)[-1] or f"{type(error).__name__}, out of time"
         return f"({reason[:100]})"
 
 
@@ -110,7 +118,7 @@ def started(context: Context, workloads: Sequence[Workload]) -> list[Any]:
     limit = 0.8 * context.left()
 
     def begin(w: Workload) -> Child:
-        process = start("metajax", w, context.device, context.cache)
+        process = context.start("metajax", w)
         try:
             process.ask("outer", count=1, limit=limit)
         except mj.InputError:
@@ -152,7 +160,7 @@ def checks(context: Context) -> None:
 
     def one(device: str, name: str, precision: str, question: str, **arguments: Any) -> Any:
         chunk = 1 if device == "cpu" and name != "sinusoid" else None
-        process = start("metajax", context.workload(name, precision=precision, chunk=chunk), device, context.cache)
+        process = context.start("metajax", context.workload(name, precision=precision, chunk=chunk), device)
         try:
             return process.ask(question, limit=context.left(), **arguments)
         finally:
@@ -170,9 +178,8 @@ def checks(context: Context) -> None:
     futures = dict(zip([*learned, *(("theta", *job) for job in walked)], at_once(all_jobs, context), strict=True))
 
     section_of(context, "checks", ("check", "workload", "precision", "found", "expected", "verdict"))
-    for _, name, precision in walked[2:]:
-        truth, ours = futures["theta", "cpu", name, "float64"].result(), futures["theta", context.device, name, precision]
-        ours = ours.result()
+    for device, name, precision in walked[2:]:
+        truth, ours = (futures["theta", *job].result() for job in (("cpu", name, "float64"), (device, name, precision)))
         if failed := next((found for found in (truth, ours) if isinstance(found, str)), None):
             add(context, "checks", f"theta, {outer} steps", name, precision, failed, "", "")
             continue
@@ -196,14 +203,15 @@ def checks(context: Context) -> None:
 def formulations(context: Context) -> None:
     """Outer steps by formulation, of few tasks and of many, and by the number of tasks at a time."""
     many = 4 if context.small else 64
-    variants = [(name, context.workload(name, formulation=way)) for name in ("tcresnet8", "conv4") for way in CONVOLUTIONS]
+    names = ("tcresnet8",) if context.small else ("tcresnet8", "conv4")
+    variants = [(name, context.workload(name, formulation=way)) for name in names for way in CONVOLUTIONS]
     variants += [
         ("tcresnet8", context.workload("tcresnet8", tasks=many, chunk=chunk, formulation=way))
         for way, chunk in (("products", many), ("products", many // 4), ("xla", many), ("direct", 1), ("products", 1))
     ]
     variants += [("tcresnet8", context.workload("tcresnet8", tasks=many, chunk=many, precision="bfloat16"))]
     if context.small:
-        variants = [one for one in variants if one[0] == "tcresnet8"]
+        variants = variants[1:4]
     table = ("workload", "tasks", "at a time", "formulation", "precision", "ms / outer step", "tasks/s", "MiB")
     section_of(context, "formulations", table)
     best: dict[tuple[str, int], tuple[float, Workload]] = {}
@@ -224,38 +232,31 @@ def formulations(context: Context) -> None:
         context.report.setdefault("best", {})[f"{name} {tasks}"] = [w.formulation, w.chunk or tasks]
 
 
-def begin_compiling(context: Context) -> dict[str, dict[str, Any]]:
-    """In the background, of each workload: metajax's loss on fixed episodes and its operations, on CPU, and PyTorch's
-    compiler at work on the same network; futures, by what they are of."""
+def begin_in_background(context: Context, compile: bool) -> dict[str, dict[str, Any]]:
+    """Of each workload metajax's loss on fixed episodes and its operations, on CPU, and PyTorch's compiler at work on
+    the same network; futures, by what they are of."""
     began: dict[str, dict[str, Any]] = {}
+    limit = 0.6 * context.left()
     for name in context.workloads:
-        reference: Future[Any] = Future()
-        limit, w = 0.6 * context.left(), context.workload(name, chunk=1, precision="float32")
 
-        def refer(w: Workload = w, answer: "Future[Any]" = reference, limit: float = limit) -> tuple[Any, ...]:
-            process = start("metajax", w, "cpu", nice=5)
+        def refer(w: Workload) -> tuple[Any, ...]:
+            process = context.start("metajax", w._replace(chunk=1, precision="float32"), "cpu", nice=5)
             try:
-                found = *process.ask("check", limit=limit), process.ask("work", limit=limit)
-            except mj.InputError as error:
-                answer.set_exception(error)
-                raise
+                return *process.ask("check", limit=limit), process.ask("work", limit=limit)
             finally:
                 process.stop()
-            answer.set_result(found)
-            return found
 
-        def compiled(w: Workload = context.workload(name), answer: "Future[Any]" = reference, limit: float = limit) -> Any:
-            process = start("torch", w, context.device, nice=10)
-            try:
-                process.ask("start", params=answer.result()[0], limit=limit)
-                process.ask("outer", count=1, peer="torch_compiled", tune=False, limit=limit)
-            except Exception:
-                process.stop()
-                raise
+        def compiled(w: Workload, reference: "Future[Any]") -> Child:
+            process = context.start("torch", w, nice=10)
+            process.ask("start", params=reference.result()[0], limit=limit)
+            process.ask("outer", count=1, peer="torch_compiled", tune=False, limit=limit)
             return process
 
-        run, build = at_once([refer, compiled], context)
-        began[name] = {"reference": run, "compiled": build}
+        w = context.workload(name)
+        reference = at_once([partial(refer, w)], context)[0]
+        began[name] = {"reference": reference}
+        if compile:
+            began[name] |= {"compiled": at_once([partial(compiled, w, reference)], context)[0]}
     return began
 
 
@@ -265,8 +266,9 @@ def peers(context: Context, background: dict[str, dict[str, Any]]) -> None:
     names = [peer for peer in PEERS if graphs or not peer.endswith("_graph")]
     late = [f"torch_compiled{end}" for end in ("", "_graph") if graphs or not end]
     shown = [name.removeprefix("torch_").replace("torch", "loop") for name in (*names, *late)]
-    table = ("workload", "loss", "PyTorch's", "metajax steps/s", "tasks/s", *shown, "times the fastest", "share of peak")
-    section_of(context, "peers", (*table, "MiB", "PyTorch's MiB"))
+    table = ("workload", "loss", "PyTorch's", "metajax steps/s", "tasks/s", *shown, "times the fastest")
+    table += ("share of peak", "MiB", "PyTorch's MiB")
+    section_of(context, "peers", table)
     best = context.report.get("best", {})
     ours = []
     for name in context.workloads:
@@ -276,14 +278,15 @@ def peers(context: Context, background: dict[str, dict[str, Any]]) -> None:
     for name, w, process in zip(context.workloads, ours, processes, strict=True):
         reference = attempt(lambda name=name: background[name]["reference"].result(timeout=context.left()))
         if isinstance(reference, str) or isinstance(process, str):
-            add(context, "peers", name, reference if isinstance(reference, str) else process, *[""] * (len(table) + 0))
+            reason = reference if isinstance(reference, str) else process
+            add(context, "peers", name, reason, *[""] * (len(table) - 2))
             continue
         params, loss, _, work = reference
         context.report.setdefault("flops", {})[name] = work["flops"] / w.tasks
         ms = {"metajax": attempt(lambda ask=process.ask: measured(context, ask))}
         memory = [attempt(lambda ask=process.ask: ask("memory", limit=10))]
         process.stop()
-        other = start("torch", w, context.device, keep=True)
+        other = context.start("torch", w, keep=True)
         theirs = attempt(lambda ask=other.ask, p=params: ask("check", params=p, peer="torch", limit=context.left())[1])
         for peer in names:
             ms[peer] = attempt(lambda ask=other.ask, peer=peer: measured(context, ask, peer=peer))
@@ -291,8 +294,9 @@ def peers(context: Context, background: dict[str, dict[str, Any]]) -> None:
         other.stop()
         other = attempt(lambda name=name: background[name]["compiled"].result(timeout=context.left() / 4))
         for peer in late:
-            ask = other if isinstance(other, str) else attempt(lambda a=other.ask, p=peer: measured(context, a, peer=p))
-            ms[peer] = ask
+            ms[peer] = other
+            if not isinstance(other, str):
+                ms[peer] = attempt(lambda ask=other.ask, peer=peer: measured(context, ask, peer=peer))
         times = {peer: value for peer, value in ms.items() if isinstance(value, float)}
         fastest = min((value for peer, value in times.items() if peer != "metajax"), default=None)
         ours_ms, flops = ms["metajax"], work["flops"]
@@ -316,11 +320,11 @@ def scaling(context: Context) -> None:
         variants += [("sinusoid", context.workload("sinusoid", tasks=tasks))]
         variants += [("tcresnet8", context.workload("tcresnet8", **how))]
     if not context.small:
-        for precision, chunk in (("bfloat16", chunk), ("tf32", 512)):
-            how = {"tasks": 512, "chunk": chunk, "formulation": way, "precision": precision}
+        for precision, size in (("bfloat16", chunk), ("tf32", 512)):
+            how = {"tasks": 512, "chunk": size, "formulation": way, "precision": precision}
             variants += [("tcresnet8", context.workload("tcresnet8", **how))]
-    table = ("workload", "tasks", "at a time", "precision", "ms / outer step", "tasks/s", "TFLOP/s", "share of peak", "MiB")
-    section_of(context, "scaling", table)
+    table = ("workload", "tasks", "at a time", "precision", "ms / outer step", "tasks/s", "TFLOP/s", "share of peak")
+    section_of(context, "scaling", (*table, "MiB"))
     flops = context.report.setdefault("flops", {})
     for (name, w), process in zip(variants, started(context, [w for _, w in variants]), strict=True):
         shown = (name, w.tasks, w.chunk or w.tasks, w.precision)

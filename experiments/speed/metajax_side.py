@@ -139,7 +139,9 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         return jax.tree.map(np.asarray, params), float(loss), grads["params"]
 
     def trajectory(count: int) -> tuple[np.ndarray, np.ndarray]:
-        """theta before and after outer steps on fixed episodes, flat."""
+        """theta before and after outer steps on fixed episodes, flat; by plain descent, as Adam would make large steps
+        of what rounding leaves of a gradient that is zero."""
+        optimizer = optax.sgd(1e-2)
         made = [mj.Episode(*map(batches, check_episodes(w, 1 + i))) for i in range(count)]
         items = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
         step = mj.outer_step(algorithm.objective, optimizer, chunk=w.chunk)
@@ -150,15 +152,13 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     def accuracy(num_steps: int, num_tasks: int, noise: float) -> np.ndarray:
         """Of each of the test tasks, words of another corpus, after meta-training; both under much noise."""
         step = mj.meta_step(algorithm.objective, optimizer, sampler(w, 0, noise), w.tasks, chunk=w.chunk, mesh=mesh)
-        run = dict(num_tasks=w.tasks, block=num_steps, progress=False)
+        run = {"num_tasks": w.tasks, "block": num_steps, "progress": False}
         after = mj.fit(step, state_of(num_steps), key, **run).theta
         test, chunk = sampler(w, 1, noise), w.chunk or 50
         over = task_mesh(num_tasks)
 
         def curves(theta: Any) -> Any:
-            found = mj.evaluate(
-                algorithm.learner, error, theta, test, key, num_tasks, w.steps, chunk=chunk, mesh=over
-            )
+            found = mj.evaluate(algorithm.learner, error, theta, test, key, num_tasks, w.steps, chunk=chunk, mesh=over)
             return found["accuracy"][:, -1]
 
         return np.asarray(hoisted(curves)(replicate(jax.tree.map(np.asarray, after), over)))

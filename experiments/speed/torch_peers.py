@@ -53,8 +53,8 @@ def conv(x: Tensor, kernel: Tensor, stride: int = 1) -> Tensor:
 def norm(params: Params, name: str, x: Tensor, fused: bool) -> Tensor:
     """Transductive batch normalisation; by PyTorch's own operation if `fused`.
 
-    Under `torch.func.vmap` that operation's second derivative is wrong (PyTorch 2.13, float64: 1.6e-2 off on TC-ResNet8,
-    3e-16 without `vmap`), so there it is written out.
+    Under `torch.func.vmap` that operation's second derivative is wrong (PyTorch 2.13, float64: 1.6e-2 off on
+    TC-ResNet8, without `vmap` 3e-16), so there it is written out.
     """
     scale, bias = params[f"{name}/scale"], params[f"{name}/bias"]
     if fused:
@@ -153,7 +153,7 @@ def bilstm(params: Params, x: Tensor, fused: bool = True) -> Tensor:
 
 
 def ctc(logits: Tensor, y: tuple[Tensor, Tensor]) -> Tensor:
-    """`metajax.losses.ctc` of logits `[n, time, vocabulary]`; y: tokens `[n, length]`, zero past the lengths, and lengths.
+    """`metajax.losses.ctc` of logits `[n, time, vocabulary]`; y: tokens `[n, length]`, 0 past the lengths, and lengths.
 
     `F.ctc_loss` has no second derivative: the same recursion, over the transcript with blanks between.
     """

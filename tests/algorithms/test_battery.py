@@ -1,80 +1,267 @@
-"""One battery over one table of all methods, `experiments/methods.py`: a new row is tested by being there."""
+"""One battery over one table of all methods, `metajax/methods.py`, and over all parts: a new row is tested there."""
+
+import itertools
 
 import jax
+import jax.export
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
-from methods import METHODS, Setting, build
 
 import metajax as mj
 from metajax.core import adapt
-from metajax.losses import cross_entropy, squared_error
+from metajax.inner import plain
+from metajax.losses import classify, entropy, squared_error
+from metajax.methods import METHODS, Setting, build
 from metajax.models import mlp
+from metajax.models.model import Model
+from metajax.names import named
 from metajax.tasks.probes import blobs, sinusoids
+from tests.algorithms.test_gradient import network, parameters, shaken, task
 
-WAYS, TASKS = 5, 8
+KEY = jax.random.key(0)
+WAYS, TASKS, STEPS = 5, 8, 2
 CLASSES = 32
 GRADIENT = [name for name, method in METHODS.items() if method.kind == "gradient"]
 # rates for a perceptron on the probe, where those of the table, for speech, do not suit
 RATES = {"cavia": 0.5, "reptile": 0.2, "boil": 0.3, "imaml": 0.3}
-STEPS = {"imaml": 5}  # near the inner optimum; 2 for the others
+SLOWER = {"imaml": 5}  # steps: near the inner optimum; 2 for the others
 # with the head fixed, one hidden layer cannot say well which class is which number
 LEAST = {"boil": 0.3}
+PARTS = {
+    "everything": mj.everything(),
+    "only": mj.only("head"),
+    "without": mj.without("head"),
+    "context": mj.context(3),
+    "lora": mj.lora(2),
+    "film": mj.film(),
+    "norms_by_step": mj.norms_by_step(STEPS),
+    "warped": mj.warped(mj.only("dense0", "norm0.bias")),
+}
+RULES = {"plain": plain(), "rates": mj.rates(), "rates_by_step": mj.rates_by_step(STEPS), "curvature": mj.curvature()}
+# MAML++ keeps copies of the normalisation layers for itself, T-Net warps already
+NOT_TOGETHER = {
+    *itertools.product(["mamlpp"], ["everything", "without", "norms_by_step", "warped"]),
+    ("tnet", "warped"),
+}
+PAIRS = [
+    (name, part)
+    for name, part in itertools.product(GRADIENT, PARTS)
+    if "part" in METHODS[name].takes and (name, part) not in NOT_TOGETHER
+]
 
 
-def made(name):
+def on_probe(name, **options):
     """A method on a small perceptron, and episodes to train and to test it on."""
     method = METHODS[name]
     ways = {"gradient": WAYS, "metric": WAYS, "joint": CLASSES}[method.kind]
     sample = blobs(ways, 1, 1 if method.kind == "joint" else 5, classes=CLASSES)
     test = blobs(WAYS, 1, 5, classes=CLASSES)
-    x = test(jax.random.key(0)).support.x
     options = {
         "ways": WAYS,
         "train_ways": WAYS,
         "classes": CLASSES,
-        "num_steps": STEPS.get(name, 2),
+        "num_steps": SLOWER.get(name, STEPS),
         "rate": RATES.get(name),
-    }
+    } | options
+    x = jax.eval_shape(test, KEY).support.x
     return build(method, lambda outputs: mlp(outputs, hidden=(32,)), x, **options), sample, test
 
 
 def theta_of(built, test, dtype=jnp.float32):
-    params = built.model.init(jax.random.key(1), test(jax.random.key(0)).support.x)
-    return built.algorithm.learner.init(jax.tree.map(lambda a: a.astype(dtype), params))
+    def init():
+        params = built.model.init(jax.random.key(1), test(KEY).support.x)
+        return built.algorithm.learner.init(jax.tree.map(lambda a: a.astype(dtype), params), jax.random.key(2))
+
+    return jax.jit(init)()
+
+
+def narrowed(tree, dtype):
+    return jax.tree.map(lambda a: a.astype(dtype) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree)
+
+
+def keeps_the_contract(algorithm, learner, theta, episode, outputs, training=None):
+    """Shapes alone: `predict` gives outputs before and after a step, gradients are as theta is. `adapt` tells by itself
+    where a step changes the structure of phi."""
+
+    def everything(theta):
+        _, trace = adapt(
+            learner, theta, episode.support, KEY, 1, lambda phi: learner.predict(theta, phi, episode.query.x, None)
+        )
+        slope = jax.value_and_grad(lambda t: algorithm.objective(t, training or episode, KEY), has_aux=True)
+        return trace, *slope(theta)
+
+    trace, (loss, metrics), grads = jax.eval_shape(everything, theta)
+    assert (trace.shape, trace.dtype) == ((2, *outputs[0]), outputs[1])
+    assert loss.shape == () and "loss" in metrics and all(a.shape == () for a in metrics.values())
+    assert jax.tree.structure(grads) == jax.tree.structure(theta)
+    assert [g.dtype for g in jax.tree.leaves(grads)] == [t.dtype for t in jax.tree.leaves(theta)]
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_keeps_the_contract(name):
-    built, sample, test = made(name)
-    theta, key = theta_of(built, test), jax.random.key(2)
-    episode = test(key)
-    learner = built.tested.learner
-    start = jax.eval_shape(learner.start, theta, episode.support, key)
-    phi = jax.eval_shape(learner.step, theta, start, episode.support, key)
-    assert jax.tree.structure(phi) == jax.tree.structure(start)
-    assert [(a.shape, a.dtype) for a in jax.tree.leaves(phi)] == [(a.shape, a.dtype) for a in jax.tree.leaves(start)]
-    loss, metrics = jax.eval_shape(learner.loss, theta, phi, episode.query, key)
-    assert loss.shape == () and loss.dtype == jnp.float32
-    assert {"loss", "accuracy"} <= metrics.keys() and all(a.shape == () for a in metrics.values())
-    # theta holds the network's parameters, by layer, and nothing unnamed
-    params = theta.get("params", theta)
-    assert "dense0" in params and params["dense0"].keys() == {"kernel", "bias"}
+    built, sample, test = on_probe(name)
     for dtype in (jnp.float32, jnp.bfloat16):
-        thetas = theta_of(built, test, dtype)
-        grads = jax.eval_shape(jax.grad(lambda t: built.algorithm.objective(t, sample(key), key)[0]), thetas)
-        assert jax.tree.structure(grads) == jax.tree.structure(thetas)
-        assert all(g.dtype == t.dtype for g, t in zip(jax.tree.leaves(grads), jax.tree.leaves(thetas), strict=True))
-        assert all(a.dtype == dtype for a in jax.tree.leaves(thetas))
+        theta = jax.eval_shape(lambda: theta_of(built, test, dtype))  # noqa: B023
+        assert isinstance(theta, dict) and "params" in theta  # and the network's parameters by layer
+        assert "dense0" in theta["params"] and theta["params"]["dense0"].keys() == {"kernel", "bias"}
+        assert all(a.dtype == dtype for a in jax.tree.leaves(theta))
+        episode, training = (narrowed(sampler(KEY), dtype) for sampler in (test, sample))
+        outputs = (WAYS * 5, CLASSES if name == "joint" else WAYS), dtype
+        keeps_the_contract(built.algorithm, built.tested, theta, episode, outputs, training)
+
+
+def made(name, part=None, rule=None, inner=None, **how):
+    """A gradient-based method on a smooth network of single steps, and its theta, nothing of it still at its start."""
+    takes = METHODS[name].takes
+    how |= {} if part is None else {"part": part}
+    how |= {"rule": rule} if rule is not None and "rule" in takes else {}
+    inner = optax.sgd(0.2, momentum=0.9) if inner is None else inner
+    setting = Setting(network, network, squared_error, inner, STEPS, 2, 2, 2, ("*norm*",), how)
+    if name != "proto_maml":
+        return METHODS[name].make(setting), task()
+    # two classes of the same inputs
+    labels = (jnp.arange(n) % 2 for n in (4, 6))
+    episode = mj.Episode(*(batch._replace(y=y) for batch, y in zip(task(), labels, strict=True)))
+    return METHODS[name].make(setting._replace(error=classify)), episode
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_method_goes_with_every_part(name):
+    """Shapes; in bfloat16 with one of them."""
+    for part in [part for other, part in PAIRS if other == name] or [None]:
+        for dtype in (jnp.float32, jnp.bfloat16)[: 1 + (part in ("lora", None))]:
+            algorithm, episode = made(name, PARTS.get(part))
+            theta = jax.eval_shape(algorithm.learner.init, narrowed(parameters(), dtype), KEY)
+            assert all(a.dtype == dtype for a in jax.tree.leaves(theta)), part
+            keeps_the_contract(algorithm, algorithm.learner, theta, narrowed(episode, dtype), ((6, 2), dtype))
+
+
+@pytest.mark.parametrize("part", ["everything", "without", "norms_by_step"])
+def test_parts_that_change_what_mamlpp_keeps_for_every_step_are_refused(part):
+    algorithm, _ = made("mamlpp", PARTS[part])
+    with pytest.raises(mj.InputError, match=r"part lets a task change norm0\.|Two parts or rules add 'norms' to theta"):
+        algorithm.learner.init(parameters(), KEY)
+
+
+def slopes(algorithm, episode):
+    """The derivative of the objective along a random direction, by its gradient and by a difference; not compiled."""
+    with jax.disable_jit():
+        theta = shaken(algorithm.learner.init(parameters(), KEY))
+        assert {leaf.dtype for leaf in jax.tree.leaves(theta)} == {jnp.dtype("float64")}
+        draw = np.random.default_rng(3).normal
+        direction = jax.tree.map(lambda a: draw(size=a.shape), theta)
+        grads = jax.grad(lambda t: algorithm.objective(t, episode, KEY)[0])(theta)
+        # all of theta is learned, but for the normalisation layers that have a copy for every step in their place
+        assert all(
+            np.isfinite(leaf).all() and ((leaf != 0).any() or ("norms" in theta and name.startswith("params.norm0")))
+            for name, leaf in named(grads).items()
+        )
+        up, down = (
+            algorithm.objective(jax.tree.map(lambda a, d: a + s * d, theta, direction), episode, KEY)[0]  # noqa: B023
+            for s in (1e-5, -1e-5)
+        )
+    return float(optax.tree.vdot(grads, direction)), float(up - down) / 2e-5
+
+
+@pytest.mark.parametrize("name", [name for name in GRADIENT if name not in ("fomaml", "reptile", "imaml")])
+def test_the_meta_gradient_of_a_method_is_its_finite_difference(x64, name):
+    """The others are no derivatives of a value: each has an oracle of its own."""
+    np.testing.assert_allclose(*slopes(*made(name)), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_meta_gradient_of_every_part_under_every_rule_is_its_finite_difference(x64, part):
+    for rule in RULES.values():
+        np.testing.assert_allclose(*slopes(*made("maml", PARTS[part], rule)), rtol=1e-6, atol=1e-9)
+
+
+def test_a_part_and_a_rule_that_add_the_same_name_are_refused():
+    """As a part that holds rates of its own would."""
+    part = mj.everything()._replace(init=lambda params, key: {"rates": params})
+    with pytest.raises(mj.InputError, match="Two parts or rules add 'rates' to theta"):
+        made("maml", part, mj.rates())[0].learner.init(parameters(), KEY)
+
+
+def test_theta_of_another_part_or_method_is_refused():
+    theta = made("maml", mj.only("head"), mj.rates())[0].learner.init(parameters(), KEY)
+    for part, rule, told in (
+        (mj.without("head"), mj.rates(), r"theta\['rates'\] was made for other parameters than those that adapt"),
+        (mj.lora(2), None, "theta holds params, rates but no 'lora': it was made by another method"),
+        (mj.only("head"), mj.curvature(), "theta holds params, rates but no 'curvature'"),
+    ):
+        learner = made("maml", part, rule)[0].learner
+        with pytest.raises(mj.InputError, match=told):
+            adapt(learner, theta, task().support, KEY, 1)
+
+
+def test_a_choice_that_a_method_does_not_leave_is_refused():
+    for name, options, told in (
+        ("anil", {"part": mj.lora(2)}, "part is given, but anil leaves no choice of it; it takes: rule, support_error"),
+        ("meta_sgd", {"rule": mj.curvature()}, "rule is given, but meta_sgd leaves no choice of it; it takes: part"),
+        ("protonet", {"support_error": entropy}, "support_error is given, but protonet leaves no choice of it"),
+    ):
+        with pytest.raises(mj.InputError, match=told):
+            on_probe(name, **options)
+
+
+def test_normalisation_by_the_support_set_reaches_what_the_model_sees():
+    """The statistics are those of the warped network, and the objective takes them; others are refused."""
+
+    def network_of(outputs):
+        model = mlp(outputs, hidden=(4,))
+
+        def statistics(params, x):
+            return {"dense0.mean": (x @ params["dense0"]["kernel"]).mean(0)}
+
+        def apply(params, x, key=None):
+            hidden = x @ params["dense0"]["kernel"]
+            hidden = jnp.tanh(hidden - params["dense0"].get("mean", hidden.mean(0)))
+            return hidden if outputs is None else hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+        return Model(model.init, apply, statistics)
+
+    sample = blobs(2, 2, 1, classes=4, signal=2, nuisance=1)
+    episode = sample(KEY)
+    options = {"ways": 2, "train_ways": 2, "classes": 4, "num_steps": 1, "rate": 0.1}
+    for name in ("tnet", "protonet"):
+        built = build(METHODS[name], network_of, episode.support.x, **options)
+        params = built.model.init(KEY, episode.support.x)
+        theta = shaken(built.algorithm.learner.init(params, KEY))
+        phi, _ = adapt(built.tested, theta, episode.support, KEY, 1)
+        kernel = theta["params"]["dense0"]["kernel"]
+        seen = kernel @ theta["warp"]["dense0.kernel"] if name == "tnet" else kernel
+        np.testing.assert_allclose(phi.statistics["dense0.mean"], (episode.support.x @ seen).mean(0), rtol=1e-5)
+        # a query stands alone
+        outputs = built.tested.predict(theta, phi, episode.query.x, None)
+        alone = built.tested.predict(theta, phi, episode.query.x[:1], None)
+        np.testing.assert_allclose(outputs[:1], alone, rtol=1e-5)
+        value = built.algorithm.objective(theta, episode, KEY)[0]
+        np.testing.assert_allclose(value, classify(outputs, episode.query.y)[0], rtol=1e-5)
+    for name in ("reptile", "imaml", "mamlpp", "simpleshot", "baselinepp"):
+        with pytest.raises(mj.InputError, match=f"normalization is 'support', but {name} has no part in it"):
+            build(METHODS[name], network_of, episode.support.x, **options)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_an_outer_step_lowers_for_every_platform(name):
+    """What cannot be run here can be lowered here: it finds code that only a CPU can run."""
+    built, sample, test = on_probe(name)
+    optimizer = optax.adam(1e-3)
+    step = mj.meta_step(built.phases[-1][1], optimizer, sample, 2)
+    state = jax.eval_shape(lambda: mj.init_state(theta_of(built, test), optimizer, 10))
+    exported = jax.export.export(jax.jit(step), platforms=["cpu", "cuda", "tpu"])(state, jax.eval_shape(lambda: KEY))
+    assert exported.platforms == ("cpu", "cuda", "tpu")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_learns_what_tasks_share(name):
-    built, sample, test = made(name)
+    built, sample, test = on_probe(name)
     optimizer = optax.adam(3e-3)
     step = mj.meta_step(built.algorithm.objective, optimizer, sample, TASKS)
-    state = mj.init_state(theta_of(built, test), optimizer)
+    state = mj.init_state(theta_of(built, test), optimizer, 1000)
 
     @jax.jit
     def block(state, key):
@@ -83,7 +270,8 @@ def test_a_method_learns_what_tasks_share(name):
     @jax.jit
     def accuracy(theta, key):
         steps = built.num_steps
-        return mj.evaluate(built.tested.learner, theta, test, key, 200, steps, chunk=200)["accuracy"][:, -1].mean()
+        metrics = mj.evaluate(built.tested, built.error, theta, test, key, 200, steps, chunk=200)
+        return metrics["accuracy"][:, -1].mean()
 
     before = accuracy(state.theta, jax.random.key(5))
     for i in range(10):
@@ -98,13 +286,26 @@ def test_a_method_learns_what_tasks_share(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("part", ["context", "lora", "film", "without"])
+def test_maml_learns_what_tasks_share_with_every_part(part):
+    parts = {"context": mj.context(16), "lora": mj.lora(4), "film": mj.film(), "without": mj.without("head")}
+    built, sample, test = on_probe("maml", part=parts[part], rate=0.3)
+    optimizer = optax.adam(3e-3)
+    step = mj.meta_step(built.algorithm.objective, optimizer, sample, TASKS)
+    state = mj.init_state(theta_of(built, test), optimizer, 1000)
+    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(KEY, 1000)))(state)
+    assert jnp.isfinite(metrics["loss"]).all()
+    assert metrics["accuracy"][-100:].mean() > metrics["accuracy"][:100].mean() + 0.08
+
+
+@pytest.mark.slow
 def test_joint_training_on_labels_that_change_stays_at_chance():
-    built, _, test = made("maml")
-    algorithm = mj.joint(cross_entropy(built.model.apply, "episode"))
+    built, _, test = on_probe("maml")
+    algorithm = mj.joint(built.model.apply, classify)
     optimizer = optax.adam(3e-3)
     step = mj.meta_step(algorithm.objective, optimizer, blobs(WAYS, 1, 5), TASKS)
-    state = mj.init_state(theta_of(built, test), optimizer)
-    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(0), 500)))(state)
+    state = mj.init_state(theta_of(built, test), optimizer, 500)
+    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(KEY, 500)))(state)
     assert abs(metrics["accuracy"][-100:].mean() - 1 / WAYS) < 0.03
 
 
@@ -113,25 +314,15 @@ def test_joint_training_on_labels_that_change_stays_at_chance():
 @pytest.mark.parametrize("name", [name for name in GRADIENT if name not in ("proto_maml", "imaml")])
 def test_a_gradient_method_learns_sinusoids(name):
     model, sample = mlp(1), sinusoids(10, 10)
-    setting = Setting(squared_error(model.apply), None, optax.sgd(0.01), 3, 1, 1, 40)
+    setting = Setting(model.apply, model.apply, squared_error, optax.sgd(0.01), 3, 1, 1, 40)
     algorithm = METHODS[name].make(setting)
-    theta = algorithm.learner.init(model.init(jax.random.key(0), jnp.zeros((1, 1))))
+    theta = algorithm.learner.init(model.init(KEY, jnp.zeros((1, 1))), KEY)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(2e-3))
-    state = mj.init_state(theta, optimizer)
+    state = mj.init_state(theta, optimizer, 2000)
     step = mj.meta_step(algorithm.objective, optimizer, sample, 10)
     state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 2000)))(state)
     assert jnp.isfinite(metrics["loss"]).all()
-    curve = mj.evaluate(algorithm.learner, state.theta, sample, jax.random.key(2), 300, 3, chunk=300)["loss"].mean(0)
+    curve = mj.evaluate(algorithm.learner, squared_error, state.theta, sample, jax.random.key(2), 300, 3, chunk=300)[
+        "loss"
+    ].mean(0)
     assert curve[-1] < 0.7 * curve[0] and curve[-1] < 2.5, curve
-
-
-def test_support_and_query_losses_are_scalars():
-    def vector(params, batch, key):
-        return batch.x @ params, {}
-
-    episode = mj.Episode(*[mj.Batch(jnp.ones((4, 3)), jnp.ones(4))] * 2)
-    algorithm = mj.maml(vector, optax.sgd(0.1), 1)
-    with pytest.raises(mj.InputError, match=r"shape \(4,\), expected a scalar"):
-        algorithm.objective(jnp.ones(3), episode, jax.random.key(0))
-    with pytest.raises(mj.InputError, match="num_steps is -1"):
-        adapt(algorithm.learner, jnp.ones(3), episode.support, jax.random.key(0), -1)

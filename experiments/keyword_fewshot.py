@@ -29,7 +29,7 @@ from metajax.data.features import FeatureSettings
 from metajax.evaluate import adaptation_ms
 from metajax.losses import classify
 from metajax.parallel import use_all_cores
-from metajax.tasks.episodes import Across, mixture
+from metajax.tasks.episodes import SHARING, Across, mixture
 
 Corpus = Literal["espeak", "fsdd", "arabic", "speech_commands", "manifest"]
 STEPS = 20  # adaptation steps at test
@@ -50,7 +50,7 @@ class Settings:
     ways: int = 5  # words per episode
     shots: int = 1  # support clips per word
     queries: int = 5  # query clips per word
-    test_queries: int = 5  # query clips per word of a test episode
+    test_queries: int | None = None  # query clips per word of a test episode, if others
     across: Across = "speaker"  # speaker: the query by other speakers; none: speakers ignored; same: one says all
     methods: tuple[str, ...] = ("maml", "protonet", "joint")  # of metajax.methods; the first is the main one
     model: models.Network = "tcresnet8"  # network
@@ -67,6 +67,7 @@ class Settings:
     train_ways: int = 10  # words per training episode of metric methods
     augment: float = 0.5  # strength of the augmentation; 0 for none
     noise: Literal["coloured", "recorded"] = "coloured"  # drawn, or the corpus's own recordings
+    validate: bool = False  # keep the theta of the best validation, in place of the last
     episodes: int = 600  # test episodes
     seed: int = 0  # of everything random
     theta: Path | None = None  # folder of an earlier run whose theta is taken
@@ -78,9 +79,9 @@ class Settings:
 class Data(NamedTuple):
     source: words.Words  # what is trained on
     target: words.Words  # what is tested on
-    also: words.Words | None
-    validation: Sampler | None
-    test: Sampler
+    also: words.Words | None  # what is trained on beside
+    validation: Sampler | None  # episodes to choose rates on
+    test: Sampler  # episodes to test on
 
 
 def load(s: Settings, cache: Path) -> Data:
@@ -97,7 +98,7 @@ def load(s: Settings, cache: Path) -> Data:
         target = read(s.eval_corpus or s.corpus, s.eval_root)
         source = words.leave_out(source, target)
     sizes: dict[str, Any] = {"ways": s.ways, "shots": s.shots, "across": s.across}
-    test = words.sampler(target, "test", queries=s.test_queries, **sizes)
+    test = words.sampler(target, "test", queries=s.test_queries or s.queries, **sizes)
     validation = None
     if source.splits.validation.any():
         validation = words.sampler(source, "validation", queries=s.queries, **sizes)
@@ -114,7 +115,7 @@ def train(s: Settings, name: str, built: methods.Built, data: Data, theta: Theta
     if data.also is not None and not joint:
         sample = mixture(sample, words.sampler(data.also, "train", **sizes), s.also_share)
     validate = None
-    if data.validation is not None and built.num_steps:
+    if s.validate and data.validation is not None and built.num_steps:
         score = methods.scorer(lambda _: built.tested, data.validation, 200, built.num_steps, s.seed + 2)
         validate = lambda theta: float(score(theta)[:, -1].mean())  # noqa: E731
     return recipes.meta_train(
@@ -127,8 +128,11 @@ def train(s: Settings, name: str, built: methods.Built, data: Data, theta: Theta
 
 def run(s: Settings) -> None:
     """The whole experiment."""
-    runs.check(s, ("plot",), ways=2, shots=1, queries=1, test_queries=1, num_steps=1, tasks=1, episodes=2, augment=0)
+    runs.check(s, ("plot",), ways=2, shots=1, queries=1, num_steps=1, tasks=1, episodes=2, augment=0, outer_steps=1)
+    runs.check(s, seed=0, outer_rate=0, weight_decay=0, average=0, seconds=0)
     runs.known("methods", s.methods, methods.METHODS)
+    if s.also is None and s.also_root is not None:
+        raise mj.InputError(f"also_root is {s.also_root}, but no also says which corpus that is.")
     config, began, cache = runs.config(s), time.perf_counter(), s.cache or default_folder()
     runs.check_folder(s.out, config, resume=s.resume)
     use_all_cores(cache / "compiled")
@@ -163,9 +167,8 @@ def run(s: Settings) -> None:
     scratch = {"params": recipes.fresh(net(s.ways).init, data.test, key)}
     for name, built in made.items():
         theta = built.algorithm.learner.init(recipes.fresh(built.model.init, data.test, key), key)
+        theta = checkpoint.restore(s.theta / name / "theta", theta) if s.theta else theta
         trained: dict[str, Any] = {}
-        if s.theta:
-            theta = checkpoint.restore(s.theta / name / "theta", theta)
         if not s.theta or s.seconds or s.outer_steps:
             fitted = train(s, name, built, data, theta, key)
             theta, trained = fitted.theta, {"outer_steps": int(fitted.state.count)} | fitted._asdict()
@@ -179,26 +182,18 @@ def run(s: Settings) -> None:
     test("from scratch", tuned, scratch, STEPS)
     splits = {f"unseen_{what}s": words.names_of(data.target, "test", what) for what in ("label", "speaker")}
     splits |= {f"train_{what}s": len(words.names_of(data.source, "train", what)) for what in ("label", "speaker")}
-    results = {
-        "accuracy": next(iter(curves.values())),
-        "curves": curves,
-        "methods": told,
-        "chance": 1 / s.ways,
-        **splits,
-    }
+    results = {"accuracy": next(iter(curves.values())), "curves": curves, "methods": told, "chance": 1 / s.ways}
     skipped = [*data.source.corpus.skipped, *data.target.corpus.skipped]
-    results |= {"skipped_clips": skipped, "wall_seconds": time.perf_counter() - began, "config": config}
+    results |= splits | {"skipped_clips": skipped, "wall_seconds": time.perf_counter() - began, "config": config}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
-    who = {"speaker": "support and query by different speakers", "same": "one speaker per episode"}
     title = (
         f"{s.ways}-way {s.shots}-shot, {data.source.corpus.name} to {data.target.corpus.name}: "
         f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers,\n"
-        f"{who.get(s.across, 'speakers ignored')}, {s.normalization} normalisation, "
-        f"{s.episodes} episodes, 95 % intervals"
+        f"{SHARING[s.across]}, {s.normalization} normalisation, {s.episodes} episodes, 95 % intervals"
     )
     fields = {"outer_steps": "outer steps", "seconds": "training (s)", "inner_rate": "chosen rate", "adapt_ms": "ms"}
     report.present(curves, 1 / s.ways, (0, 1, 2, 3, s.num_steps, 10, STEPS), title, s.out / "curve.png", told, fields)
-    print(f"\nResults, picture and trained thetas are in {s.out}.")
+    print(f"\nResults, picture and thetas are in {s.out}.")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,11 @@ from metajax.errors import InputError
 
 Across = Literal["speaker", "none", "same"]
 ACROSS: tuple[str, ...] = get_args(Across)
+SHARING = {
+    "speaker": "support and query by different speakers",
+    "none": "speakers ignored",
+    "same": "one speaker per episode",
+}  # what `across` means, as results tell it
 
 
 class Tables(NamedTuple):

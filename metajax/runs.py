@@ -54,13 +54,13 @@ def main(settings: type[S], run: Callable[[S], Any], doc: str | None, argv: Sequ
 
 
 def check(settings: Any, extras: Sequence[str] = (), **least: int | float) -> None:
-    """An `InputError` for a setting below its least value, an empty tuple of settings, or an extra not installed."""
+    """An `InputError` for a setting below its least value, an empty tuple of them, or an extra not installed."""
     for name, low in least.items():
         value = getattr(settings, name)
         if value == ():
             raise InputError(f"{name} is empty, expected one value or more.")
         for one in value if isinstance(value, tuple) else (value,):
-            if not low <= one < float("inf"):
+            if one is not None and not low <= one < float("inf"):
                 raise InputError(
                     f"{name} {'holds' if one is not value else 'is'} {one}, expected a finite number, {low} or more."
                 )

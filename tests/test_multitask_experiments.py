@@ -25,7 +25,11 @@ def tones(tmp_path_factory):
 @pytest.fixture
 def call(capsys, tmp_path, monkeypatch):
     """Runs a script in a folder of its own: exit code, stdout, last line of stderr."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
+    for script in (
+        multitask_weighting,
+        joint_vs_maml,
+    ):  # conftest has set the devices and the compiled programs' folder
+        monkeypatch.setattr(script, "use_all_cores", lambda folder: None)
 
     def run(script, *arguments):
         argv = [*map(str, arguments), "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]

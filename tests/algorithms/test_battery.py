@@ -13,7 +13,7 @@ import metajax as mj
 from metajax.core import adapt
 from metajax.inner import plain
 from metajax.losses import classify, entropy, squared_error
-from metajax.methods import METHODS, Setting, build
+from metajax.methods import METHODS, Setting, build, graft, scorer
 from metajax.models import mlp
 from metajax.models.model import Model
 from metajax.names import named
@@ -102,7 +102,7 @@ def keeps_the_contract(algorithm, learner, theta, episode, outputs, training=Non
 @pytest.mark.parametrize("name", METHODS)
 def test_a_method_keeps_the_contract(name):
     built, sample, test = on_probe(name)
-    for dtype in (jnp.float32, jnp.bfloat16):
+    for dtype in (jnp.float32, jnp.bfloat16)[: 1 + (name not in GRADIENT)]:  # those: below, with a part
         theta = jax.eval_shape(lambda: theta_of(built, test, dtype))  # noqa: B023
         assert isinstance(theta, dict) and "params" in theta  # and the network's parameters by layer
         assert "dense0" in theta["params"] and theta["params"]["dense0"].keys() == {"kernel", "bias"}
@@ -177,6 +177,31 @@ def test_the_meta_gradient_of_every_part_under_every_rule_is_its_finite_differen
         np.testing.assert_allclose(*slopes(*made("maml", PARTS[part], rule)), rtol=1e-6, atol=1e-9)
 
 
+def test_an_unlabelled_support_set_trains_through_an_error_without_labels(x64):
+    """The entropy of what a task predicts moves its low-rank matrices, and labels on the query alone train them."""
+    algorithm, episode = made("proto_maml")  # for the episode
+    algorithm = mj.maml(
+        network, classify, optax.sgd(0.2), STEPS, support_error=entropy, part=mj.lora(2), rule=mj.rates()
+    )
+    np.testing.assert_allclose(
+        *slopes(algorithm, episode._replace(support=episode.support._replace(y=()))), rtol=1e-6, atol=1e-9
+    )
+
+
+def test_scores_are_those_of_evaluate_and_a_graft_has_a_head_of_zeros():
+    built, _, test = on_probe("maml")
+    theta = theta_of(built, test)
+    learner = lambda rate: mj.descent(built.model.apply, classify, optax.sgd(rate))  # noqa: E731
+    score = scorer(learner, test, 3, 1, seed=7)
+    found = jax.jit(lambda t: mj.evaluate(learner(0.3), classify, t, test, jax.random.key(7), 3, 1)["accuracy"])(theta)
+    np.testing.assert_allclose(score(theta, 0.3), found, rtol=1e-6)
+    assert score(theta, 0.0).shape == (3, 2) and (score(theta, 0.0)[:, 0] == score(theta, 0.0)[:, 1]).all()
+    grafted = graft(theta, theta["params"])["params"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves(grafted["head"]))
+    assert grafted["dense0"] is theta["params"]["dense0"]
+    assert (score({"params": grafted})[:, 0] == 1 / WAYS).all()  # all classes alike: the first is right
+
+
 def test_a_part_and_a_rule_that_add_the_same_name_are_refused():
     """As a part that holds rates of its own would."""
     part = mj.everything()._replace(init=lambda params, key: {"rates": params})
@@ -244,7 +269,23 @@ def test_normalisation_by_the_support_set_reaches_what_the_model_sees():
             build(METHODS[name], network_of, episode.support.x, **options)
 
 
-@pytest.mark.parametrize("name", METHODS)
+KINDS = (
+    "maml",
+    "mamlpp",
+    "imaml",
+    "reptile",
+    "proto_maml",
+    "ridge",
+    "logistic",
+    "in_context",
+    "simpleshot",
+    "baselinepp",
+)
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in KINDS else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_an_outer_step_lowers_for_every_platform(name):
     """What cannot be run here can be lowered here: it finds code that only a CPU can run."""
     built, sample, test = on_probe(name)

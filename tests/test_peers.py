@@ -1,6 +1,8 @@
 """Meta-gradients against PyTorch, written as its libraries write them: same network, weights and episodes, float64."""
 
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +11,12 @@ import optax
 import pytest
 
 import metajax as mj
-from metajax.ctc import Transcripts, ctc
-from metajax.losses import cross_entropy
+from metajax import Transcripts
+from metajax.losses import classify, ctc
 from metajax.models import bilstm, conv4, crnn, mlp, tcresnet8
 
 torch = pytest.importorskip("torch", reason="torch is the oracle")
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "speed"))
 import torch_peers as peers  # noqa: E402
 
 pytestmark = pytest.mark.peers
@@ -68,11 +71,11 @@ def test_meta_gradient_is_that_of_pytorch(x64, name, method):
     episodes = [episode(key, shape, name == "bilstm") for key in jax.random.split(jax.random.key(1), 2)]
     params = jax.jit(model.init)(jax.random.key(0), episodes[0].support.x)
     params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
-    algorithm = getattr(mj, method)((ctc if name == "bilstm" else cross_entropy)(model.apply), optax.sgd(RATE), STEPS)
-    theta = algorithm.learner.init(params)
+    algorithm = getattr(mj, method)(model.apply, ctc if name == "bilstm" else classify, optax.sgd(RATE), STEPS)
+    theta = algorithm.learner.init(params, jax.random.key(3))
     if method == "meta_sgd":  # rates that differ from weight to weight
         keys = iter(jax.random.split(jax.random.key(2), 100))
-        theta |= {"scale": jax.tree.map(lambda a: jax.random.uniform(next(keys), a.shape) + 0.5, params)}
+        theta |= {"rates": jax.tree.map(lambda a: jax.random.uniform(next(keys), a.shape) + 0.5, params)}
 
     @jax.jit
     def mean(theta):
@@ -80,7 +83,7 @@ def test_meta_gradient_is_that_of_pytorch(x64, name, method):
 
     value, grads = jax.value_and_grad(mean)(theta)
     start = peers.to_torch(params)
-    scales = peers.to_torch(theta["scale"]) if method == "meta_sgd" else None
+    scales = peers.to_torch(theta["rates"]) if method == "meta_sgd" else None
     names = [path for path in start if method != "anil" or path.startswith("head/")]
 
     def loss(params, x, y, fused=True):
@@ -96,9 +99,9 @@ def test_meta_gradient_is_that_of_pytorch(x64, name, method):
         peer_results.append(peers.meta_gradient_func(unfused, start, stacked(pairs), RATE, STEPS, **options))
     for wanted, by_params, by_scales in peer_results:
         np.testing.assert_allclose(value, wanted.item(), rtol=1e-9)
-        compare(grads["params"] if scales else grads, peers.from_torch(by_params))
+        compare(grads["params"], peers.from_torch(by_params))
         if scales:
-            compare(grads["scale"], peers.from_torch(by_scales))
+            compare(grads["rates"], peers.from_torch(by_scales))
 
 
 def test_ctc_peer_is_the_loss_of_pytorch():

@@ -16,8 +16,9 @@ import metajax as mj
 from metajax.report import markdown
 
 NOISE = 6.0  # of the checks' corpus, so that accuracy is neither chance nor perfect
-# largest distance from float64's theta over that which 20 outer steps went
-TOLERANCE = {"float32": 1e-2, "tf32": 0.2, "bfloat16": 0.5}
+# largest distance from float64's theta over the way of 20 outer steps; on CPU float32 ends 0.010 and bfloat16 0.034
+# away on TC-ResNet8, as every ReLU that rounding turns on or off moves the gradient by up to 0.002
+TOLERANCE = {"float32": 0.05, "tf32": 0.1, "bfloat16": 0.2}
 CONVOLUTIONS = ("products", "direct", "xla")
 PEERS = ("torch", "torch_graph", "torch_func", "torch_func_graph")
 

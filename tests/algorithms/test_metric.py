@@ -123,10 +123,9 @@ def test_meta_gradient_is_its_finite_difference(name):
     def value(flat):
         moved = unravel(flat)
         loss = losses(objective)(moved, task)[0]
-        if name == "simpleshot":  # the mean of embeddings that it follows counts as a constant
-            now, then = (embed(t["params"], task.query.x).mean(0) for t in (moved, theta))
-            mean = moved["statistics"]["mean"]
-            loss += (jnp.square(mean - then) - jnp.square(mean - now)).sum() / 2
+        if name == "simpleshot":  # its mean follows that of the embeddings, which counts as a constant
+            then = embed(theta["params"], task.query.x).mean(0)
+            loss += jnp.square(moved["statistics"]["mean"] - then).sum() / 2
         return loss
 
     grads = jax.flatten_util.ravel_pytree(gradient(objective)(theta, task))[0]
@@ -287,7 +286,7 @@ def test_the_mean_of_simpleshot_is_that_of_all_embeddings_seen_whatever_the_oute
     for task in tasks:
         state, _ = step(state, jax.tree.map(lambda a: a[None], task), jax.random.key(0))
     seen = np.mean([task.query.x.mean(0) @ np.arange(12.0).reshape(3, 4) for task in tasks], axis=0)
-    np.testing.assert_allclose(state.theta["statistics"]["mean"], seen, rtol=1e-12)
+    np.testing.assert_allclose(state.theta["statistics"]["mean"], seen, rtol=1e-6)  # the rate is in single precision
 
 
 def test_baselinepp_learns_a_fresh_head_on_frozen_embeddings():

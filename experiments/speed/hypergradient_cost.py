@@ -1,28 +1,36 @@
 """What does a second-order meta-gradient cost, in memory and time, by hypergradient mode and rematerialisation?
 
-    python experiments/hypergradient_cost.py
+    python experiments/speed/hypergradient_cost.py
 
 One outer step of MAML on TC-ResNet8 (5-way 1-shot, 15 queries per class, 98x40 inputs, 4 tasks on one device, one at a
 time), for 1, 5, 10 and 50 inner steps. Memory is what the compiled step allocates for temporaries; time is the median
 of the calls after the first. Prints a table, writes `results.json` and `cost.png`. About 10 minutes on 2 CPU cores.
 """
 
-import argparse
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 import optax
-from cells import check, guarded
 
 import metajax as mj
-from metajax import checkpoint, models, report
-from metajax.losses import cross_entropy
+from metajax import checkpoint, models, report, runs
+from metajax.losses import classify
 from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import divided
+
+
+@dataclass(frozen=True)
+class Settings:
+    num_steps: tuple[int, ...] = (1, 5, 10, 50)  # inner steps
+    tasks: int = 4  # tasks per outer step
+    repeats: int = 5  # timed calls
+    out: Path = Path("runs/hypergradient_cost")  # folder of the results
+
 
 # name: options of `maml`
 WAYS = {
@@ -48,10 +56,10 @@ def cost(num_steps: int, tasks: int, repeats: int) -> list[dict[str, Any]]:
     model = models.tcresnet8(5, normalization="transductive")
     optimizer = optax.sgd(1e-3)
     key = jax.random.key(0)
-    state = mj.init_state(model.init(key, noise(key).support.x), optimizer)
+    state = mj.init_state({"params": model.init(key, noise(key).support.x)}, optimizer, 1)
     compiled, rows, times = {}, {}, {name: [] for name in WAYS}
     for name, options in WAYS.items():
-        algorithm = mj.maml(cross_entropy(model.apply), optax.sgd(0.01), num_steps, **options)
+        algorithm = mj.maml(model.apply, classify, optax.sgd(0.01), num_steps, **options)
         step = mj.meta_step(algorithm.objective, optimizer, noise, tasks, chunk=1)
         began = time.perf_counter()
         compiled[name] = jax.jit(step).lower(state, key).compile()
@@ -98,39 +106,25 @@ def draw(rows: list[dict[str, Any]], both: list[Any]) -> None:
     both[0].legend(fontsize=8)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(s: Settings) -> None:
     """Measure, print the table line by line, write the results, draw the picture."""
-    check(args, ("plot",), tasks=1, repeats=1)
-    if min(args.num_steps) < 1:
-        raise mj.InputError(f"--num-steps is {min(args.num_steps)}, expected 1 or more.")
-    checkpoint.make_folder(args.out)
+    runs.check(s, ("plot",), tasks=1, repeats=1, num_steps=1)
+    runs.open_folder(s.out, runs.config(s))
     use_all_cores()
     rows = []
     print("| way | inner steps | temporaries (MiB) | outer step (ms) | compile (s) |\n|---|---:|---:|---:|---:|")
-    for num_steps in args.num_steps:
-        for row in cost(num_steps, args.tasks, args.repeats):
+    for num_steps in s.num_steps:
+        for row in cost(num_steps, s.tasks, s.repeats):
             rows.append(row)
             print(
                 f"| {row['way']} | {num_steps} | {row['memory_mib']:.1f} | {row['milliseconds']:.0f} | "
                 f"{row['compile_seconds']:.1f} |",
                 flush=True,
             )
-    checkpoint.write_json(args.out / "results.json", {"rows": rows, "tasks": args.tasks} | report.environment())
-    plot(rows, args.out / "cost.png")
-    print(f"\nResults and picture are in {args.out}.")
-
-
-def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        description="Memory and time of hypergradient modes.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
-    parser.add_argument("--num-steps", type=int, nargs="+", default=[1, 5, 10, 50], help="inner steps")
-    parser.add_argument("--tasks", type=int, default=4, help="tasks per outer step")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls")
-    parser.add_argument("--out", type=Path, default=Path("runs/hypergradient_cost"), help="folder of the results")
-    args = parser.parse_args(argv)
-    return guarded(lambda: run(args), "nothing is kept of it")
+    checkpoint.write_json(s.out / "results.json", {"rows": rows, "tasks": s.tasks} | report.environment())
+    plot(rows, s.out / "cost.png")
+    print(f"\nResults and picture are in {s.out}.")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(runs.main(Settings, run, __doc__))

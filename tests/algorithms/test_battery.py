@@ -327,10 +327,12 @@ def test_a_method_learns_what_tasks_share(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["context", "lora", "film", "without"])
-def test_maml_learns_what_tasks_share_with_every_part(part):
-    parts = {"context": mj.context(16), "lora": mj.lora(4), "film": mj.film(), "without": mj.without("head")}
-    built, sample, test = on_probe("maml", part=parts[part], rate=0.3)
+@pytest.mark.parametrize(
+    ("part", "rate"), [(mj.context(16), 0.5), (mj.lora(4), 0.3), (mj.film(), 5.0)], ids=["context", "lora", "film"]
+)
+def test_maml_learns_what_tasks_share_with_every_part(part, rate):
+    """`without` is BOIL, above; vectors alone want a larger rate than kernels."""
+    built, sample, test = on_probe("maml", part=part, rate=rate)
     optimizer = optax.adam(3e-3)
     step = mj.meta_step(built.algorithm.objective, optimizer, sample, TASKS)
     state = mj.init_state(theta_of(built, test), optimizer, 1000)

@@ -6,8 +6,8 @@
 Trains every method of `metajax.methods` on one corpus for an equal number of seconds (compilation and testing not
 counted), with several seeds, and tests all of them on the same episodes of unseen words by unseen speakers, each at the
 inner rate that validation chooses. Each cell (method, normalisation, shots, seed) is a file of its own under `--out`:
-stopped at any time, the same command goes on with the cells that are missing. Ends with a table, `results.json` and
-two pictures: accuracy against adaptation step, and against training time. All cells take some hours on 2 CPU cores, which should do nothing else.
+stopped at any time, the same command goes on with those missing. Ends with a table, `results.json` and two pictures:
+accuracy against adaptation step, and against training time. All cells take some hours on 2 CPU cores.
 """
 
 import sys

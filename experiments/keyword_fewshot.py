@@ -8,7 +8,7 @@ Trains MAML, ProtoNet and a joint model for about equal times, then lets each le
 speakers, and shows the accuracy after 0, 1, 2, ... adaptation steps: MAML and the fine-tuned joint model by gradient
 steps, ProtoNet in one step, beside training from scratch and chance. Validation chooses the rate of each. With
 `--theta RUN` nothing is trained: the theta of an earlier run is tested, on any corpus, or trained on from there with
-`--outer-steps` or `--seconds`. Without arguments it runs on embedded synthetic speech, 4 minutes on 2 CPU cores.
+`--outer-steps` or `--seconds`. Without arguments it runs on embedded synthetic speech, 6 minutes on 2 CPU cores.
 """
 
 import sys

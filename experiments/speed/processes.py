@@ -21,7 +21,6 @@ from workloads import Side, Workload
 BEGAN = time.perf_counter()
 # what `use_all_cores` tells glibc's allocator
 MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_TOP_PAD_": str(2**26)}
-
 Ask = Callable[..., Any]  # (name, *, limit=seconds, **arguments) -> the answer
 
 
@@ -52,62 +51,51 @@ def start(
 
     environment = os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | (MALLOC if keep else {})
     environment |= {"JAX_PLATFORMS": {"cpu": "cpu", "gpu": "cuda"}[device]}
-    if w.precision in ("float32", "float64"):
-        environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"}
-    if w.precision == "float64":
-        environment |= {"JAX_ENABLE_X64": "1"}
-    command = [sys.executable, __file__, side]
-    process = subprocess.Popen(
-        ["nice", "-n", str(nice), *command] if nice else command,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment,
-    )  # fmt: skip
+    environment |= {"JAX_DEFAULT_MATMUL_PRECISION": "highest"} if w.precision in ("float32", "float64") else {}
+    environment |= {"JAX_ENABLE_X64": "1"} if w.precision == "float64" else {}
+    command = [*(["nice", "-n", str(nice)] if nice else []), sys.executable, __file__, side]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+    assert process.stdin and process.stdout
+    requests, results = process.stdin, process.stdout
     answers: queue.Queue[tuple[str, Any]] = queue.Queue()
+    awaited: list[str] = []
 
     def listen() -> None:
-        assert process.stdout
         with contextlib.suppress(EOFError, OSError, ValueError, pickle.UnpicklingError):
             while True:
-                answers.put(pickle.load(process.stdout))
+                answers.put(pickle.load(results))
         answers.put(("ended", None))
 
-    threading.Thread(target=listen, daemon=True).start()
+    def send(name: str, arguments: dict[str, Any]) -> None:
+        awaited.append(name)
+        with contextlib.suppress(BrokenPipeError, ValueError):  # its end is among the answers
+            pickle.dump((name, arguments), requests)
+            requests.flush()
 
     def ask(name: str, *, limit: float | None = None, **arguments: Any) -> Any:
-        assert process.stdin
-        try:
-            pickle.dump((name, arguments), process.stdin)
-            process.stdin.flush()
-            kind, value = answers.get(timeout=None if limit is None else max(limit, 0.1))
-        except (BrokenPipeError, ValueError):
-            kind, value = "ended", None
-        except queue.Empty:
-            stop()
-            raise InputError(f"The {side} process took longer than {limit:.0f} s for {name!r}.") from None
-        if kind == "ended":
-            raise InputError(f"The {side} process ended with exit code {process.wait()} during {name!r}.")
-        if kind == "error":
-            raise InputError(f"The {side} process failed during {name!r}: {value}")
+        until = None if limit is None else time.monotonic() + limit
+        send(name, arguments)
+        value = None
+        while awaited:
+            what = awaited.pop(0)
+            try:
+                kind, value = answers.get(timeout=None if until is None else max(until - time.monotonic(), 0.1))
+            except queue.Empty:
+                stop()
+                raise InputError(f"The {side} process was not done with {what!r} in its {limit:.0f} s.") from None
+            if kind == "ended":
+                raise InputError(f"The {side} process ended with exit code {process.wait()} during {what!r}.")
+            if kind == "error":
+                raise InputError(f"The {side} process failed during {what!r}: {value}")
         return value
 
     def stop() -> None:
         process.kill()
         process.wait()
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError, ValueError):
-                assert pipe
-                pipe.close()
 
-    # answered with the first question, so that many may start at once
-    made = {"w": w, "device": device, "cache": cache}
-
-    def first_ask(name: str, *, limit: float | None = None, **arguments: Any) -> Any:
-        began = time.perf_counter()
-        if made:
-            ask("make", limit=limit, **made)
-            made.clear()
-        return ask(name, limit=None if limit is None else limit - (time.perf_counter() - began), **arguments)
-
-    return Child(first_ask, stop)
+    threading.Thread(target=listen, daemon=True).start()
+    send("make", {"w": w, "device": device, "cache": cache})
+    return Child(ask, stop)
 
 
 @contextlib.contextmanager
@@ -146,8 +134,7 @@ def main() -> None:
                 value = first(side, **arguments) if name == "first" else side[name](**arguments)
             answer = ("result", value)
         except Exception as error:
-            lines = str(error).strip().splitlines()
-            answer = ("error", f"{type(error).__name__}: {lines[0] if lines else ''}")
+            answer = ("error", f"{type(error).__name__}: {str(error).strip().partition(os.linesep)[0]}")
         with contextlib.suppress(BrokenPipeError):
             pickle.dump(answer, answers)
             answers.flush()

@@ -5,16 +5,16 @@
 
 Second-order MAML, Adam outside, on the workloads of `workloads.py`, in four sections, each with its share of the time:
 
-- checks: theta after 20 outer steps on fixed episodes in float32, TF32 and bfloat16 against float64 on CPU, and the
-  accuracy on words of another corpus after 500 outer steps against float32 on CPU;
 - formulations: which way to compute a convolution, and how many tasks at a time, is fastest;
 - peers: outer steps per second next to PyTorch: a loop over tasks, `torch.func`, that compiled, each also as one CUDA
   graph;
+- checks: theta after 20 outer steps on fixed episodes in float32, TF32 and bfloat16 against float64 on CPU, and the
+  accuracy on words of another corpus after 500 outer steps against float32 on CPU;
 - scaling: tasks per second, memory and the share of the peak against tasks per outer step.
 
-Every variant is a process of its own; those of a section compile at the same time, and are timed one after the other.
-A variant that fails or does not compile in time has its reason in the table. `accelerator.json` and `accelerator.md`
-are written after every row.
+Every variant is a process of its own; those of a section compile side by side, and are timed one after the other. What
+is computed on CPU, and PyTorch's compiler, run in the background and stand back. A variant that fails or is not
+compiled in time has its reason in the table. `accelerator.json` and `accelerator.md` are written after every row.
 """
 
 import argparse
@@ -24,58 +24,53 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import accelerator_sections as sections
-from accelerator_sections import Context, note, own_time, write
+from context import Context, add, within
 from workloads import WORKLOADS
 
-SHARES = {"checks": 0.27, "formulations": 0.22, "peers": 0.33, "scaling": 0.18}  # of the time
+SHARES = {"formulations": 0.28, "peers": 0.32, "checks": 0.22, "scaling": 0.18}  # of the time
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line; by argparse, as a bare GPU machine has no tyro."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--out", type=Path, default=Path("runs/accelerator"), help="folder of the results")
-    add("--small", action="store_true", help="tiny sizes, on CPU")
-    add("--device", choices=("cpu", "gpu"), help="where both sides run; a GPU unless --small")
-    add("--minutes", type=float, default=8.0, help="time for all sections; what is not done by then is left out")
-    add("--section", choices=tuple(SHARES), nargs="+", default=list(SHARES), help="what to run")
-    add("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="next to PyTorch")
-    add("--no-compile", action="store_true", help="leave torch.compile out")
+    flag = parser.add_argument
+    flag("--out", type=Path, default=Path("runs/accelerator"), help="folder of the results")
+    flag("--small", action="store_true", help="tiny sizes, on CPU")
+    flag("--minutes", type=float, default=8.0, help="time for all sections; what is not done by then is left out")
+    flag("--section", choices=tuple(SHARES), nargs="+", default=list(SHARES), help="what to run")
+    flag("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="next to PyTorch")
+    flag("--compile", choices=tuple(WORKLOADS), nargs="*", default=["sinusoid"], help="of which by torch.compile too")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the sections; 0, or 1 where a check failed."""
-    args = parse(argv)
-    device = args.device or ("cpu" if args.small else "gpu")
+    args, began = parse(argv), time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
     if args.small:  # compiled in a third of the time
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    began, report = time.monotonic(), {"command": " ".join(sys.argv[1:]), "date": time.strftime("%F"), "sections": {}}
+    report: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "date": time.strftime("%F"), "sections": {}}
     cache = Path(tempfile.mkdtemp())
-    context = Context(args.out, report, device, args.small, cache, began + 60 * args.minutes, args.workload, [])
-    background = {}
+    context = Context(args.out, report, args.small, cache, began + 60 * args.minutes, args.workload, [])
     try:
         first = context.start("metajax", context.workload("sinusoid"))
         report |= first.ask("settings", limit=120)
         report["peak"] = sections.peaks(context, first.ask)
         first.stop()
-        write(context)
         print(f"{report['device']}, {report['versions']}, matmul peaks in TFLOP/s {report['peak']}", flush=True)
-        if "peers" in args.section:
-            background = sections.begin_in_background(context, not args.no_compile)
-        for name in SHARES:
-            if name not in args.section:
-                continue
-            rest = sum(share for other, share in SHARES.items() if other in args.section[args.section.index(name) :])
-            limited = own_time(context, SHARES[name] / rest)
+        background = sections.begin_in_background(context, args.section, args.compile)
+        left = {name: share for name, share in SHARES.items() if name in args.section}
+        for name in list(left):
+            limited, start = within(context, left[name] / sum(left.values())), time.monotonic()
+            del left[name]
             try:
-                getattr(sections, name)(limited, *([background] if name == "peers" else []))
+                getattr(sections, name)(limited, background)
             except Exception as error:  # a section's failure is no other's
-                note(limited, name, f"stopped: {type(error).__name__}: {error}")
-            note(limited, name, f"{time.monotonic() - limited.began:.0f} s")
+                add(limited, name, f"stopped: {type(error).__name__}: {error}")
+            add(limited, name, f"{time.monotonic() - start:.0f} s")
     finally:
         for process in context.processes:
             process.stop()

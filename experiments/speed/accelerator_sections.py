@@ -1,346 +1,187 @@
 """The four sections of `accelerator.py`."""
 
-import json
-import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from processes import Ask, Child, start
+from context import SIDE_BY_SIDE, Context, add, at_once, attempt, measured, started, within
+from peers import agree
+from processes import Ask, Child
 from workloads import WORKLOADS, Workload, num_cores
 
 import metajax as mj
-from metajax.report import markdown
 
 NOISE = 6.0  # of the checks' corpus, so that accuracy is neither chance nor perfect
 # largest distance from float64's theta over the way of 20 outer steps; on CPU float32 ends 0.010 and bfloat16 0.034
 # away on TC-ResNet8, as every ReLU that rounding turns on or off moves the gradient by up to 0.002
 TOLERANCE = {"float32": 0.05, "tf32": 0.1, "bfloat16": 0.2}
-CONVOLUTIONS = ("products", "direct", "xla")
-PEERS = ("torch", "torch_graph", "torch_func", "torch_func_graph")
-
-
-class Context(NamedTuple):
-    """What every section needs."""
-
-    out: Path
-    report: dict[str, Any]  # grows row by row
-    device: str
-    small: bool
-    cache: Path
-    deadline: float  # of `time.monotonic`
-    workloads: Sequence[str]
-    processes: list[Child]  # all that were started, to be ended with the script
-    began: float = 0.0
-
-    def workload(self, name: str, **changed: Any) -> Workload:
-        """A workload for an accelerator: all tasks at a time; few and small ones, if small."""
-        w = WORKLOADS[name]._replace(chunk=None, precision="tf32")
-        if self.small:
-            w = w._replace(time=80 if name == "ctc" else 16, tasks=2, queries=2, steps=1)
-        return w._replace(**changed)
-
-    def left(self) -> float:
-        """Seconds."""
-        return self.deadline - time.monotonic()
-
-    def start(self, side: str, w: Workload, device: str = "", **how: Any) -> Child:
-        """A process for a workload."""
-        process = start(side, w, device or self.device, self.cache, **how)
-        self.processes.append(process)
-        return process
-
-
-def own_time(context: Context, share: float) -> Context:
-    """The context with a deadline after this share of what time is left."""
-    now = time.monotonic()
-    return context._replace(began=now, deadline=now + share * context.left())
-
-
-def write(context: Context) -> None:
-    """All results as JSON and as tables in Markdown."""
-    report = context.report
-    (context.out / "accelerator.json").write_text(json.dumps(report, indent=1))
-    lines = [f"{report.get('device')}; {report.get('versions')}; {report['date']}", "", f"`{report['command']}`"]
-    lines += ["", f"Matmul peaks in TFLOP/s: {report.get('peak')}"]
-    for name, section in report["sections"].items():
-        lines += ["", f"## {name}", "", *(section["table"] and [markdown(section["table"], section["rows"]), ""])]
-        lines += section["notes"]
-    (context.out / "accelerator.md").write_text("\n".join(lines) + "\n")
-
-
-def section_of(context: Context, name: str, table: Sequence[str] = ()) -> dict[str, Any]:
-    """The section's results so far, made if new."""
-    empty: dict[str, Any] = {"table": [], "rows": [], "notes": []}
-    section = context.report["sections"].setdefault(name, empty)
-    if table:
-        section["table"] = list(table)
-        print(f"\n{name}: {' | '.join(table)}", flush=True)
-    return section
-
-
-def note(context: Context, name: str, sentence: str) -> None:
-    """A line under the section's table."""
-    section_of(context, name)["notes"].append(sentence)
-    print(f"{name}: {sentence}", flush=True)
-    write(context)
-
-
-def add(context: Context, name: str, *cells: Any) -> None:
-    """A row of the section's table: numbers in four digits."""
-    row = [f"{cell:.4g}" if isinstance(cell, float) else str(cell) for cell in cells]
-    section_of(context, name)["rows"].append(row)
-    print(" | ".join(row), flush=True)
-    write(context)
-
-
-def attempt(f: Callable[[], Any]) -> Any:
-    """f(), or why it failed, in short."""
-    try:
-        return f()
-    except Exception as error:
-        reason = str(error).split("during ")[-1].split(": ", 1)[-1] or f"{type(error).__name__}, out of time"
-        return f"({reason[:100]})"
-
-
-def at_once(jobs: Iterable[Callable[[], Any]], context: Context) -> list["Future[Any]"]:
-    """All of them at the same time, as far as there are cores."""
-    pool = ThreadPoolExecutor(num_cores())
-    futures = [pool.submit(attempt, job) for job in jobs]
-    pool.shutdown(wait=False)
-    return futures
-
-
-def started(context: Context, workloads: Sequence[Workload]) -> list[Any]:
-    """For each a process that has compiled its outer step, or the reason why there is none."""
-    limit = 0.8 * context.left()
-
-    def begin(w: Workload) -> Child:
-        process = context.start("metajax", w)
-        try:
-            process.ask("outer", count=1, limit=limit)
-        except mj.InputError:
-            process.stop()
-            raise
-        return process
-
-    return [one.result() for one in at_once([lambda w=w: begin(w) for w in workloads], context)]
-
-
-def measured(context: Context, ask: Ask, **peer: str) -> float:
-    """Milliseconds of an outer step, median of three rounds."""
-    seconds = 0.1 if context.small else 0.5
-    ask("outer", count=1, limit=context.left(), **peer)
-    count = max(1, round(seconds / ask("outer", count=1, limit=context.left(), **peer)))
-    if count > 5:  # a first guess was of one step
-        count = max(1, round(seconds / (ask("outer", count=5, limit=context.left(), **peer) / 5)))
-    return 1e3 * float(np.median([ask("outer", count=count, limit=context.left(), **peer) / count for _ in range(3)]))
+LOSSES = 0.01  # that the losses of both libraries may differ by, in TF32
+PEERS = ("torch", "torch_graph", "torch_func", "torch_func_graph", "torch_compiled", "torch_compiled_graph")
+VARIANTS = (
+    "workload", "tasks", "at a time", "formulation", "precision", "ms / outer step", "tasks/s", "TFLOP/s",
+    "of the peak", "MiB",
+)  # fmt: skip
 
 
 def peaks(context: Context, ask: Ask) -> dict[str, float]:
     """TFLOP/s of the largest products, by type."""
     found = {}
-    for name, dtype, precision in (
-        ("float32", "float32", "highest"), ("tf32", "float32", "default"), ("bfloat16", "bfloat16", "default"),
-    ):  # fmt: skip
-        for size in (256,) if context.small else (2048, 4096, 8192):
-            how = {"size": size, "repeats": 3, "dtype": dtype, "precision": precision}
-            rate = attempt(lambda how=how: ask("matmul", limit=60, **how) / 1e3)
-            if isinstance(rate, float):
-                found[name] = round(max(rate, found.get(name, 0.0)), 4)
+    for name in ("float32", "tf32", "bfloat16"):
+        how = {"dtype": name.replace("tf", "float"), "precision": "highest" if name == "float32" else "default"}
+        sizes = (256,) if context.small else (2048, 4096, 8192)
+        rates = [attempt(ask, "matmul", limit=60, size=size, repeats=3, **how) for size in sizes]
+        found[name] = max([rate / 1e3 for rate in rates if isinstance(rate, float)], default=float("nan"))
     return found
 
 
-def checks(context: Context) -> None:
-    """theta after 20 outer steps against float64, accuracy after 500 against float32 on CPU."""
-    outer, count, tasks = (5, 10, 20) if context.small else (20, 500, 400)
-    names, precisions = ("sinusoid", "tcresnet8"), tuple(TOLERANCE)
+def begin_in_background(context: Context, wanted: Sequence[str], compiled: Sequence[str]) -> dict[Any, "Future[Any]"]:
+    """What is computed on CPU: of each workload (parameters, loss, gradient), and its operations; for the checks theta
+    in float64 and accuracies in float32. Then PyTorch's compiler, a workload at a time."""
+    jobs: dict[Any, Callable[[], Any]] = {}
 
-    def one(device: str, name: str, precision: str, question: str, **arguments: Any) -> Any:
-        chunk = 1 if device == "cpu" and name != "sinusoid" else None
-        process = context.start("metajax", context.workload(name, precision=precision, chunk=chunk), device)
-        try:
-            return process.ask(question, limit=context.left(), **arguments)
-        finally:
+    def reference(question: str, name: str, precision: str = "float32", **arguments: Any) -> Callable[[], Any]:
+        w = context.workload(name, chunk=None if name == "sinusoid" else 1, precision=precision)
+        return partial(context.answer, question, w, "cpu", nice=15, **arguments)
+
+    for name in context.workloads if "peers" in wanted else ():
+        jobs["check", name] = reference("check", name)
+    for name in {*context.workloads, "sinusoid", "tcresnet8"} if {*wanted} & {"peers", "scaling"} else ():
+        jobs["work", name] = reference("work", name)
+    if "checks" in wanted:
+        for question, name, precision, arguments in questions(context):
+            jobs.setdefault((question, name), reference(question, name, precision, **arguments))
+    futures = dict(zip(jobs, at_once(jobs.values(), max(1, num_cores() // 4)), strict=True))
+
+    def compile(name: str) -> Child:
+        params = futures["check", name].result()[0]
+        process = context.start("torch", context.workload(name), nice=15)
+        process.ask("start", params=params)
+        process.ask("outer", count=1, peer="torch_compiled", tune=False)
+        return process
+
+    names = [name for name in compiled if ("check", name) in futures]
+    builds = at_once([partial(compile, name) for name in names], 1)
+    return futures | {("compiled", name): build for name, build in zip(names, builds, strict=True)}
+
+
+def variants(context: Context, section: str, each: Sequence[tuple[str, Workload]], background: Any) -> list[Any]:
+    """A row for each variant; milliseconds of an outer step, or why there are none."""
+    add(context, section, header=VARIANTS)
+    found = []
+    for (name, w), process in zip(each, started(context, [w for _, w in each]), strict=True):
+        ms, memory = process, ""
+        if not isinstance(process, str):
+            ms = measured(context, {"metajax": process.ask})["metajax"]
+            memory = attempt(process.ask, "memory", limit=10)
             process.stop()
-
-    walked = [("cpu", name, "float64") for name in names]
-    walked += [(context.device, name, precision) for name in names for precision in precisions]
-    learned = [("cpu", "tcresnet8", "float32"), *((context.device, "tcresnet8", p) for p in precisions)]
-    if context.small:
-        walked, learned = walked[:-2], [learned[0], learned[3]]
-    jobs = [lambda job=job: one(*job, "trajectory", count=outer) for job in walked]
-    scored = {"num_steps": count, "num_tasks": tasks, "noise": NOISE}
-    # the slow ones first
-    all_jobs = [lambda job=job: one(*job, "accuracy", **scored) for job in learned] + jobs
-    futures = dict(zip([*learned, *(("theta", *job) for job in walked)], at_once(all_jobs, context), strict=True))
-
-    section_of(context, "checks", ("check", "workload", "precision", "found", "expected", "verdict"))
-    for device, name, precision in walked[2:]:
-        truth, ours = (futures["theta", *job].result() for job in (("cpu", name, "float64"), (device, name, precision)))
-        if failed := next((found for found in (truth, ours) if isinstance(found, str)), None):
-            add(context, "checks", f"theta, {outer} steps", name, precision, failed, "", "")
-            continue
-        distance = np.linalg.norm(ours[1] - truth[1])
-        share, far = float(distance / np.linalg.norm(truth[1] - truth[0])), float(distance / np.linalg.norm(truth[1]))
-        verdict = "ok" if share <= TOLERANCE[precision] else "FAILED"
-        told = f"{share:.1e} of the way, {far:.1e} of theta"
-        add(context, "checks", f"theta, {outer} steps", name, precision, told, f"<= {TOLERANCE[precision]}", verdict)
-    truth = futures[learned[0]].result()
-    for job in learned[1:]:
-        ours = futures[job].result()
-        if failed := next((found for found in (truth, ours) if isinstance(found, str)), None):
-            add(context, "checks", f"accuracy, {count} steps", "tcresnet8", job[2], failed, "", "")
-            continue
-        (ours_mean, ours_ci), (mean, ci) = mj.mean_ci95(ours), mj.mean_ci95(truth)
-        verdict = "ok" if abs(ours_mean - mean) <= np.hypot(ci, ours_ci) else "FAILED"
-        shown = [f"{100 * m:.1f} ± {100 * c:.1f} %" for m, c in ((ours_mean, ours_ci), (mean, ci))]
-        add(context, "checks", f"accuracy, {count} steps", "tcresnet8", job[2], *shown, verdict)
+        rate = 1e3 * w.tasks / ms if isinstance(ms, float) else ""
+        work = ("work", name) in background and background["work", name].done() and background["work", name].result()
+        done = rate * work["flops"] / context.workload(name).tasks / 1e12 if rate and isinstance(work, dict) else ""
+        share = done / context.report["peak"][w.precision] if done else ""
+        shown = (name, w.tasks, w.chunk or w.tasks, w.formulation, w.precision, ms, rate, done, share, memory)
+        add(context, section, *shown)
+        found.append(ms)
+    return found
 
 
-def formulations(context: Context) -> None:
+def formulations(context: Context, background: Any) -> None:
     """Outer steps by formulation, of few tasks and of many, and by the number of tasks at a time."""
     many = 4 if context.small else 64
-    names = ("tcresnet8",) if context.small else ("tcresnet8", "conv4")
-    variants = [(name, context.workload(name, formulation=way)) for name in names for way in CONVOLUTIONS]
-    variants += [
-        ("tcresnet8", context.workload("tcresnet8", tasks=many, chunk=chunk, formulation=way))
-        for way, chunk in (("products", many), ("products", many // 4), ("xla", many), ("direct", 1), ("products", 1))
-    ]
-    variants += [("tcresnet8", context.workload("tcresnet8", tasks=many, chunk=many, precision="bfloat16"))]
-    if context.small:
-        variants = variants[1:4]
-    table = ("workload", "tasks", "at a time", "formulation", "precision", "ms / outer step", "tasks/s", "MiB")
-    section_of(context, "formulations", table)
-    best: dict[tuple[str, int], tuple[float, Workload]] = {}
-    for (name, w), process in zip(variants, started(context, [w for _, w in variants]), strict=True):
-        shown = (name, w.tasks, w.chunk or w.tasks, w.formulation, w.precision)
-        if isinstance(process, str):
-            add(context, "formulations", *shown, process, "", "")
-            continue
-        ms = attempt(lambda ask=process.ask: measured(context, ask))
-        memory = attempt(lambda ask=process.ask: ask("memory", limit=10))
-        process.stop()
-        rate = 1e3 * w.tasks / ms if isinstance(ms, float) else ""
-        add(context, "formulations", *shown, ms, rate, memory)
-        if isinstance(ms, float) and w.precision != "bfloat16":
-            best[name, w.tasks] = min(best.get((name, w.tasks), (ms, w)), (ms, w), key=lambda pair: pair[0])
-    for (name, tasks), (_, w) in best.items():
-        note(context, "formulations", f"{name}, {tasks} tasks: {w.formulation}, {w.chunk or tasks} at a time")
-        context.report.setdefault("best", {})[f"{name} {tasks}"] = [w.formulation, w.chunk or tasks]
+    each = [("tcresnet8", {"formulation": way}) for way in ("products", "xla", "direct")]
+    each += [("conv4", {"formulation": way}) for way in ("products", "xla")]
+    each += [("tcresnet8", {"formulation": way, "tasks": many, "chunk": many}) for way in ("products", "xla")]
+    each += [("tcresnet8", {"formulation": "products", "tasks": many, "chunk": many // 4})]
+    made = [(name, context.workload(name, **how)) for name, how in (each[::6] if context.small else each)]
+    best: dict[str, tuple[float, Workload]] = {}
+    for (name, w), ms in zip(made, variants(context, "formulations", made, background), strict=True):
+        if isinstance(ms, float):
+            kind = f"{name} {w.tasks}"
+            best[kind] = min(best.get(kind, (ms, w)), (ms, w), key=lambda pair: pair[0])
+    for name, (_, w) in best.items():
+        add(context, "formulations", f"{name} tasks: {w.formulation}, {w.chunk or w.tasks} at a time")
+    context.report["best"] = {name: [w.formulation, w.chunk or w.tasks] for name, (_, w) in best.items()}
 
 
-def begin_in_background(context: Context, compile: bool) -> dict[str, dict[str, Any]]:
-    """Of each workload metajax's loss on fixed episodes and its operations, on CPU, and PyTorch's compiler at work on
-    the same network; futures, by what they are of."""
-    began: dict[str, dict[str, Any]] = {}
-    limit = 0.6 * context.left()
-    for name in context.workloads:
-
-        def refer(w: Workload) -> tuple[Any, ...]:
-            process = context.start("metajax", w._replace(chunk=1, precision="float32"), "cpu", nice=5)
-            try:
-                return *process.ask("check", limit=limit), process.ask("work", limit=limit)
-            finally:
-                process.stop()
-
-        def compiled(w: Workload, reference: "Future[Any]") -> Child:
-            process = context.start("torch", w, nice=10)
-            process.ask("start", params=reference.result()[0], limit=limit)
-            process.ask("outer", count=1, peer="torch_compiled", tune=False, limit=limit)
-            return process
-
-        w = context.workload(name)
-        reference = at_once([partial(refer, w)], context)[0]
-        began[name] = {"reference": reference}
-        if compile:
-            began[name] |= {"compiled": at_once([partial(compiled, w, reference)], context)[0]}
-    return began
-
-
-def peers(context: Context, background: dict[str, dict[str, Any]]) -> None:
+def peers(context: Context, background: Any) -> None:
     """Outer steps per second next to PyTorch."""
-    graphs = context.device == "gpu"
-    names = [peer for peer in PEERS if graphs or not peer.endswith("_graph")]
-    late = [f"torch_compiled{end}" for end in ("", "_graph") if graphs or not end]
-    shown = [name.removeprefix("torch_").replace("torch", "loop") for name in (*names, *late)]
-    table = ("workload", "loss", "PyTorch's", "metajax steps/s", "tasks/s", *shown, "times the fastest")
-    table += ("share of peak", "MiB", "PyTorch's MiB")
-    section_of(context, "peers", table)
+    names = [peer for peer in PEERS if not (context.small and peer.endswith("_graph"))]
+    shown = [name.removeprefix("torch_").replace("torch", "loop").replace("_", ", ") for name in names]
+    header = ("workload", "metajax steps/s", *shown, "times the fastest", "of the peak", "MiB", "PyTorch's", "losses")
+    add(context, "peers", header=header)
     best = context.report.get("best", {})
-    ours = []
-    for name in context.workloads:
-        way = best.get({"crnn": "conv4 4", "ctc": "tcresnet8 4"}.get(name, f"{name} 4"), ["auto"])[0]
-        ours.append(context.workload(name, formulation=way))
-    processes = started(context, ours)
-    for name, w, process in zip(context.workloads, ours, processes, strict=True):
-        reference = attempt(lambda name=name: background[name]["reference"].result(timeout=context.left()))
-        if isinstance(reference, str) or isinstance(process, str):
-            reason = reference if isinstance(reference, str) else process
-            add(context, "peers", name, reason, *[""] * (len(table) - 2))
+    kin = {"crnn": "conv4", "ctc": "tcresnet8"}
+    ways = [best.get(f"{kin.get(name, name)} {WORKLOADS[name].tasks}", ["auto"])[0] for name in context.workloads]
+    made = [context.workload(n, formulation=way) for n, way in zip(context.workloads, ways, strict=True)]
+    for i, (name, w, ours) in enumerate(zip(context.workloads, made, started(context, made), strict=True)):
+        turn = within(context, 1 / (len(made) - i))
+        reference = attempt(background["check", name].result, timeout=turn.left())
+        if failed := next((found for found in (ours, reference) if isinstance(found, str)), None):
+            add(context, "peers", name, failed, *[""] * (len(header) - 2))
             continue
-        params, loss, _, work = reference
-        context.report.setdefault("flops", {})[name] = work["flops"] / w.tasks
-        ms = {"metajax": attempt(lambda ask=process.ask: measured(context, ask))}
-        memory = [attempt(lambda ask=process.ask: ask("memory", limit=10))]
-        process.stop()
-        other = context.start("torch", w, keep=True)
-        theirs = attempt(lambda ask=other.ask, p=params: ask("check", params=p, peer="torch", limit=context.left())[1])
-        for peer in names:
-            ms[peer] = attempt(lambda ask=other.ask, peer=peer: measured(context, ask, peer=peer))
-        memory.append(attempt(lambda ask=other.ask: ask("memory", limit=10)))
-        other.stop()
-        other = attempt(lambda name=name: background[name]["compiled"].result(timeout=context.left() / 4))
-        for peer in late:
-            ms[peer] = other
-            if not isinstance(other, str):
-                ms[peer] = attempt(lambda ask=other.ask, peer=peer: measured(context, ask, peer=peer))
-        times = {peer: value for peer, value in ms.items() if isinstance(value, float)}
-        fastest = min((value for peer, value in times.items() if peer != "metajax"), default=None)
-        ours_ms, flops = ms["metajax"], work["flops"]
-        known = isinstance(ours_ms, float)
-        ratio = f"{fastest / ours_ms:.2f}" if known and fastest else ""
-        if isinstance(theirs, float) and abs(theirs - loss) > 0.02 * max(1.0, abs(loss)):
-            ratio = "losses differ"
-        steps = [1e3 / value if isinstance(value, float) else value for value in ms.values()]
-        share = flops / ours_ms / 1e9 / context.report["peak"]["tf32"] if known else ""
-        tasks = w.tasks * steps[0] if known else ""
-        add(context, "peers", name, float(loss), theirs, steps[0], tasks, *steps[1:], ratio, share, *memory)
+        theirs = context.start("torch", w, keep=True)
+        checked = attempt(theirs.ask, "check", params=reference[0], peer="torch", limit=turn.left())
+        losses = {"torch": checked if isinstance(checked, str) else checked[1]}
+        asks = {"metajax": ours.ask} | {peer: theirs.ask for peer in names if "compiled" not in peer}
+        compiled = background.get(("compiled", name))
+        if compiled is not None and compiled.done() and not isinstance(compiled.result(), str):
+            asks |= {peer: compiled.result().ask for peer in names if "compiled" in peer}
+        ms = measured(turn, asks)
+        memory = [attempt(process.ask, "memory", limit=10) for process in (ours, theirs)]
+        known = {peer: value for peer, value in ms.items() if isinstance(value, float)}
+        ratio = min((v for p, v in known.items() if p != "metajax"), default=np.nan) / known.get("metajax", np.nan)
+        if isinstance(differ := attempt(agree, name, reference[1], losses, LOSSES), str):
+            ratio = differ
+        work = attempt(background["work", name].result, timeout=turn.left())
+        rate = work["flops"] / known["metajax"] / 1e9 if isinstance(work, dict) and "metajax" in known else np.nan
+        steps = [1e3 / ms[p] if p in known else ms.get(p, "(not compiled)") for p in ("metajax", *names)]
+        told = f"{reference[1]:.4g}, {losses['torch']:.4g}" if isinstance(losses["torch"], float) else losses["torch"]
+        add(context, "peers", name, *steps, ratio, rate / context.report["peak"]["tf32"], *memory, told)
+        for process in (ours, theirs):
+            process.stop()
 
 
-def scaling(context: Context) -> None:
+def questions(context: Context) -> list[tuple[str, str, str, dict[str, Any]]]:
+    """What the checks ask, each first in the precision of the truth."""
+    walk = {"count": 5 if context.small else 20}
+    learn = {"num_steps": 10, "num_tasks": 20} if context.small else {"num_steps": 500, "num_tasks": 400}
+    names = ("sinusoid",) if context.small else ("sinusoid", "tcresnet8")
+    walks = [("trajectory", name, precision, walk) for name in names for precision in ("float64", *TOLERANCE)]
+    learns = [("accuracy", "tcresnet8", precision, learn | {"noise": NOISE}) for precision in ("float32", *TOLERANCE)]
+    return walks + (learns[2:] if context.small else learns)
+
+
+def checks(context: Context, background: Any) -> None:
+    """theta after 20 outer steps against float64, accuracy after 500 against float32, both on CPU."""
+    asked = [one for i, one in enumerate(questions(context)) if one[:2] in [q[:2] for q in questions(context)[:i]]]
+    jobs = [
+        partial(context.answer, question, context.workload(name, precision=precision), **arguments)
+        for question, name, precision, arguments in asked
+    ]
+    add(context, "checks", header=("check", "workload", "precision", "found", "expected", "verdict"))
+    for (question, name, precision, _), future in zip(asked, at_once(jobs, SIDE_BY_SIDE), strict=True):
+        truth, ours = attempt(background[question, name].result, timeout=context.left()), future.result()
+        if failed := next((found for found in (truth, ours) if isinstance(found, str)), None):
+            add(context, "checks", question, name, precision, failed, "", "")
+        elif question == "trajectory":
+            distance, way = (float(np.linalg.norm(end - truth[1])) for end in (ours[1], truth[0]))
+            told = f"{distance / way:.1e} of the way, {distance / np.linalg.norm(truth[1]):.1e} of theta"
+            verdict = "ok" if distance <= TOLERANCE[precision] * way else "FAILED"
+            add(context, "checks", "theta", name, precision, told, f"<= {TOLERANCE[precision]}", verdict)
+        else:
+            mean, ci, wanted, its = (float(a[0]) for scores in (ours, truth) for a in mj.mean_ci95(scores[:, None]))
+            verdict = "ok" if abs(mean - wanted) <= np.hypot(ci, its) else "FAILED"
+            told = [f"{100 * m:.1f} ± {100 * c:.1f} %" for m, c in ((mean, ci), (wanted, its))]
+            add(context, "checks", question, name, precision, *told, verdict)
+
+
+def scaling(context: Context, background: Any) -> None:
     """Tasks per second against tasks per outer step."""
     sizes = (4, 8) if context.small else (8, 64, 512, 4096)
     way, chunk = context.report.get("best", {}).get(f"tcresnet8 {4 if context.small else 64}", ("auto", 64))
-    variants = []
-    for tasks in sizes:
-        how = {"tasks": tasks, "chunk": min(tasks, chunk), "formulation": way}
-        variants += [("sinusoid", context.workload("sinusoid", tasks=tasks))]
-        variants += [("tcresnet8", context.workload("tcresnet8", **how))]
+    each = [("tcresnet8", {"tasks": n, "chunk": min(n, chunk), "formulation": way}) for n in sizes]
     if not context.small:
-        for precision, size in (("bfloat16", chunk), ("tf32", 512)):
-            how = {"tasks": 512, "chunk": size, "formulation": way, "precision": precision}
-            variants += [("tcresnet8", context.workload("tcresnet8", **how))]
-    table = ("workload", "tasks", "at a time", "precision", "ms / outer step", "tasks/s", "TFLOP/s", "share of peak")
-    section_of(context, "scaling", (*table, "MiB"))
-    flops = context.report.setdefault("flops", {})
-    for (name, w), process in zip(variants, started(context, [w for _, w in variants]), strict=True):
-        shown = (name, w.tasks, w.chunk or w.tasks, w.precision)
-        if isinstance(process, str):
-            add(context, "scaling", *shown, process, *[""] * 4)
-            continue
-        ms = attempt(lambda ask=process.ask: measured(context, ask))
-        memory = attempt(lambda ask=process.ask: ask("memory", limit=10))
-        if name not in flops:
-            flops[name] = attempt(lambda ask=process.ask, w=w: ask("work", limit=30)["flops"] / w.tasks)
-        process.stop()
-        if not isinstance(ms, float):
-            add(context, "scaling", *shown, ms, *[""] * 3, memory)
-            continue
-        rate = 1e3 * w.tasks / ms
-        done = rate * flops[name] / 1e12 if isinstance(flops[name], float) else ""
-        share = done / context.report["peak"][w.precision] if done else ""
-        add(context, "scaling", *shown, ms, rate, done, share, memory)
+        each += [("tcresnet8", {"tasks": 512, "chunk": chunk, "formulation": way, "precision": "bfloat16"})]
+    each = [("sinusoid", {"tasks": n}) for n in sizes] + each
+    variants(context, "scaling", [(name, context.workload(name, **how)) for name, how in each], background)

@@ -102,19 +102,23 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     theta = algorithm.learner.init(params, key)
     mesh = task_mesh(w.tasks)
 
-    def state_of(total: int) -> Any:
-        return copied(replicate(mj.init_state(theta, optimizer, total), mesh))  # its buffers are donated
+    def state_of() -> Any:
+        return copied(replicate(mj.init_state(theta, optimizer, 10**6), mesh))  # its buffers are donated
 
-    outer_step = mj.meta_step(algorithm.objective, optimizer, sample, w.tasks, chunk=w.chunk, mesh=mesh)
+    def block_on(sample: Sampler) -> Callable[..., Any]:
+        step = mj.meta_step(algorithm.objective, optimizer, sample, w.tasks, chunk=w.chunk, mesh=mesh)
 
-    def block(state: Any, count: jax.Array) -> Any:
-        def body(_: jax.Array, state: Any) -> Any:
-            return outer_step(state, jax.random.fold_in(key, state.count))[0]
+        def block(state: Any, count: jax.Array) -> Any:
+            def body(_: jax.Array, state: Any) -> Any:
+                return step(state, jax.random.fold_in(key, state.count))[0]
 
-        return jax.lax.fori_loop(0, count, body, state)
+            return jax.lax.fori_loop(0, count, body, state)
 
+        return block
+
+    block = block_on(sample)
     steps = hoisted(block, donate=(0,))
-    state = state_of(10**6)
+    state = state_of()
 
     def outer(count: int) -> float:
         nonlocal state
@@ -151,9 +155,8 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
 
     def accuracy(num_steps: int, num_tasks: int, noise: float) -> np.ndarray:
         """Of each of the test tasks, words of another corpus, after meta-training; both under much noise."""
-        step = mj.meta_step(algorithm.objective, optimizer, sampler(w, 0, noise), w.tasks, chunk=w.chunk, mesh=mesh)
-        run = {"num_tasks": w.tasks, "block": num_steps, "progress": False}
-        after = mj.fit(step, state_of(num_steps), key, **run).theta
+        # the program of `outer`, on another corpus
+        after = hoisted(block_on(sampler(w, 0, noise)))(state_of(), jnp.asarray(num_steps)).theta
         test, chunk = sampler(w, 1, noise), w.chunk or 50
         over = task_mesh(num_tasks)
 

@@ -40,13 +40,13 @@ class Settings:
     out: Path = Path("runs/peers")  # folder of the results
 
 
-def agree(name: str, ours: float, theirs: dict[str, float]) -> None:
+def agree(name: str, ours: float, theirs: dict[str, float], tolerance: float = TOLERANCE) -> None:
     """An `InputError` where the losses of the sides differ."""
     for peer, loss in theirs.items():
-        if not abs(loss - ours) <= TOLERANCE * max(1.0, abs(ours)):
+        if not abs(loss - ours) <= tolerance * max(1.0, abs(ours)):
             raise mj.InputError(
                 f"{name}: on equal weights and data the losses of metajax, {ours:.6f}, and {peer}, {loss:.6f}, differ "
-                f"by more than {TOLERANCE}, so that a ratio of their times would mean nothing."
+                f"by more than {tolerance}, so that a ratio of their times would mean nothing."
             )
 
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from functools import cache as kept
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,11 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
     def by_func(params: peers.Params, sides: tuple[Any, Any]) -> tuple[torch.Tensor, peers.Params]:
         return peers.meta_gradient_func(unfused, params, sides, w.rate, w.steps)[:2]
 
-    compiled = torch.compile(by_func, dynamic=False)
+    compiled = kept(lambda: torch.compile(by_func, dynamic=False))
 
     def meta_gradient(peer: str, sides: tuple[Any, Any]) -> tuple[torch.Tensor, peers.Params]:
         if peer.startswith(("torch_func", "torch_compiled")):
-            run = compiled if peer.startswith("torch_compiled") else by_func
+            run = compiled() if peer.startswith("torch_compiled") else by_func
             return run({name: leaf.detach() for name, leaf in theta.items()}, sides)
         pairs = list(zip(*map(unbound, sides), strict=True))
         return peers.meta_gradient_loop(loss, theta, pairs, w.rate, w.steps)[:2]
@@ -119,22 +120,18 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
             leaf.grad = grad
         optimizer.step()
 
-    graphs: dict[str, torch.cuda.CUDAGraph] = {}
-
+    @kept
     def captured(peer: str) -> Callable[[], None]:
         """The outer step as a CUDA graph."""
-        if peer not in graphs:
-            stream = torch.cuda.Stream()
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                for _ in range(3):
-                    step(peer)
-            torch.cuda.current_stream().wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+        stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):  # a graph may hold no first call of anything
                 step(peer)
-            graphs[peer] = graph
-        return graphs[peer].replay
+        torch.cuda.current_stream().wait_stream(stream)
+        with torch.cuda.graph(graph):
+            step(peer)
+        return graph.replay
 
     def outer(count: int, peer: str, tune: bool = True) -> float:
         once = captured(peer) if peer.endswith("_graph") else lambda: step(peer)
@@ -190,18 +187,9 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
     def memory() -> float:
         return torch.cuda.max_memory_allocated() / 2**20 if place == "cuda" else resident_mib() - baseline
 
-    def matmul(size: int, repeats: int) -> float:
-        torch.set_num_threads(cores)
-        a = torch.ones(size, size, device=place)
-        return 2 * size**3 / min(timed(lambda: (a @ a, wait()), repeats)) / 1e9
-
     return {
-        "check": check, "start": start, "outer": outer, "adapt": adapt, "users": users, "matmul": matmul,
-        "begun": lambda: ready, "memory": memory,
-        "settings": lambda: {
-            "torch": torch.__version__, "optimiser": "Adam(fused=True)",
-            "threads": {" ".join(map(str, what)): n for what, n in threads.items()},
-        },
+        "check": check, "start": start, "outer": outer, "adapt": adapt, "users": users, "begun": lambda: ready,
+        "memory": memory,
     }  # fmt: skip
 
 

@@ -32,6 +32,7 @@ class Settings:
     out: Path = Path("runs/hypergradient_cost")  # folder of the results
 
 
+FIELDS = ("memory_mib", "milliseconds")
 # name: options of `maml`
 WAYS = {
     "reverse": {"remat": "none"},
@@ -63,12 +64,9 @@ def cost(num_steps: int, tasks: int, repeats: int) -> list[dict[str, Any]]:
         step = mj.meta_step(algorithm.objective, optimizer, noise, tasks, chunk=1)
         began = time.perf_counter()
         compiled[name] = jax.jit(step).lower(state, key).compile()
-        rows[name] = {
-            "way": name,
-            "num_steps": num_steps,
-            "memory_mib": compiled[name].memory_analysis().temp_size_in_bytes / 2**20,
-            "compile_seconds": time.perf_counter() - began,
-        }
+        seconds = time.perf_counter() - began
+        memory = compiled[name].memory_analysis().temp_size_in_bytes / 2**20
+        rows[name] = {"way": name, "num_steps": num_steps, "memory_mib": memory, "compile_seconds": seconds}
     for i in range(repeats + 1):
         for name, run in compiled.items():
             start = time.perf_counter()
@@ -80,47 +78,29 @@ def cost(num_steps: int, tasks: int, repeats: int) -> list[dict[str, Any]]:
 def plot(rows: list[dict[str, Any]], path: Path) -> None:
     """Memory and time against inner steps, a line for each way."""
     with report.picture(path, "MAML on TC-ResNet8, 5-way 1-shot, 15 queries per class", 2) as both:
-        draw(rows, both)
-
-
-def draw(rows: list[dict[str, Any]], both: list[Any]) -> None:
-    """The two panels of `plot`."""
-    from matplotlib import ticker
-
-    for axes, field, label in zip(
-        both, ("memory_mib", "milliseconds"), ("temporaries (MiB)", "outer step (ms)"), strict=True
-    ):
-        for i, name in enumerate(WAYS):
-            own = [row for row in rows if row["way"] == name]
-            # lines that lie upon each other are told apart by their widths
-            style = {"linestyle": ("-", "--", ":")[i % 3], "linewidth": 4 - i / 2, "marker": "o", "markersize": 4}
-            axes.loglog([row["num_steps"] for row in own], [row[field] for row in own], label=name, **style)
-        axes.set(xlabel="inner steps", ylabel=label)
-        for axis, field_ in ((axes.xaxis, "num_steps"), (axes.yaxis, field)):
-            values = [row[field_] for row in rows]
-            ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000) if min(values) / 1.5 <= t]
-            axis.set_major_locator(ticker.FixedLocator([t for t in ticks if t <= 1.5 * max(values)]))
-            axis.set_major_formatter(ticker.ScalarFormatter())
-            axis.set_minor_locator(ticker.NullLocator())
-        axes.grid(alpha=0.3)
-    both[0].legend(fontsize=8)
+        for axes, field, label in zip(both, FIELDS, ("temporaries (MiB)", "outer step (ms)"), strict=True):
+            for i, name in enumerate(WAYS):
+                own = [row for row in rows if row["way"] == name]
+                # lines that lie upon each other are told apart by their widths
+                style = {"linestyle": ("-", "--", ":")[i % 3], "linewidth": 4 - i / 2, "marker": "o", "markersize": 4}
+                axes.loglog([row["num_steps"] for row in own], [row[field] for row in own], label=name, **style)
+            axes.set(xlabel="inner steps", ylabel=label)
+            axes.xaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_major_formatter("{x:g}")
+            axes.grid(alpha=0.3)
+        both[0].legend(fontsize=8)
 
 
 def run(s: Settings) -> None:
-    """Measure, print the table line by line, write the results, draw the picture."""
+    """Measure, print the table, write the results, draw the picture."""
     runs.check(s, ("plot",), tasks=1, repeats=1, num_steps=1)
     runs.open_folder(s.out, runs.config(s))
     use_all_cores()
-    rows = []
-    print("| way | inner steps | temporaries (MiB) | outer step (ms) | compile (s) |\n|---|---:|---:|---:|---:|")
+    rows, header = [], ("way", "inner steps", "temporaries (MiB)", "outer step (ms)", "compile (s)")
     for num_steps in s.num_steps:
-        for row in cost(num_steps, s.tasks, s.repeats):
-            rows.append(row)
-            print(
-                f"| {row['way']} | {num_steps} | {row['memory_mib']:.1f} | {row['milliseconds']:.0f} | "
-                f"{row['compile_seconds']:.1f} |",
-                flush=True,
-            )
+        rows += cost(num_steps, s.tasks, s.repeats)
+    fields = ("num_steps", *FIELDS, "compile_seconds")
+    print(report.markdown(header, [[row["way"], *(f"{row[field]:.4g}" for field in fields)] for row in rows]))
     checkpoint.write_json(s.out / "results.json", {"rows": rows, "tasks": s.tasks} | report.environment())
     plot(rows, s.out / "cost.png")
     print(f"\nResults and picture are in {s.out}.")

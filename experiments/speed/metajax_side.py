@@ -10,20 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from workloads import (
-    AUGMENTATION,
-    CLASSES,
-    CLIPS,
-    RATE,
-    TOKENS,
-    VOCABULARY,
-    Side,
-    Workload,
-    check_episodes,
-    corpus,
-    resident_mib,
-    timed,
-)
+import workloads as wl
+from workloads import Side, Workload, timed
 
 import metajax as mj
 from metajax import losses, models, report
@@ -45,7 +33,7 @@ def compilers_own(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
 
 def model_of(w: Workload) -> tuple[models.Model, Apply]:
     """The network, and how it is computed; the compiler's own convolution changes the whole process."""
-    model = getattr(models, w.model)({"mlp": 1, "bilstm": VOCABULARY}.get(w.model, w.ways))
+    model = getattr(models, w.model)({"mlp": 1, "bilstm": wl.VOCABULARY}.get(w.model, w.ways))
     if w.precision == "bfloat16":
         model = models.in_bfloat16(model)
     if w.formulation == "xla":
@@ -63,27 +51,27 @@ def sampler(w: Workload, seed: int = 0, noise: float = 1.0) -> Sampler:
     """Sinusoids, or clips of a random corpus on the device, augmented and normalised."""
     if w.model == "mlp":
         return sinusoids(w.shots, w.queries)
-    clips, tokens = map(jnp.asarray, corpus(w, seed, noise))
+    clips, tokens = map(jnp.asarray, wl.corpus(w, seed, noise))
 
     def prepare(x: jax.Array, key: jax.Array) -> jax.Array:
-        return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(augment(Augmentation(**AUGMENTATION))(x, key))
+        return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(augment(Augmentation(**wl.AUGMENTATION))(x, key))
 
     if w.model != "bilstm":
-        label = np.repeat(np.arange(CLASSES), CLIPS)
+        label = np.repeat(np.arange(wl.CLASSES), wl.CLIPS)
         sizes = {"ways": w.ways, "shots": w.shots, "queries": w.queries}
         return with_inputs(episodes(clips, label, np.zeros_like(label), across="none", **sizes), prepare)
 
     def utterances(key: jax.Array) -> mj.Episode:
-        numbers = jax.random.uniform(key, (1 + CLIPS,))
-        which = jax.lax.top_k(numbers[1:], w.shots + w.queries)[1] + CLIPS * (CLASSES * numbers[0]).astype(int)
-        return divided(mj.Batch(clips[which], mj.Transcripts(tokens[which], jnp.full(which.shape, TOKENS))), w.shots)
+        numbers = jax.random.uniform(key, (1 + wl.CLIPS,))
+        which = jax.lax.top_k(numbers[1:], w.shots + w.queries)[1] + wl.CLIPS * (wl.CLASSES * numbers[0]).astype(int)
+        return divided(mj.Batch(clips[which], mj.Transcripts(tokens[which], jnp.full(which.shape, wl.TOKENS))), w.shots)
 
     return with_inputs(utterances, prepare)
 
 
 def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     """Answers to a benchmark's requests."""
-    ready, baseline = time.perf_counter(), resident_mib(peak=False)
+    ready, baseline = time.perf_counter(), wl.resident_mib(peak=False)
     use_all_cores(cache)
     try:
         jax.devices()
@@ -91,7 +79,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         raise mj.InputError(f"JAX finds no {device.upper()}.") from error
     model, apply = model_of(w)
     error = {"mlp": losses.squared_error, "bilstm": losses.ctc}.get(w.model, losses.classify)
-    inner, optimizer, key = optax.sgd(w.rate), optax.adam(RATE), jax.random.key(0)
+    inner, optimizer, key = optax.sgd(w.rate), optax.adam(wl.RATE), jax.random.key(0)
     algorithm = mj.maml(apply, error, inner, w.steps, remat=w.remat)
     sample = sampler(w)
     dtype = jnp.float64 if w.precision == "float64" else jnp.float32
@@ -137,7 +125,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     def check() -> Any:
         """Parameters, mean query loss and meta-gradient on the fixed episodes."""
         run = jax.jit(jax.value_and_grad(lambda theta, one: algorithm.objective(theta, one, key)[0]))
-        sides = [batches(side) for side in check_episodes(w)]
+        sides = [batches(side) for side in wl.check_episodes(w)]
         each = [run(theta, mj.Episode(*jax.tree.map(lambda a, i=i: a[i], sides))) for i in range(w.tasks)]
         loss, grads = jax.tree.map(lambda *leaves: np.mean(leaves, 0), *each)
         return jax.tree.map(np.asarray, params), float(loss), grads["params"]
@@ -146,7 +134,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         """theta before and after outer steps on fixed episodes, flat; by plain descent, as Adam would make large steps
         of what rounding leaves of a gradient that is zero."""
         optimizer = optax.sgd(1e-2)
-        made = [mj.Episode(*map(batches, check_episodes(w, 1 + i))) for i in range(count)]
+        made = [mj.Episode(*map(batches, wl.check_episodes(w, 1 + i))) for i in range(count)]
         items = jax.tree.map(lambda *leaves: jnp.stack(leaves), *made)
         step = mj.outer_step(algorithm.objective, optimizer, chunk=w.chunk)
         run = jax.jit(lambda state, items: jax.lax.scan(lambda s, one: (step(s, one, key)[0], None), state, items)[0])
@@ -206,7 +194,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
 
     def memory() -> float:
         on_gpu = jax.devices()[0].memory_stats() or {}
-        return on_gpu.get("peak_bytes_in_use", 0) / 2**20 if device == "gpu" else resident_mib() - baseline
+        return on_gpu.get("peak_bytes_in_use", 0) / 2**20 if device == "gpu" else wl.resident_mib() - baseline
 
     def cost(repeats: int) -> dict[str, float]:
         """Time, temporaries and compilation of one outer step."""
@@ -227,10 +215,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     return {
         "check": check, "trajectory": trajectory, "accuracy": accuracy, "outer": outer, "adapt": adapt, "users": users,
         "matmul": matmul, "work": work, "cost": cost, "begun": lambda: ready, "memory": memory,
-        "settings": lambda: report.environment() | {
-            "chunk": w.chunk, "remat": w.remat, "convolution": w.formulation, "mesh": mesh.size,
-            "outer steps": "one compiled block",
-        },
+        "settings": report.environment,
     }  # fmt: skip
 
 

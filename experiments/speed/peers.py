@@ -2,6 +2,7 @@
 
     python experiments/speed/peers.py
     python experiments/speed/peers.py --workloads ctc --quick
+    python experiments/speed/peers.py --workloads tcresnet8 --scaling
 
 Second-order MAML, Adam outside, float32. `sinusoid`: regression, 25 tasks, 10-shot, 5 steps. `tcresnet8` (98x40
 log-mels), `conv4`, `crnn` (64x40): 5-way 1-shot, 15 queries per class, 4 tasks, 5 steps, transductive normalisation.
@@ -10,13 +11,15 @@ log-mels), `conv4`, `crnn` (64x40): 5-way 1-shot, 15 queries per class, 4 tasks,
 Each library has a process of its own, timed in alternating rounds; ratios are medians over rounds, of the faster of two
 PyTorch peers: a loop over tasks with `create_graph`, as learn2learn writes it, and `torch.func`. First the losses of
 both sides on equal weights and data are compared; where they differ there is no ratio. Prints a table, writes
-`results.json`. With `--quick` about 2 minutes for each workload on 2 CPU cores, else about 6.
+`results.json`. With `--quick` about 2 minutes for each workload on 2 CPU cores, else about 6. `--scaling` tells in
+place of all that metajax's time and memory by size of the problem.
 """
 
 import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,6 +32,11 @@ from metajax import checkpoint, report, runs
 
 PEERS = ("torch", "torch_func")
 TOLERANCE, USERS = 1e-3, 64
+# each side of a scaling curve: field of a workload and its values
+AXES = {
+    "ways": (2, 5, 10, 20), "shots": (1, 2, 5, 10), "tasks": (2, 4, 8, 16), "steps": (1, 2, 5, 10, 20, 50, 100),
+    "time": (49, 98, 196, 392),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -37,6 +45,7 @@ class Settings:
     peers: tuple[str, ...] = PEERS  # PyTorch by a loop or torch.func
     device: Literal["cpu", "gpu"] = "cpu"  # where both sides run
     quick: bool = False  # few and short rounds
+    scaling: bool = False  # in place of it metajax's time and memory by size of the problem
     out: Path = Path("runs/peers")  # folder of the results
 
 
@@ -97,10 +106,32 @@ def benchmark(name: str, s: Settings) -> dict[str, Any]:
     return row
 
 
+def scaling(s: Settings) -> None:
+    """Cost of an outer step against each measure of size, the others as they are."""
+    rows = []
+    for name, (axis, values) in product(s.workloads, AXES.items()):
+        w = WORKLOADS[name]
+        if (axis == "ways" and w.ways == 1) or (axis == "time" and w.model == "mlp"):
+            continue
+        for value in values[: 2 if s.quick else None]:
+            with child("metajax", w._replace(**{axis: value}), s.device) as ask:
+                cost = ask("cost", repeats=3 if s.quick else 9)
+            rows.append({"workload": name, "axis": axis, "value": value} | cost)
+            print(rows[-1], flush=True)
+    checkpoint.write_json(s.out / "scaling.json", {"rows": rows, "config": runs.config(s)} | report.environment())
+    header = ("workload", "axis", "value", "outer step (ms)", "temporaries (MiB)")
+    lines = [
+        (r["workload"], r["axis"], str(r["value"]), f"{r['outer_ms']:.2f}", f"{r['memory_mib']:.1f}") for r in rows
+    ]
+    print(f"\n{report.environment()['device']}\n\n{report.markdown(header, lines, left=2)}")
+
+
 def run(s: Settings) -> None:
     runs.known("workloads", s.workloads, WORKLOADS)
     runs.known("peers", s.peers, PEERS)
     runs.open_folder(s.out, runs.config(s))
+    if s.scaling:
+        return scaling(s)
     rows, lines = [], []
     for name in s.workloads:
         rows.append(row := benchmark(name, s))
@@ -115,9 +146,8 @@ def run(s: Settings) -> None:
     header = ["", "faster peer"]
     for what in ("outer step", f"one adaptation, {WORKLOADS['tcresnet8'].steps} steps", f"{USERS} users"):
         header += [f"{what}: ms, the peer's", "ratio, its 5-95 %"]
-    print(
-        f"\n{report.environment()['device']}\n\n{report.markdown([*header, 'memory, the peer´s (MiB)'], lines, left=2)}"
-    )
+    header += ["memory, the peer's (MiB)"]
+    print(f"\n{report.environment()['device']}\n\n{report.markdown(header, lines, left=2)}")
 
 
 if __name__ == "__main__":

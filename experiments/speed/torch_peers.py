@@ -88,12 +88,17 @@ def tcresnet8(params: Params, x: Tensor, fused: bool = True) -> Tensor:
     return head(params, x.mean(2))
 
 
-def conv4(params: Params, x: Tensor, fused: bool = True) -> Tensor:
-    """`metajax.models.conv4` with transductive normalisation, on `[n, time, mel]`."""
+def conv_blocks(params: Params, x: Tensor, fused: bool) -> Tensor:
+    """`metajax.models.conv4.conv_blocks`, `[n, features, time, mel]` of `[n, time, mel]`."""
     x = x[:, None]
     for i in range(4):
         x = F.max_pool2d(torch.relu(norm(params, f"norm{i}", conv(x, params[f"conv{i}/kernel"]), fused)), 2)
-    return head(params, x.mean(2).transpose(1, 2).flatten(1))
+    return x
+
+
+def conv4(params: Params, x: Tensor, fused: bool = True) -> Tensor:
+    """`metajax.models.conv4` with transductive normalisation, on `[n, time, mel]`."""
+    return head(params, conv_blocks(params, x, fused).mean(2).transpose(1, 2).flatten(1))
 
 
 def recurrent(params: Params, name: str, x: Tensor) -> Tensor:
@@ -126,10 +131,7 @@ def recurrent(params: Params, name: str, x: Tensor) -> Tensor:
 
 def crnn(params: Params, x: Tensor, fused: bool = True) -> Tensor:
     """`metajax.models.crnn` with transductive normalisation, on `[n, time, mel]`."""
-    x = x[:, None]
-    for i in range(4):
-        x = F.max_pool2d(torch.relu(norm(params, f"norm{i}", conv(x, params[f"conv{i}/kernel"]), fused)), 2)
-    x = x.mean(3).transpose(1, 2)
+    x = conv_blocks(params, x, fused).mean(3).transpose(1, 2)
     return head(params, norm(params, "norm4", (x + recurrent(params, "recurrent", x))[:, -1], fused))
 
 

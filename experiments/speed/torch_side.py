@@ -9,21 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 import torch_peers as peers
+import workloads as wl
 from torch.nn import functional as F
-from workloads import (
-    AUGMENTATION,
-    CLASSES,
-    CLIPS,
-    RATE,
-    TOKENS,
-    Side,
-    Workload,
-    check_episodes,
-    corpus,
-    num_cores,
-    resident_mib,
-    timed,
-)
+from workloads import Side, Workload, timed
 
 
 def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
@@ -33,8 +21,8 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
     that by `torch.compile`; on a GPU each also with "_graph" behind its name: the outer step as one CUDA graph, which
     takes no time to launch.
     """
-    ready, baseline = time.perf_counter(), resident_mib(peak=False)
-    cores = num_cores()
+    ready, baseline = time.perf_counter(), wl.resident_mib(peak=False)
+    cores = wl.num_cores()
     torch.set_num_threads(cores)
     torch.manual_seed(0)
     place = {"cpu": "cpu", "gpu": "cuda"}[device]
@@ -45,7 +33,7 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
     network = getattr(peers, w.model)
     theta: peers.Params = {}
     optimizer: Any = None
-    clips, tokens = (torch.tensor(a, device=place) for a in corpus(w)) if w.model != "mlp" else (None, None)
+    clips, tokens = (torch.tensor(a, device=place) for a in wl.corpus(w)) if w.model != "mlp" else (None, None)
     cut, num = w.ways * w.shots, w.ways * (w.shots + w.queries)
 
     def wait() -> None:
@@ -62,7 +50,7 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
     def start(params: Any) -> None:
         nonlocal theta, optimizer
         theta = {k: v.detach().to(place).requires_grad_() for k, v in peers.to_torch(params).items()}
-        optimizer = torch.optim.Adam(list(theta.values()), RATE, fused=True, capturable=place == "cuda")
+        optimizer = torch.optim.Adam(list(theta.values()), wl.RATE, fused=True, capturable=place == "cuda")
 
     def sample(tasks: int) -> tuple[Any, Any]:
         """Fresh episodes, all tasks in one go."""
@@ -71,16 +59,16 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
             x = 10 * torch.rand(tasks, num, 1, device=place) - 5
             y = a * torch.sin(x - p)
             return (x[:, :cut], y[:, :cut]), (x[:, cut:], y[:, cut:])
-        who = torch.rand(tasks, CLASSES, device=place).topk(w.ways).indices
-        which = torch.rand(tasks, w.ways, CLIPS, device=place).topk(w.shots + w.queries).indices
-        which = which + CLIPS * who[..., None]
+        who = torch.rand(tasks, wl.CLASSES, device=place).topk(w.ways).indices
+        which = torch.rand(tasks, w.ways, wl.CLIPS, device=place).topk(w.shots + w.queries).indices
+        which = which + wl.CLIPS * who[..., None]
         which = torch.cat([which[..., : w.shots].flatten(1), which[..., w.shots :].flatten(1)], 1)
         x = clips[which.flatten()]
         draws = torch.rand(13, len(x), device=place)
         bits = torch.randint(-(2**31), 2**31, x.shape, dtype=torch.int32, device=place)
         x = torch_augment(x, draws, bits).unflatten(0, (tasks, num))
         if w.model == "bilstm":
-            y, lengths = tokens[which], torch.full((tasks, num), TOKENS, device=place)
+            y, lengths = tokens[which], torch.full((tasks, num), wl.TOKENS, device=place)
             return (x[:, :cut], (y[:, :cut], lengths[:, :cut])), (x[:, cut:], (y[:, cut:], lengths[:, cut:]))
         ways = torch.arange(w.ways, device=place)
         label = [ways.repeat_interleave(n).expand(tasks, -1) for n in (w.shots, w.queries)]
@@ -107,13 +95,13 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
 
     def tuned(what: Any, run: Callable[[], Any]) -> None:
         """All cores, unless one is faster, as it is for small operations."""
-        if what not in threads:
+        if place == "cpu" and what not in threads:
             repeats, best = 3 if timed(run, 1)[0] < 0.5 else 1, {}
             for n in (1, cores):
                 torch.set_num_threads(n)
                 best[n] = min(timed(run, repeats))
             threads[what] = min(best, key=lambda n: best[n])
-        torch.set_num_threads(threads[what])
+        torch.set_num_threads(threads.get(what, cores))
 
     def step(peer: str) -> None:
         for leaf, grad in zip(theta.values(), meta_gradient(peer, sample(w.tasks))[1].values(), strict=True):
@@ -141,13 +129,13 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
                 once()
             wait()
 
-        if tune and place == "cpu":
+        if tune:
             tuned(("outer", peer), lambda: run(1))
         return timed(run, 1)[0]
 
     def check(params: Any, peer: str) -> Any:
         start(params)
-        tensors = [torch_tree(side, place) for side in check_episodes(w)]
+        tensors = [torch_tree(side, place) for side in wl.check_episodes(w)]
         value, grads = meta_gradient(peer, (tensors[0], tensors[1]))
         return params, float(value), peers.from_torch(grads)
 
@@ -158,6 +146,7 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
         return peers.learn(loss, theta, support, w.rate, num_steps, create_graph=False)
 
     def adapt(num_steps: int, repeats: int, peer: str) -> list[float]:
+        """Seconds of single adaptations, one after the other."""
         support = unbound(sample(1)[0])[0]
 
         def run() -> None:
@@ -168,24 +157,20 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
         return timed(run, repeats)
 
     def users(count: int, repeats: int, peer: str) -> list[float]:
+        """Seconds until `count` users, who arrive at once, are all served."""
+        if peer == "torch":  # one after the other, so each is as it is alone
+            return [sum(adapt(w.steps, count, peer)) for _ in range(repeats)]
         support = sample(count)[0]
 
         def run() -> None:
-            if peer == "torch_func":
-                torch.func.vmap(lambda *one: learned(one, w.steps, peer))(*support)
-            else:
-                for one in unbound(support):
-                    learned(one, w.steps, peer)
+            torch.func.vmap(lambda *one: learned(one, w.steps, peer))(*support)
             wait()
 
-        if peer == "torch":  # one after the other, so each is as it is alone
-            adapt(w.steps, 1, peer)
-        else:
-            tuned(("users", peer), run)
+        tuned(("users", peer), run)
         return timed(run, repeats)
 
     def memory() -> float:
-        return torch.cuda.max_memory_allocated() / 2**20 if place == "cuda" else resident_mib() - baseline
+        return torch.cuda.max_memory_allocated() / 2**20 if place == "cuda" else wl.resident_mib() - baseline
 
     return {
         "check": check, "start": start, "outer": outer, "adapt": adapt, "users": users, "begun": lambda: ready,
@@ -201,7 +186,7 @@ def torch_tree(tree: Any, place: str) -> Any:
 
 def torch_augment(x: Any, draws: Any, bits: Any) -> Any:
     """`metajax.data.augment` by AUGMENTATION and its normalisation, on `[n, time, mel]`; `draws`, `bits` as there."""
-    s, neper = AUGMENTATION, np.log(10) / 10
+    s, neper = wl.AUGMENTATION, np.log(10) / 10
     _, _, shift, level, chance, ratio, tilt, hump, _, *masks = draws[:, :, None, None]
     frames, bands = x.shape[1:]
     place = torch.arange(frames, device=x.device)

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from metajax import InputError, runs
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "speed"))
+import adaptation
 import hypergradient_cost
 import peers
 import training_speed
@@ -35,6 +37,53 @@ def test_ratios_are_of_the_faster_peer_over_rounds():
     )
     assert given == {"a": [0.5, 0.5], "b": [1.0, 1.0]}
     assert calls[-4:] == [("a", 4), "b", ("a", 4), "b"]  # in turn
+
+
+def test_cost_by_size(monkeypatch, tmp_path, capsys):
+    asked = []
+
+    @contextmanager
+    def child(side, w, device):
+        asked.append((side, w))
+        yield lambda name, repeats: {"outer_ms": 7.0, "memory_mib": 3.0, "compile_seconds": 1.0}
+
+    monkeypatch.setattr(peers, "child", child)
+    argv = ["--scaling", "--workloads", "crnn", "sinusoid", "--quick", "--out", str(tmp_path / "out")]
+    assert runs.main(peers.Settings, peers.run, peers.__doc__, argv) == 0
+    rows = json.loads((tmp_path / "out" / "scaling.json").read_text())["rows"]
+    axes = {name: {row["axis"] for row in rows if row["workload"] == name} for name in ("crnn", "sinusoid")}
+    assert axes == {"crnn": set(peers.AXES), "sinusoid": {"shots", "tasks", "steps"}}  # no words, no frames
+    assert {side for side, _ in asked} == {"metajax"} and {w.steps for _, w in asked} == {1, 2, 5}
+    assert "| crnn | steps | 2 | 7.00 | 3.0 |" in capsys.readouterr().out
+
+
+def test_steps_to_a_share_of_the_final_accuracy():
+    assert adaptation.reached([0.2, 0.5, 0.8, 0.85, 0.9], 0.2) == 3
+    assert adaptation.reached([0.2, 0.9, 0.5, 0.9], 0.2) == 3  # it fell back
+    assert adaptation.reached([0.9, 0.9], 0.2) == 0
+    assert adaptation.reached([0.2, 0.21], 0.2) is None
+
+
+def test_adaptation_reads_both_scripts_results(capsys, tmp_path):
+    def curve(*means):
+        return [{"step": i, "mean": mean, "ci95": 0.01} for i, mean in enumerate(means)]
+
+    run = {
+        "curves": {"maml": curve(0.2, 0.7, 0.8, 0.8), "from scratch": curve(0.2, 0.2, 0.6)}, "chance": 0.2,
+        "methods": {"maml": {"adapt_ms": 9.0}, "from scratch": {"adapt_ms": 1.0}}, "config": {"num_steps": 5},
+    }  # fmt: skip
+    row = {"method": "ridge", "normalization": "group", "shots": 1, "accuracy": curve(0.2, 0.9)}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    (tmp_path / "table.json").write_text(json.dumps({"rows": [row], "config": {"ways": 5}}))
+    main = lambda *names: runs.main(  # noqa: E731
+        adaptation.Settings, adaptation.run, None, ["--results", *(str(tmp_path / name) for name in names)]
+    )
+    assert main("run.json", "table.json") == 0
+    lines = [line.split("|", 2)[2].strip() for line in capsys.readouterr().out.splitlines()[2:]]
+    wanted = ["from scratch | 60.0 | 2 | 1.0 |", "maml | 80.0 | 2 | 6.0 |", "ridge, group, 1-shot | 90.0 | 1 |  |"]
+    assert lines == wanted
+    (tmp_path / "bad.json").write_text(json.dumps({"curves": {"maml": curve(0.2)}}))
+    assert main("bad.json") == 2 and "bad.json holds no results" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,8 @@
 """The reference joint model against the same program in PyTorch: equal weights, data and batches, 100 epochs."""
 
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +14,9 @@ from metajax.models.multitask import embedding_heads
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 pytest.importorskip("sklearn", reason="the script quantises by scikit-learn")
 import multitask_embedding as ours  # noqa: E402
-from peers import torch_multitask as theirs  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "peers"))
+import torch_multitask as theirs  # noqa: E402
 
 pytestmark = pytest.mark.peers
 

@@ -347,7 +347,8 @@ def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monke
     assert again["curves"] == results["curves"]
     # the theta of that run, tested again without training, and refused for another network
     there = ["--theta", str(out), "--out", str(tmp_path / "there")]
-    assert main([*argv[:-2], *argv[-2:], *there]) == 0
+    steps = argv.index("--outer-steps")
+    assert main([*argv[:steps], *argv[steps + 2 :], *there]) == 0
     tested = json.loads((tmp_path / "there" / "results.json").read_text())
     assert tested["curves"] == results["curves"] and "outer_steps" not in tested["methods"]["maml"]
     assert main([*argv, *there, "--out", str(tmp_path / "other"), "--width", "1"]) == 2

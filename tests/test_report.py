@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from metajax import report
-from metajax.evaluate import over_seeds
+from metajax.evaluate import linear_probe, over_seeds
+from metajax.tasks.splits import Splits
 
 
 def test_table_shows_percent_with_intervals_and_gaps():
@@ -32,3 +33,11 @@ def test_percent_shows_an_interval_where_there_is_one():
 def test_few_seeds_have_students_interval():
     assert over_seeds([1.0, 2.0, 3.0]) == {"mean": 2.0, "ci95": pytest.approx(4.303 / 3**0.5, abs=1e-3)}
     assert over_seeds([1.0]) == {"mean": 1.0, "ci95": None}
+
+
+def test_a_linear_probe_tells_what_is_linear():
+    pytest.importorskip("sklearn", reason="the probe is scikit-learn's")
+    x = np.random.default_rng(0).normal(size=(300, 2, 2))
+    splits = Splits(*(np.arange(300) % 3 == part for part in range(3)))
+    assert linear_probe(x, (x[:, 0, 0] + x[:, 1, 0] > 0).astype(int), splits)["test"] > 0.9
+    assert linear_probe(x, (x[:, 0, 0] * x[:, 1, 0] > 0).astype(int), splits)["test"] < 0.65

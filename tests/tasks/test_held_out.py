@@ -1,10 +1,12 @@
 """Train, validation and test of the same classes by other people."""
 
+import warnings
+
 import numpy as np
 import pytest
 
 import metajax as mj
-from metajax.tasks.held_out import hold_out
+from metajax.tasks.held_out import closed_test, hold_out
 
 LABEL, SPEAKER = (a.reshape(-1) for a in np.mgrid[:4, :10])
 
@@ -36,3 +38,21 @@ def test_too_little_is_refused():
         hold_out(LABEL, LABEL, seed=0)
     with pytest.raises(mj.InputError, match=r"\(0.0, 1.0\), expected 0 or more and a sum in 0..1"):
         hold_out(LABEL, SPEAKER, shares=(0.0, 1.0), seed=0)
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_a_closed_test_is_of_the_words_trained_on_by_others(everybody):
+    label, speaker = (a.reshape(-1) for a in np.mgrid[:6, :16, :3][:2])
+    train = (label < 4) & (everybody | (speaker < 12))
+    train &= (label != 3) | (speaker < 1)  # word 3 has one speaker: too few for episodes across speakers
+    columns = {"label": label, "speaker": speaker}
+    if everybody:
+        columns = {name: column[label < 3] for name, column in columns.items()}
+        train = train[label < 3]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        left, held, numbers = closed_test(columns, train, ways=2, shots=1, queries=2, seed=0)
+    assert not (left & ~train).any() and set(columns["label"][left]) == set(columns["label"][held]) == {0, 1, 2}
+    assert not set(columns["speaker"][left]) & set(columns["speaker"][held])
+    np.testing.assert_array_equal(numbers, columns["label"][held])
+    assert len(set(columns["speaker"][held])) == (2 if everybody else 4)

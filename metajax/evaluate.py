@@ -5,12 +5,11 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from metajax.core import Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
 from metajax.errors import InputError
 from metajax.parallel import hoisted, over_tasks
-from metajax.tasks.splits import Splits
 
 
 def evaluate(
@@ -86,23 +85,3 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
     array = np.asarray(values, np.float64)
     half = float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))) if len(array) > 1 else None
     return {"mean": float(array.mean()), "ci95": half}
-
-
-def linear_probe(x: Float[np.ndarray, "n ..."], y: Int[np.ndarray, " n"], splits: Splits) -> dict[str, float]:
-    """What a linear classifier tells from features: logistic regression, its strength chosen on validation.
-
-    Args:
-      x: features, each standardised by the training examples; needs scikit-learn.
-      y: classes.
-      splits: of the examples.
-
-    Returns:
-      Accuracies by name: `validation` and `test`.
-    """
-    from sklearn.linear_model import LogisticRegression
-
-    x = x.reshape(len(x), -1).astype(np.float64)
-    x = (x - x[splits.train].mean(0)) / (x[splits.train].std(0) + 1e-6)
-    fits = [LogisticRegression(C=c, max_iter=1000).fit(x[splits.train], y[splits.train]) for c in (0.01, 0.1, 1.0)]
-    best = max(fits, key=lambda fit: fit.score(x[splits.validation], y[splits.validation]))
-    return {part: float(best.score(x[mask], y[mask])) for part, mask in splits._asdict().items() if part != "train"}

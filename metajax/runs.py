@@ -156,7 +156,9 @@ def complete(
         done[cell] = {**cell._asdict(), "settings": settings, **run(cell), **report.environment()}
         name = "-".join(re.sub(r"[^a-zA-Z0-9.]+", "_", str(value)) for value in cell)
         checkpoint.make_folder(folder / "cells")
-        checkpoint.write_json(folder / "cells" / f"{name}.json", done[cell])
+        if (path := folder / "cells" / f"{name}.json").exists():
+            raise InputError(f"{path} holds another cell, whose name differs in special characters alone.")
+        checkpoint.write_json(path, done[cell])
     return done
 
 

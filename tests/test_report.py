@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from metajax import report
-from metajax.evaluate import linear_probe, over_seeds
+from metajax.data.probe import linear_probe
+from metajax.evaluate import over_seeds
 from metajax.tasks.splits import Splits
 
 

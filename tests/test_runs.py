@@ -130,3 +130,11 @@ def test_a_table_goes_on_where_it_stopped(tmp_path):
     next((tmp_path / "cells").iterdir()).write_text("{}")
     with pytest.raises(InputError, match="is damaged: it lacks 'method'; remove it and it is made anew"):
         runs.complete(tmp_path, settings, cells, run)
+
+
+def test_a_cell_is_not_written_over_another_of_like_name(tmp_path):
+    cells = [Cell("a b", 0), Cell("a+b", 0)]
+    with pytest.raises(InputError, match="holds another cell, whose name differs in special characters alone"):
+        runs.complete(tmp_path, {}, cells, lambda cell: {"accuracy": 0.5})
+    (path,) = (tmp_path / "cells").iterdir()
+    assert json.loads(path.read_text())["method"] == "a b"

@@ -1,6 +1,5 @@
 """metajax's side of the benchmarks: tasks over cores, outer steps in compiled blocks, episodes drawn on the device."""
 
-import math
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import workloads as wl
+from operations import flops, matmul
 from workloads import Side, Workload, timed
 
 import metajax as mj
 from metajax import losses, models, report
 from metajax.conv import formulation, pool
-from metajax.conv.primitives import conv_p, kernel_grad_p
 from metajax.core import Apply, Sampler
 from metajax.data.augment import Augmentation, augment, normalize
 from metajax.models import layers
@@ -222,47 +221,3 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
 def flat(tree: Any) -> np.ndarray:
     """All numbers of a tree."""
     return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
-
-
-def matmul(size: int, repeats: int, dtype: str = "float32", precision: str = "highest") -> float:
-    """GFLOP/s of matrix products, one on every device at once; of random numbers, as those of ones can be faster."""
-    mesh = task_mesh(jax.device_count())
-    keys = jax.random.split(jax.random.key(0), 1 + mesh.size)
-    draw = jax.jit(lambda key: jax.random.normal(key, (size, size)).astype(dtype))
-    b = replicate(draw(keys[0]), mesh)
-    spread = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks"))
-    a = jax.device_put(jnp.stack([draw(key) for key in keys[1:]]), spread)
-    run = jax.jit(over_tasks(lambda b, a: jnp.matmul(a, b, precision=precision), mesh))
-    jax.block_until_ready(run(b, a))
-
-    def ten() -> None:
-        jax.block_until_ready([run(b, a) for _ in range(10)])
-
-    return 10 * mesh.size * 2 * size**3 / min(timed(ten, repeats)) / 1e9
-
-
-def flops(jaxpr: Any, known: dict[Any, float]) -> float:
-    """Operations of a program: every instruction's as the compiler counts them, loops times their length.
-
-    The compiler's own count of a whole program takes a loop's body once.
-    """
-    from jax.extend.core import jaxprs_in_params
-
-    total = 0.0
-    for eqn in jaxpr.eqns:
-        if inside := list(jaxprs_in_params(eqn.params)):
-            each = [flops(sub, known) for sub in inside]
-            total += max(each) if eqn.primitive.name == "cond" else eqn.params.get("length", 1) * sum(each)
-            continue
-        shapes = [v.aval for v in eqn.invars]
-        name = f"{eqn.primitive} {shapes} {eqn.params}"
-        if eqn.primitive in (conv_p, kernel_grad_p):  # on CPU a loop, of which the compiler counts one turn
-            kernel, maps = shapes[1], eqn.outvars[0].aval
-            if eqn.primitive is kernel_grad_p:
-                kernel, maps = maps, kernel
-            known[name] = 2.0 * maps.size * math.prod(kernel.shape[1:-1])
-        elif name not in known:
-            bind = jax.jit(lambda *args, eqn=eqn: eqn.primitive.bind(*args, **eqn.params))
-            known[name] = (bind.lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
-        total += known[name]
-    return total

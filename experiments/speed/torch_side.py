@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch_gradients as gradients
 import torch_peers as peers
 import workloads as wl
 from torch.nn import functional as F
@@ -80,7 +81,7 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
         return list(zip(x.unbind(), targets, strict=True))
 
     def by_func(params: peers.Params, sides: tuple[Any, Any]) -> tuple[torch.Tensor, peers.Params]:
-        return peers.meta_gradient_func(unfused, params, sides, w.rate, w.steps)[:2]
+        return gradients.meta_gradient_func(unfused, params, sides, w.rate, w.steps)[:2]
 
     compiled = kept(lambda: torch.compile(by_func, dynamic=False))
 
@@ -89,7 +90,7 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
             run = compiled() if peer.startswith("torch_compiled") else by_func
             return run({name: leaf.detach() for name, leaf in theta.items()}, sides)
         pairs = list(zip(*map(unbound, sides), strict=True))
-        return peers.meta_gradient_loop(loss, theta, pairs, w.rate, w.steps)[:2]
+        return gradients.meta_gradient_loop(loss, theta, pairs, w.rate, w.steps)[:2]
 
     threads: dict[Any, int] = {}
 
@@ -142,8 +143,8 @@ def torch_side(w: Workload, device: str, cache: Path | None) -> Side:
     def learned(support: Any, num_steps: int, peer: str) -> peers.Params:
         if peer == "torch_func":
             params = {name: leaf.detach() for name, leaf in theta.items()}
-            return peers.learn(unfused, params, support, w.rate, num_steps, functional=True)
-        return peers.learn(loss, theta, support, w.rate, num_steps, create_graph=False)
+            return gradients.learn(unfused, params, support, w.rate, num_steps, functional=True)
+        return gradients.learn(loss, theta, support, w.rate, num_steps, create_graph=False)
 
     def adapt(num_steps: int, repeats: int, peer: str) -> list[float]:
         """Seconds of single adaptations, one after the other."""

@@ -11,7 +11,7 @@ import pytest
 from metajax import Batch, Episode, InputError, joint, maml
 from metajax.losses import multitask_error, multitask_losses
 from metajax.losses.multitask import total
-from tests.conftest import assert_close, differs
+from tests.conftest import assert_close
 
 KEY = jax.random.key(0)
 HEADS = {"words": 4, "image": 3, "speakers": 2}  # image comes before speakers in the alphabet, words after both
@@ -65,39 +65,6 @@ def test_losses_against_their_definition(several):
     np.testing.assert_allclose(more["words_loss"], wanted[0], rtol=1e-5)
     np.testing.assert_allclose(total(losses, [0.5, 3.0, 1.0]), losses @ np.array([0.5, 3, 1]), rtol=1e-5)
     np.testing.assert_allclose(total(losses), sum(wanted), rtol=1e-5)
-
-
-def test_masked_examples_change_nothing(several):
-    """Value and gradient are those of a batch without them."""
-    params, batch = several
-    kept = {task: np.arange(len(y)) % 2 == 0 for task, (_, y) in batch.items()}
-    mask = {task: Batch(x, jnp.where(kept[task], y, -1)) for task, (x, y) in batch.items()}
-    without = {task: Batch(x[kept[task]], y[kept[task]]) for task, (x, y) in batch.items()}
-    (masked, present, _), grads = found = measure(params, mask)
-    assert present.all() and masked.all()
-    assert_close(found, measure(params, without), 1e-6)
-    assert differs(grads, measure(params, batch)[1], 1e-3)
-    # what a masked example holds is of no account either
-    other = {task: Batch(jnp.where(kept[task][:, None], x, 7 * x + 1), y) for task, (x, y) in mask.items()}
-    assert_close(measure(params, other), found, 1e-6)
-
-
-@pytest.mark.parametrize("how", ["absent", "masked"])
-def test_an_absent_task_has_no_loss_and_no_gradient(several, how):
-    params, batch = several
-    rest = {task: examples for task, examples in batch.items() if task != "words"}
-    if how == "masked":
-        rest["words"] = Batch(batch["words"].x, jnp.full(5, -1))
-    (losses, present, metrics), grads = measure(params, rest)
-    (_, all_present, all_metrics), all_grads = measure(params, batch)
-    assert present.tolist() == [False, True, True] and losses[0] == 0
-    assert all_present.all() and all_metrics.keys() == metrics.keys()
-    assert np.isnan(metrics["words_loss"]) and np.isnan(metrics["words_accuracy"])
-    np.testing.assert_allclose(metrics["loss"], losses[1] + losses[2], rtol=1e-6)
-    np.testing.assert_allclose(metrics["image_loss"], all_metrics["image_loss"], rtol=1e-6)
-    assert not grads["shared"][0].any() and all_grads["shared"][0].any()
-    assert not grads["heads"]["words"].any()
-    assert_close(jax.tree.map(lambda a: a[1:], grads), jax.tree.map(lambda a: a[1:], all_grads), 1e-6)
 
 
 def test_the_error_is_the_weighted_sum_and_serves_any_method(several):

@@ -224,7 +224,7 @@ class Tested(NamedTuple):
 
 def tested(
     learner: Callable[[Array], mj.Learner], theta: Theta, validation: Sampler | None, test: Sampler, *,
-    episodes: int, num_steps: int, seed: int, rates: Sequence[float] = RATES, choosing: int = 60,
+    episodes: int, num_steps: int, seed: int, rates: Sequence[float] = RATES, choosing: int = 30,
 ) -> Tested:  # fmt: skip
     """Test a learner at the inner rate with the best accuracy on validation episodes after the last step.
 

@@ -27,13 +27,13 @@ from metajax.data import words
 from metajax.data.cache import default_folder
 from metajax.data.features import FeatureSettings
 from metajax.evaluate import adaptation_ms
-from metajax.losses import classify
 from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import SHARING, Across, mixture
 
 Corpus = Literal["espeak", "fsdd", "arabic", "speech_commands", "manifest"]
 STEPS = 10  # adaptation steps at test
-OUTER_STEPS = {"maml": 240, "protonet": 360, "joint": 600}  # about equal times: 25 s each on 2 CPU cores
+# outer steps for about equal times, 20 to 25 s each on 2 CPU cores, and outer rates chosen on other divisions of words
+RECIPES = {"maml": (240, 2e-3), "protonet": (360, 2e-3), "joint": (560, 1e-2)}
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Settings:
     num_steps: int = 5  # inner steps while training
     outer_steps: int | None = None  # the same number for each method, in place of about equal times
     seconds: float | None = None  # a time for each method, in place of a number of outer steps
-    outer_rate: float = 2e-3  # peak outer learning rate
+    outer_rate: float | None = None  # peak outer learning rate, the same for each method, in place of its own
     weight_decay: float = 1e-4  # outer weight decay
     average: float = 0.98  # decay of theta's moving average, which is tested; 0 for none
     tasks: int = 4  # episodes per outer step
@@ -118,9 +118,10 @@ def train(s: Settings, name: str, built: methods.Built, data: Data, theta: Theta
     if s.validate and data.validation is not None and built.num_steps:
         score = methods.scorer(lambda _: built.tested, data.validation, 200, built.num_steps, s.seed + 2)
         validate = lambda theta: float(score(theta)[:, -1].mean())  # noqa: E731
+    steps, rate = RECIPES.get(name, (400, 2e-3))
     return recipes.meta_train(
-        built.phases, theta, sample, key, s.outer_steps or OUTER_STEPS.get(name, 400), seconds=s.seconds,
-        optimizer=recipes.adamw(s.outer_rate, s.weight_decay), num_tasks=s.tasks, average=s.average,
+        built.phases, theta, sample, key, s.outer_steps or steps, seconds=s.seconds, average=s.average,
+        optimizer=recipes.adamw(s.outer_rate or rate, s.weight_decay), num_tasks=s.tasks,
         chunk=methods.chunk_of(methods.METHODS[name]), validate=validate, folder=s.out / name, title=name,
         resume=s.resume and checkpoint.exists(s.out / name / "last"),
     )  # fmt: skip
@@ -135,15 +136,15 @@ def run(s: Settings) -> None:
         raise mj.InputError(f"also_root is {s.also_root}, but no also says which corpus that is.")
     config, began, cache = runs.config(s), time.perf_counter(), s.cache or default_folder()
     runs.check_folder(s.out, config, resume=s.resume)
-    use_all_cores(cache / "compiled")
-    data, key = load(s, cache), jax.random.key(s.seed)
-    net = models.network(s.model, width=s.width, normalization=s.normalization, precision=s.precision)
     earlier = runs.read_json(s.theta / "config.json") if s.theta else {}
-    config["classes"] = earlier.get("classes", len(words.names_of(data.source, "train", "label")))
-    config |= {"data": data.source.data, "eval_data": data.target.data, "also_data": data.also and data.also.data}
     if s.theta:
         alike = {name: config[name] for name in ("model", "width", "normalization", "ways", "num_steps")}
         runs.check_same(earlier, alike, s.theta / "config.json")
+    use_all_cores(cache / "compiled")
+    data, key = load(s, cache), jax.random.key(s.seed)
+    net = models.network(s.model, width=s.width, normalization=s.normalization, precision=s.precision)
+    config["classes"] = earlier.get("classes", len(words.names_of(data.source, "train", "label")))
+    config |= {"data": data.source.data, "eval_data": data.target.data, "also_data": data.also and data.also.data}
     x = jax.eval_shape(data.test, key).support.x
     sizes: dict[str, Any] = {"ways": s.ways, "train_ways": s.train_ways, "num_steps": s.num_steps}
 
@@ -152,8 +153,7 @@ def run(s: Settings) -> None:
 
     made = {name: build(name) for name in s.methods}  # refuses what does not fit, before anything is written
     runs.open_folder(s.out, config, resume=s.resume)
-    curves: dict[str, report.Curve] = {}
-    told: dict[str, dict[str, Any]] = {}
+    curves, told = {}, {}  # by method: accuracy at each step, and what else the table tells
 
     def test(name: str, learner: Any, theta: Theta, steps: int, **more: Any) -> None:
         print(f"testing {name}", flush=True)
@@ -163,7 +163,7 @@ def run(s: Settings) -> None:
         ms = adaptation_ms(learner(found.rate or 0.0), theta, data.test, min(steps, s.num_steps))
         told[name] = {"inner_rate": found.rate, "adapt_ms": ms} | more
 
-    tuned = lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate))  # noqa: E731
+    tuned = lambda rate: mj.descent(net(s.ways).apply, mj.losses.classify, optax.sgd(rate))  # noqa: E731
     scratch = {"params": recipes.fresh(net(s.ways).init, data.test, key)}
     for name, built in made.items():
         theta = built.algorithm.learner.init(recipes.fresh(built.model.init, data.test, key), key)

@@ -6,10 +6,8 @@ from jaxtyping import Array
 
 from metajax.core import KeyArray, Params, Theta
 from metajax.errors import InputError
-from metajax.inner import Own, Part, combined, everything, held
+from metajax.inner import Own, Part, combined, everything, held  # noqa: F401  (everything is a part, too)
 from metajax.names import match, named, renewed, replaced
-
-__all__ = ["context", "everything", "film", "lora", "norms_by_step", "nothing", "only", "shifted", "warped", "without"]
 
 
 def nothing() -> Part:

@@ -6,9 +6,7 @@ from jaxtyping import Array, Float
 
 from metajax.core import Theta
 from metajax.errors import InputError
-from metajax.inner import Own, Rule, held, plain
-
-__all__ = ["curvature", "plain", "rates", "rates_by_step"]
+from metajax.inner import Own, Rule, held, plain  # noqa: F401  (plain is a rule, too)
 
 _AXES = {"taps": "tio,st->sio", "in": "tio,ji->tjo", "out": "tio,po->tip"}
 

@@ -3,5 +3,3 @@
 from metajax.conv.formulations import Formulation, formulation
 from metajax.conv.pool import conv_max_pool, conv_moments, max_pool
 from metajax.conv.primitives import conv
-
-__all__ = ["Formulation", "conv", "conv_max_pool", "conv_moments", "formulation", "max_pool"]

@@ -5,5 +5,3 @@ from metajax.losses.ctc import ctc
 from metajax.losses.multitask import multitask_error, multitask_losses
 from metajax.losses.regress import squared_error
 from metajax.losses.selftrain import entropy
-
-__all__ = ["classify", "classify_corpus", "ctc", "entropy", "multitask_error", "multitask_losses", "squared_error"]

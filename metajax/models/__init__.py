@@ -10,23 +10,3 @@ from metajax.models.model import Model, from_linen, in_bfloat16
 from metajax.models.multitask import Multitask, embedding_heads, multitask
 from metajax.models.named import Network, Precision, network
 from metajax.models.tcresnet import tcresnet8
-
-__all__ = [
-    "NORMALIZATIONS",
-    "Model",
-    "Multitask",
-    "Network",
-    "Normalization",
-    "Precision",
-    "bilstm",
-    "conv4",
-    "crnn",
-    "embedding_heads",
-    "from_linen",
-    "image_encoder",
-    "in_bfloat16",
-    "mlp",
-    "multitask",
-    "network",
-    "tcresnet8",
-]

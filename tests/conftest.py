@@ -1,5 +1,6 @@
 """What all tests share. metajax is not imported here: the type-checking import hook starts after this file is read."""
 
+import gc
 import getpass
 import os
 import sys
@@ -16,12 +17,14 @@ from jax.extend.core import jaxprs_in_params
 from jaxtyping import config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # plain scripts, which import each other
-# most programs here run once, so that LLVM's work on them takes longer than it saves; nothing here is timed
-os.environ["XLA_FLAGS"] = f"--xla_backend_optimization_level=0 {os.environ.get('XLA_FLAGS', '')}"
+# most programs here run once, so that work on them takes longer than it saves; nothing here is timed
+FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 # before the backend starts: two devices, so that sharding is tested everywhere, and compiled code kept for the next run
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"metajax-tests-{getpass.getuser()}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garbage
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Models of several tasks and their losses: against numpy, what masks and absent tasks change, and bad input."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,7 @@ def batch_of(x, y):
 
 @pytest.fixture(scope="module")
 def table():
-    return TABLE.init(KEY, TOKENS)
+    return jax.jit(TABLE.init)(KEY, TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +54,9 @@ def measure(params, batch):
     return losses_fn(params, batch), jax.jacrev(lambda params: losses_fn(params, batch)[0])(params)
 
 
+embed_of_table, embed_of_several = (jax.jit(model.embed, static_argnums=1) for model in (TABLE, SHARED))
+
+
 def cross_entropy(logits, labels):
     logits = np.asarray(logits, np.float64)
     return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)])
@@ -60,26 +64,27 @@ def cross_entropy(logits, labels):
 
 def test_the_reference_model_against_its_definition(table):
     """One embedding per token, their mean over what is not padding, a linear head per task, the sum of the losses."""
-    wanted = []
+    apply, wanted = jax.jit(TABLE.apply), []
     for task, classes in HEADS.items():
         kernel, bias = (np.asarray(table["heads"][task][name]) for name in ("kernel", "bias"))
         assert kernel.shape == (5, classes) and bias.shape == (classes,)
         embedding = np.asarray(table["shared"]["embedding"])
         pooled = np.stack([embedding[[t for t in row if t >= 0]].mean(0) for row in TOKENS[task].tolist()])
-        np.testing.assert_allclose(TABLE.embed(table, task, TOKENS[task]), pooled, rtol=1e-5, atol=1e-6)
-        logits = TABLE.apply(table, {task: TOKENS[task]})
+        np.testing.assert_allclose(embed_of_table(table, task, TOKENS[task]), pooled, rtol=1e-5, atol=1e-6)
+        logits = apply(table, {task: TOKENS[task]})
         assert list(logits) == [task]
         np.testing.assert_allclose(logits[task], pooled @ kernel + bias, rtol=1e-5, atol=1e-6)
         wanted.append(cross_entropy(pooled @ kernel + bias, LABELS[task]))
     batch = batch_of(TOKENS, LABELS)
-    losses, present, metrics = multitask_losses(TABLE.apply, HEADS)(table, batch)
+    losses, present, metrics = jax.jit(multitask_losses(TABLE.apply, HEADS))(table, batch)
     np.testing.assert_allclose(losses, wanted, rtol=1e-5)
     assert present.tolist() == [True, True]
     np.testing.assert_allclose(metrics["loss"], sum(wanted), rtol=1e-5)
     np.testing.assert_allclose([metrics["speech_loss"], metrics["image_loss"]], wanted, rtol=1e-5)
-    hits = [(TABLE.apply(table, TOKENS)[task].argmax(1) == LABELS[task]).mean() for task in HEADS]
+    logits = apply(table, TOKENS)
+    hits = [(np.argmax(logits[task], 1) == LABELS[task]).mean() for task in HEADS]
     np.testing.assert_allclose([metrics["speech_accuracy"], metrics["image_accuracy"]], hits)
-    scaled, _, more = multitask_losses(TABLE.apply, HEADS, normalize=True)(table, batch)
+    scaled, _, more = jax.jit(multitask_losses(TABLE.apply, HEADS, normalize=True))(table, batch)
     np.testing.assert_allclose(scaled, [wanted[0] / math.log(4), wanted[1] / math.log(3)], rtol=1e-5)
     np.testing.assert_allclose(more["loss"], scaled.sum(), rtol=1e-6)
     np.testing.assert_allclose(more["speech_loss"], wanted[0], rtol=1e-5)
@@ -106,19 +111,20 @@ def test_the_gradient_of_the_table_is_that_of_looking_tokens_up(table, x64):
         return jnp.square(TABLE.embed({"shared": {"embedding": table}}, "speech", x)).sum()
 
     for x in TOKENS.values():
-        a, b = (jax.grad(f)(params["shared"]["embedding"], x) for f in (product, looked_up))
+        a, b = (jax.jit(jax.grad(partial(f, x=x)))(params["shared"]["embedding"]) for f in (product, looked_up))
         np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-14)
 
 
 def test_padding_and_order_change_nothing_and_only_padding_is_nothing(table):
     x = TOKENS["speech"]
-    z = TABLE.embed(table, "speech", x)
-    longer = jnp.pad(x, ((0, 0), (1, 2)), constant_values=-1)
-    np.testing.assert_allclose(TABLE.embed(table, "speech", longer), z, rtol=1e-6)
-    np.testing.assert_allclose(TABLE.embed(table, "speech", longer.at[:, 0].set(-9)), z, rtol=1e-6)
-    np.testing.assert_allclose(TABLE.embed(table, "image", x[:, ::-1]), z, rtol=1e-5)
-    assert not TABLE.embed(table, "speech", jnp.full((1, 3), -1)).any()
-    assert not TABLE.embed(table, "speech", jnp.zeros((1, 0), jnp.int32)).any()
+    z = embed_of_table(table, "speech", x)
+    longer = np.pad(x, ((0, 0), (1, 2)), constant_values=-1)
+    np.testing.assert_allclose(embed_of_table(table, "speech", longer), z, rtol=1e-6)
+    longer[:, 0] = -9
+    np.testing.assert_allclose(embed_of_table(table, "speech", longer), z, rtol=1e-6)
+    np.testing.assert_allclose(embed_of_table(table, "image", x[:, ::-1]), z, rtol=1e-5)
+    assert not embed_of_table(table, "speech", np.full((1, 3), -1)).any()
+    assert not embed_of_table(table, "speech", np.zeros((1, 0), np.int32)).any()
 
 
 def test_masked_examples_change_nothing(several):
@@ -162,10 +168,10 @@ def test_tasks_may_share_an_encoder_and_all_share_the_trunk(several):
     assert set(params) == {"encoders", "shared", "heads"}
     assert set(params["encoders"]) == {"audio", "image"} and set(params["heads"]) == {"words", "image", "speakers"}
     x = batch["words"].x
-    np.testing.assert_array_equal(SHARED.embed(params, "words", x), SHARED.embed(params, "speakers", x))
-    logits = SHARED.apply(params, {task: examples.x for task, examples in batch.items()})
+    np.testing.assert_array_equal(*(embed_of_several(params, task, x) for task in ("words", "speakers")))
+    logits = jax.jit(SHARED.apply)(params, {task: examples.x for task, examples in batch.items()})
     for task, (x, _) in batch.items():
-        z, head = SHARED.embed(params, task, x), params["heads"][task]
+        z, head = embed_of_several(params, task, x), params["heads"][task]
         assert z.shape == (len(x), 8)
         np.testing.assert_allclose(logits[task], z @ head["kernel"] + head["bias"], rtol=1e-5, atol=1e-6)
     # which task's loss reaches what, in the order of the heads
@@ -200,7 +206,7 @@ def test_the_trunk_against_its_definition(several):
     z = np.maximum(np.asarray(x) @ body["kernel"] + body["bias"], 0) @ projection["kernel"] + projection["bias"]
     y = np.maximum(norm(z, p["norm0"]) @ p["dense0a"]["kernel"] + p["dense0a"]["bias"], 0)
     z = norm(z + y @ p["dense0b"]["kernel"] + p["dense0b"]["bias"], p["norm"])
-    np.testing.assert_allclose(SHARED.embed(params, "words", x), z, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embed_of_several(params, "words", x), z, rtol=1e-4, atol=1e-5)
 
 
 def test_a_speech_and_an_image_encoder_of_different_kinds():
@@ -230,26 +236,27 @@ def test_the_image_encoder_sees_each_example_alone():
 def test_the_error_is_the_weighted_sum_and_serves_joint_training(several):
     params, batch = several
     x, y = ({task: examples[i] for task, examples in batch.items()} for i in range(2))
-    losses, _, wanted = multitask_losses(SHARED.apply, SHARED.heads)(params, batch)
+    losses, _, wanted = jax.jit(multitask_losses(SHARED.apply, SHARED.heads))(params, batch)
+    apply = jax.jit(SHARED.apply)
     weights = {"words": 1.0, "image": 0.5, "speakers": 2.0}
-    loss, metrics = multitask_error(weights)(SHARED.apply(params, x), y)
+    loss, metrics = jax.jit(multitask_error(weights))(apply(params, x), y)
     np.testing.assert_allclose(loss, losses @ np.array([1, 0.5, 2]), rtol=1e-6)
     assert_close(metrics, wanted, 1e-6)
     learner, objective = joint(SHARED.apply, multitask_error())
     episode = Episode(Batch(x, y), Batch(x, y))
-    value, _ = objective(learner.init(params, KEY), episode, KEY)
+    value, _ = jax.jit(objective)(learner.init(params, KEY), episode, KEY)
     np.testing.assert_allclose(value, sum(losses), rtol=1e-5)
-    with pytest.raises(InputError, match="outputs of words, image, speakers but labels of image"):
-        multitask_error()(SHARED.apply(params, x), {"image": y["image"]})
+    with pytest.raises(InputError, match="outputs of image, speakers, words but labels of image"):
+        multitask_error()(apply(params, x), {"image": y["image"]})
     with pytest.raises(InputError, match="weights hold nothing for task 'speakers'"):
-        multitask_error({"words": 1.0, "image": 1.0})(SHARED.apply(params, x), y)
+        multitask_error({"words": 1.0, "image": 1.0})(apply(params, x), y)
 
 
 def test_precision_is_that_of_the_parameters(table, x64):
     for dtype in (jnp.float32, jnp.float64):
         params = jax.tree.map(lambda a, dtype=dtype: a.astype(dtype), table)
         only = {"image": Batch(TOKENS["image"], LABELS["image"])}
-        losses, _, metrics = multitask_losses(TABLE.apply, HEADS, normalize=True)(params, only)
+        losses, _, metrics = jax.jit(multitask_losses(TABLE.apply, HEADS, normalize=True))(params, only)
         assert {a.dtype for a in (losses, total(losses, [1.0, 2.0]), *metrics.values())} == {jnp.dtype(dtype)}
 
 

@@ -60,7 +60,7 @@ def restore(path: Path, like: PyTree) -> PyTree:
 
     Args:
       path: the folder.
-      like: a tree of the same structure, shapes and dtypes.
+      like: a tree of the same structure, shapes and dtypes, such as `jax.eval_shape` gives.
 
     Returns:
       The tree, on the default device.
@@ -75,7 +75,8 @@ def restore(path: Path, like: PyTree) -> PyTree:
         path = path.with_name(f"{path.name}.new")
     if not path.is_dir():
         raise InputError(f"{path.with_suffix('')}: no checkpoint there.")
-    wanted, like = like, jax.tree.map(_bare, like)
+    wanted = jax.tree.map(lambda a: jnp.empty(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a, like)
+    like = jax.tree.map(_bare, wanted)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             # without a target first: given one, orbax casts to its dtypes silently

@@ -26,6 +26,8 @@ def evaluate(
 ) -> Metrics:
     """Query metrics of fresh tasks after each adaptation step.
 
+    Every call compiles; `run = mj.hoisted(lambda theta: mj.evaluate(learner, error, theta, ...))` does so once.
+
     Args:
       learner: how a task is learned.
       error: `(outputs, y) -> (scalar, metrics)` of the query set, such as `classify`.
@@ -54,7 +56,9 @@ def evaluate(
         return jax.lax.map(lambda key: curve(theta, key), keys, batch_size=None if chunk == 1 else chunk)
 
     keys = jax.random.split(key, num_tasks)
-    return curves(theta, keys) if mesh is None else over_tasks(curves, mesh)(theta, keys)
+    run = curves if mesh is None else over_tasks(curves, mesh)
+    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, keys)))
+    return run(theta, keys) if traced else hoisted(run)(theta, keys)
 
 
 def adaptation_ms(learner: Learner, theta: Theta, sample: Sampler, num_steps: int) -> float:

@@ -15,6 +15,7 @@ from metajax.names import merged, named
 
 Mode: TypeAlias = Literal["reverse", "mixed"]
 Own: TypeAlias = PyTree  # the parameters that a task has for itself
+Inner: TypeAlias = optax.GradientTransformation | Callable[[Theta], optax.GradientTransformation]
 
 
 class Part(NamedTuple):
@@ -27,7 +28,11 @@ class Part(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """How the inner optimiser's updates are changed by what is learned."""
+    """How the inner optimiser's updates are changed by what is learned.
+
+    A rule has no memory; what the optimiser itself reads, such as its momentum, is learned by an `inner` of theta. The
+    updates hold the inner rate already: a rule that undoes their size, such as by their sign, brings a rate of its own.
+    """
 
     init: Callable[[Own], Theta]  # what theta holds for it, by name
     apply: Callable[[Theta, Own, Array], Own]  # (theta, updates, steps taken) -> updates
@@ -62,7 +67,7 @@ def plain() -> Rule:
 def descent(
     apply: Apply,
     error: Error,
-    inner: optax.GradientTransformation,
+    inner: Inner,
     *,
     part: Part = everything(),  # noqa: B008  (pure functions)
     rule: Rule = plain(),  # noqa: B008
@@ -77,7 +82,8 @@ def descent(
     Args:
       apply: the model, `(params, x, key) -> outputs`.
       error: `(outputs, y) -> (scalar, metrics)` of the support set.
-      inner: any optax transformation. Adam needs `eps_root > 0`, or its second derivative is not finite.
+      inner: any optax transformation, or one for each theta: `lambda theta: optax.sgd(theta["rate"])`. Adam needs
+        `eps_root > 0`, or its second derivative is not finite.
       part: what of the model a task learns.
       rule: how the inner optimiser's updates are changed.
       first_order: drop the second derivative: the inner optimiser's update counts as a constant (FOMAML).
@@ -89,12 +95,18 @@ def descent(
       A learner whose phi is a `Fast`.
 
     Raises:
-      InputError: `mode` is unknown; part and rule add the same name to theta; when called, theta lacks what part or
-        rule read, the error is not a scalar, or, once differentiated, the inner optimiser has no finite derivative
-        where a gradient is zero.
+      InputError: `mode` is unknown; `part` or `rule` is none, such as one not called; both add the same name to theta;
+        when called, theta lacks what part or rule read, the rule's updates are not like its own, the error is not a
+        scalar, or, once differentiated, the inner optimiser has no finite derivative where a gradient is zero.
 
     Reference: Kemaev et al., "Scalable Meta-Learning via Mixed-Mode Differentiation", 2025 (for "mixed").
     """
+
+    for name, given, kind in (("part", part, Part), ("rule", rule, Rule)):
+        if not isinstance(given, kind):
+            told = getattr(given, "__name__", type(given).__name__)
+            raise InputError(f"{name} is {told}, expected a {kind.__name__}: what such a function returns.")
+    optimizer = inner if callable(inner) else lambda theta: inner
 
     def value(args: tuple[Theta, Array, Batch, KeyArray], own: Own) -> Scalar:
         theta, count, support, key = args
@@ -112,16 +124,20 @@ def descent(
 
     def start(theta: Theta, support: Batch, key: KeyArray) -> Fast:
         own = part.split(theta)
-        return Fast(own, inner.init(own), jnp.zeros((), jnp.int32))
+        return Fast(own, optimizer(theta).init(own), jnp.zeros((), jnp.int32))
 
     def step(theta: Theta, phi: Fast, support: Batch, key: KeyArray) -> Fast:
         grads = gradient((theta, phi.count, support, key), phi.own)
+        inner = optimizer(theta)
         if not first_order:
             grads = _checked(inner, grads)
         updates, opt_state = inner.update(grads, phi.opt_state, phi.own)
         if first_order:  # the optimiser's own terms, such as its weight decay, too
             updates, opt_state = jax.lax.stop_gradient((updates, opt_state))
-        return Fast(optax.apply_updates(phi.own, rule.apply(theta, updates, phi.count)), opt_state, phi.count + 1)
+        changed = rule.apply(theta, updates, phi.count)
+        if not _alike(changed, updates):
+            raise InputError("The rule's updates are of another structure than those that it was given.")
+        return Fast(optax.apply_updates(phi.own, changed), opt_state, phi.count + 1)
 
     def predict(theta: Theta, phi: Fast, x: PyTree, key: KeyArray | None) -> PyTree:
         return apply(part.join(theta, phi.own, phi.count), x, key)

@@ -25,10 +25,16 @@ def use_all_cores(cache: Path | None = None) -> None:
 
     Args:
       cache: folder that keeps compiled functions from run to run; None for none.
+
+    Raises:
+      InputError: JAX has started already, on another number of devices.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if jax.config.jax_num_cpu_devices != cores:  # type: ignore[attr-defined]
-        jax.config.update("jax_num_cpu_devices", cores)
+        try:
+            jax.config.update("jax_num_cpu_devices", cores)
+        except RuntimeError as error:
+            raise InputError("use_all_cores comes too late: call it before any array or key is made.") from error
     if cache is not None:
         jax.config.update("jax_compilation_cache_dir", str(cache))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # many small programs take seconds too

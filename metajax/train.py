@@ -1,6 +1,7 @@
 """Meta-training: one outer step on given episodes, and the loop around it."""
 
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -305,7 +306,7 @@ def fit(
     state: MetaState,
     key: KeyArray,
     *,
-    num_tasks: int,
+    num_tasks: int | None = None,
     block: int = 50,
     seconds: float | None = None,
     episodes: Iterator[PyTree] | None = None,
@@ -322,7 +323,7 @@ def fit(
       step: from `meta_step`, `outer_step`, `in_phases` or `weighted_step`.
       state: from `init_state`; copied, so that the caller's arrays stay.
       key: fixes the tasks of all outer steps.
-      num_tasks: tasks per outer step, for the rate.
+      num_tasks: tasks per outer step, to tell their rate; None to tell that of outer steps alone.
       block: outer steps in one compiled call; each gives one line of metrics, their means over the block.
       seconds: a budget of time on outer steps in place of their number; `state.total` then follows the rate measured.
       episodes: stacked episodes from the host, one for each outer step of an `outer_step`; a resumed run passes over
@@ -331,7 +332,7 @@ def fit(
       validate_every: outer steps between validations and checkpoints, in whole blocks.
       folder: gets `metrics.jsonl` and the checkpoints `last` (a `MetaState`) and `best` (a theta).
       resume: go on from `folder / "last"`.
-      progress: show a progress bar with tasks/s and the time left.
+      progress: show a progress bar with the rate and the time left, rarely where no terminal shows it.
       title: of the progress bar.
 
     Returns:
@@ -358,7 +359,10 @@ def fit(
     run = block_of(step, key) if episodes is None else streamed_block_of(step, key, episodes)
     here, rate = 0, 0.0  # outer steps timed in this call, and how many in a second
     validated = done
-    with tqdm(total=int(state.total), initial=done, unit="step", desc=title, disable=not progress) as bar:
+    often = 0.1 if sys.stderr.isatty() else 10.0  # seconds between its lines: in a file they all stay
+    bar = tqdm(total=int(state.total), initial=done, unit="step", desc=title, disable=not progress, mininterval=often)
+    with bar:
+        bar.set_postfix_str("compiling")
         while done < (total := int(state.total)) and (seconds is None or record.seconds < seconds):
             # the first call takes one step, so that the bar moves as soon as compilation is over
             count = 1 if not first_step_seconds else min(block - done % block, total - done)
@@ -372,7 +376,8 @@ def fit(
                 record, here = record._replace(seconds=record.seconds + now - start), here + count
                 rate = here / (record.seconds - record.before)
                 told = ", ".join(f"{k} {v:.3g}" for k, v in metrics.items())
-                bar.set_postfix_str(f"{count * num_tasks / (now - start):.0f} tasks/s, {told}")
+                tasks = f"{count * num_tasks / (now - start):.0f} tasks/s, " if num_tasks else ""
+                bar.set_postfix_str(f"{tasks}{told}", refresh=False)
                 if seconds is not None:
                     bar.total = max(done + count, done + count + round((seconds - record.seconds) * rate))
                     state = state._replace(total=jax.device_put(np.int32(bar.total), places.total))

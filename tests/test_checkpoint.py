@@ -37,6 +37,8 @@ def test_typed_keys_of_any_kind_survive_and_draw_what_they_drew(tmp_path):
     tree = {"key": jax.random.key(3), "keys": jax.random.split(jax.random.key(4, impl="rbg"), 2), "w": TREE["w"]}
     ck.save(tmp_path / "last", tree)
     like = {"key": jax.random.key(0), "keys": jax.random.split(jax.random.key(0, impl="rbg"), 2), "w": 0 * TREE["w"]}
+    by_shape = ck.restore(tmp_path / "last", jax.eval_shape(lambda: like))
+    np.testing.assert_array_equal(jax.random.key_data(by_shape["keys"]), jax.random.key_data(tree["keys"]))
     restored = ck.restore(tmp_path / "last", like)
     for name in ("key", "keys"):
         assert restored[name].dtype == tree[name].dtype

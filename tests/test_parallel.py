@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError
-from metajax.parallel import hoisted, replicate, task_mean, task_mesh
+from metajax.parallel import hoisted, replicate, task_mean, task_mesh, use_all_cores
 
 KEY = jax.random.key(0)
 
@@ -50,3 +50,10 @@ def test_a_hoisted_function_takes_arguments_on_other_devices():
             result = add(x)
             np.testing.assert_array_equal(result, [1, 2, 3, 4])
             assert result.sharding.device_set == x.sharding.device_set
+
+
+def test_setting_jax_up_too_late_is_refused(monkeypatch):
+    jax.devices()
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(7)))
+    with pytest.raises(InputError, match="use_all_cores comes too late"):
+        use_all_cores()

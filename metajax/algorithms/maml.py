@@ -2,16 +2,14 @@
 
 from typing import Any
 
-import optax
-
 from metajax.core import Algorithm, Apply, Error, Remat, query_loss
-from metajax.inner import descent
+from metajax.inner import Inner, descent
 
 
 def maml(
     apply: Apply,
     error: Error,
-    inner: optax.GradientTransformation,
+    inner: Inner,
     num_steps: int,
     *,
     support_error: Error | None = None,
@@ -25,7 +23,7 @@ def maml(
     Args:
       apply: the model, `(params, x, key) -> outputs`.
       error: `(outputs, y) -> (scalar, metrics)` of the query set.
-      inner: inner optimiser, any optax transformation.
+      inner: inner optimiser, any optax transformation, or one for each theta, as in `descent`.
       num_steps: K, inner steps while training.
       support_error: what the inner steps minimise, such as an error without labels; None for `error`.
       remat: what the gradient through the inner steps keeps; see `adapt`.
@@ -37,7 +35,7 @@ def maml(
     Reference: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
 
     Example:
-      >>> import jax, jax.numpy as jnp, metajax as mj
+      >>> import jax, jax.numpy as jnp, metajax as mj, optax
       >>> line = lambda params, x, key: params["slope"] * x
       >>> algorithm = maml(line, mj.losses.squared_error, optax.sgd(0.5), 1)
       >>> theta = algorithm.learner.init({"slope": jnp.array(0.0)}, jax.random.key(0))

@@ -47,8 +47,8 @@ def mamlpp(
       The algorithm; its theta is `{"params", "rates", "norms"}`.
 
     Raises:
-      InputError: `num_steps` is below 1, `weights` is of another length, a pattern of `norms` matches no parameter, or
-        `adapt` is asked for more than K steps.
+      InputError: `num_steps` is below 1, `weights` is of another length, a pattern of `norms` matches no parameter (a
+        network without normalisation takes `norms=()`), or `adapt` is asked for more than K steps.
 
     Reference: Antoniou, Edwards, Storkey, "How to train your MAML", ICLR 2019.
 

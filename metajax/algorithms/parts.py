@@ -18,6 +18,9 @@ def nothing() -> Part:
 def only(*patterns: str) -> Part:
     """The parameters whose name matches a pattern: `only("head")`, `only("encoder.layers.*.attention.*")`.
 
+    `only("*.bias")` is BitFit. The fewer parameters adapt, the larger an inner rate they want: often 0.1 for all of a
+    network, 0.5 for a head.
+
     Args:
       *patterns: see `metajax.names.match`.
 

@@ -69,6 +69,33 @@ def load_words(
     return Words(corpus, splits, recorded, fingerprint(recordings, corpus) + frames)
 
 
+def clips(
+    name: str,
+    root: str | Path | None = None,
+    *,
+    settings: FeatureSettings = _SETTINGS,
+    cache: Path | None = None,
+    on_error: Literal["raise", "skip"] = "raise",
+    **options: Any,
+) -> tuple[Float[Array, "n time mel"], Corpus]:
+    """Recordings as the inputs that `sampler` trains on, e.g. to adapt to some and recognise others.
+
+    Args:
+        name, root, settings, cache, on_error, options: as of `load_words`.
+
+    Returns:
+        Inputs `[n, time, mel]`, and the corpus with the columns, names and texts of each.
+
+    Raises:
+        InputError: as `corpora.read` and `load`.
+
+    Example:
+        ``x, corpus = clips("manifest", "new.csv")``
+    """
+    corpus = load(corpora.read(name, root, on_error=on_error, **options), settings, cache=cache, on_error=on_error)
+    return _normalized(corpus.features), corpus
+
+
 def names_of(words: Words, split: str, column: str) -> list[str]:
     """Return the words ("label") or speakers ("speaker") of a split, by name."""
     values = words.corpus.columns[column][getattr(words.splits, split)]
@@ -119,7 +146,10 @@ def sampler(
     change = augment(scaled(augmentation), words.noise) if augmentation else None
 
     def prepare(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
-        x = x if change is None else change(x, key)
-        return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x)
+        return _normalized(x if change is None else change(x, key))
 
     return with_inputs(sample, prepare)
+
+
+def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:
+    return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x)

@@ -38,6 +38,9 @@ def tcresnet8(
 ) -> Model:
     """TC-ResNet8 (65 k parameters at width 1) on log-mels `[n, time, mel]`.
 
+    Parameters are `conv0.kernel`, then of blocks i = 1..3 `conv<i>a`, `conv<i>b`, `short<i>` (kernels alone) and their
+    `norm<i>a`, `norm<i>b`, `norm<i>s` (scale and bias), and `head`.
+
     Args:
       num_outputs: size of the linear head, parameter `head`; None for the embedding, `[n, 48 * width]`.
       normalization: one of `transductive`, `support`, `group`, `layer`; see `Norm`.

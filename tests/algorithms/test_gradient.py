@@ -12,11 +12,13 @@ from metajax import (
     Batch,
     Episode,
     InputError,
+    Rule,
     adapt,
     anil,
     boil,
     cavia,
     closed_form,
+    descent,
     fomaml,
     imaml,
     maml,
@@ -26,6 +28,8 @@ from metajax import (
     multi_step_loss,
     multi_step_phases,
     multi_step_weights,
+    only,
+    rates,
     reptile,
     tnet,
 )
@@ -407,6 +411,28 @@ def test_inner_optimisers_that_divide_by_a_norm_are_refused_or_finite_with_a_dea
             value_and_grad(algorithm, {"params": params}, episode)
 
 
+def test_an_optimiser_of_theta_is_learned_with_it(x64):
+    """A momentum in theta: its slope is the finite difference over methods of fixed momentum."""
+    rule = Rule(lambda own: {"momentum": jnp.float64(0.3)}, lambda theta, updates, count: updates)
+    learned = maml(network, squared_error, lambda theta: optax.sgd(RATE, theta["momentum"]), STEPS, rule=rule)
+    theta = learned.learner.init(parameters(), KEY)
+    value, grads = value_and_grad(learned, theta)
+
+    def fixed(momentum):
+        algorithm = maml(network, squared_error, optax.sgd(RATE, momentum), STEPS)
+        return algorithm.objective({"params": theta["params"]}, task(), KEY)[0]
+
+    np.testing.assert_allclose(value, fixed(0.3), rtol=1e-12)
+    np.testing.assert_allclose(grads["momentum"], (fixed(0.3 + 1e-5) - fixed(0.3 - 1e-5)) / 2e-5, rtol=1e-6)
+
+
+def test_a_part_or_a_rule_that_was_not_called(unchecked):
+    with pytest.raises(InputError, match=r"part is only, expected a Part"):
+        descent(network, squared_error, optax.sgd(RATE), part=only)
+    with pytest.raises(InputError, match=r"rule is rates, expected a Rule"):
+        descent(network, squared_error, optax.sgd(RATE), rule=rates)
+
+
 def test_bad_input(x64):
     support = task().support
     for factory in (anil, boil):
@@ -426,6 +452,10 @@ def test_bad_input(x64):
     learner = closed_form(lambda *_: jnp.zeros(3), lambda theta, phi, x, key: phi)
     with pytest.raises(InputError, match=r"shape \(3,\)"):
         multi_step_loss(learner, lambda outputs, y: (outputs, {}), 1, (0.5, 0.5))(theta, task(), KEY)
+    odd = Rule(lambda own: {}, lambda theta, updates, count: (updates, count))
+    learner = descent(network, squared_error, optax.sgd(RATE), rule=odd)
+    with pytest.raises(InputError, match=r"rule's updates are of another structure"):
+        adapt(learner, learner.init(parameters(), KEY), support, KEY, 1)
     algorithm, theta = made(meta_sgd, num_steps=-1)
     with pytest.raises(InputError, match=r"num_steps is -1"):
         value_and_grad(algorithm, theta)

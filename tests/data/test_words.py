@@ -9,7 +9,7 @@ from metajax import InputError
 from metajax.data import corpora
 from metajax.data.augment import normalize
 from metajax.data.features import FeatureSettings
-from metajax.data.words import leave_out, load_words, names_of, sampler
+from metajax.data.words import clips, leave_out, load_words, names_of, sampler
 from metajax.tasks.episodes import mixture
 from tests.conftest import write_tones
 
@@ -39,6 +39,13 @@ def test_episodes_of_a_split_are_its_normalised_clips(words, split):
         assert {words.corpus.names["label"][i] for i in words.corpus.columns["label"][rows]} <= set(
             names_of(words, split, "label")
         )
+
+
+def test_clips_are_what_episodes_hold(words, tmp_path):
+    path = write_tones(tmp_path, words=2, speakers=1, takes=1)
+    x, corpus = clips("manifest", path, settings=SETTINGS)
+    assert [corpus.names["label"][i] for i in corpus.columns["label"]] == ["w0", "w1"]
+    np.testing.assert_allclose(x, jax.vmap(lambda x: normalize(x, "mean_variance"))(corpus.features), atol=1e-6)
 
 
 def test_splits_share_no_name(words):

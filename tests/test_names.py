@@ -88,14 +88,15 @@ def test_parameters_may_lie_in_containers_of_any_kind(kind):
     draw = np.random.default_rng(2).normal
     episode = Episode(*(Batch(jnp.asarray(draw(size=(4, 3))), jnp.asarray(draw(size=(4, 3)))) for _ in range(2)))
     head = "1" if kind == "list" else "head"
-    for part, plain in ((only(head), only("head")), (without(head), without("head")), (lora(2), lora(2))):
 
-        def results(params, part):
+    def results(params, head):
+        for part in (only(head), without(head), lora(2)):
             algorithm = maml(network, squared_error, optax.sgd(0.1), 1, part=part)
             theta = algorithm.learner.init(params, jax.random.key(0))
-            return theta, jax.grad(lambda t: algorithm.objective(t, episode, jax.random.key(0))[0])(theta)
+            yield theta, jax.grad(lambda t, a=algorithm: a.objective(t, episode, jax.random.key(0))[0])(theta)
 
-        (theta, grads), (_, wanted) = jax.jit(lambda: (results(CONTAINERS[kind], part), results(PLAIN, plain)))()  # noqa: B023
+    found, plain = jax.jit(lambda: (list(results(CONTAINERS[kind], head)), list(results(PLAIN, "head"))))()
+    for (theta, grads), (_, wanted) in zip(found, plain, strict=True):
         assert jax.tree.structure(grads) == jax.tree.structure(theta)
         assert type(grads["params"]) is type(CONTAINERS[kind])
         for a, b in zip(*(jax.tree.leaves(g["params"]) for g in (grads, wanted)), strict=True):

@@ -1,6 +1,7 @@
 """Outer steps and the loop around them."""
 
 import json
+from functools import cache
 
 import jax
 import jax.numpy as jnp
@@ -57,16 +58,19 @@ def test_a_meta_step_descends_the_mean_gradient():
     assert int(state.count) == 1
 
 
+@cache
+def plain_step(tasks):
+    return jax.jit(meta_step(OBJECTIVE, OUTER, sample, tasks))(init_state(THETA, OUTER, 1), KEY)
+
+
 @pytest.mark.parametrize(("tasks", "chunk", "devices"), [(4, 2, 1), (4, 1, 2), (4, None, 2), (5, None, 2), (3, 1, 2)])
 def test_chunks_and_devices_change_nothing(tasks, chunk, devices):
     if jax.device_count() < devices:
         pytest.skip(f"{jax.device_count()} device, needs {devices}")
     mesh = task_mesh(tasks) if devices > 1 else None
     assert mesh is None or mesh.size == 2
-    plain, other = (
-        jax.jit(meta_step(OBJECTIVE, OUTER, sample, tasks, **options))(init_state(THETA, OUTER, 1), KEY)
-        for options in ({}, {"chunk": chunk, "mesh": mesh})
-    )
+    step, plain = meta_step(OBJECTIVE, OUTER, sample, tasks, chunk=chunk, mesh=mesh), plain_step(tasks)
+    other = jax.jit(step)(init_state(THETA, OUTER, 1), KEY)
     assert_close(other[0].theta, plain[0].theta, 1e-6)
     assert_close(other[1], plain[1], 1e-6)
 
@@ -271,7 +275,7 @@ def test_fit_keeps_the_best_theta(tmp_path):
 def test_an_objective_without_a_loss_among_its_metrics_is_refused():
     step = meta_step(lambda *args: (OBJECTIVE(*args)[0], {"accuracy": jnp.ones(())}), OUTER, sample, 2)
     with pytest.raises(InputError, match=r"metrics are \['accuracy'\], expected loss among them"):
-        step(init_state(THETA, OUTER, 1), KEY)
+        jax.eval_shape(step, init_state(THETA, OUTER, 1), KEY)
 
 
 @pytest.mark.parametrize("chunk", [None, 1])

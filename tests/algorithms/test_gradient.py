@@ -284,9 +284,9 @@ def test_mamlpp_anneals_by_phases(x64):
     ("factory", "inner"),
     [
         (maml, optax.sgd(RATE)),
-        (maml, optax.sgd(0.1, momentum=0.9)),
+        pytest.param(maml, optax.sgd(0.1, momentum=0.9), marks=pytest.mark.slow),
         (maml, optax.adam(0.05, eps_root=1e-8)),
-        (tnet, optax.sgd(RATE)),
+        pytest.param(tnet, optax.sgd(RATE), marks=pytest.mark.slow),
         (cavia, optax.sgd(RATE)),
     ],
     ids=["sgd", "momentum", "adam", "tnet", "cavia"],

@@ -185,7 +185,19 @@ def test_norm_against_its_definition(normalization, space):
     np.testing.assert_allclose(y, wanted, atol=2e-4)
 
 
-@pytest.mark.parametrize(("normalization", "placed"), [*((name, False) for name in NORMALIZATIONS), ("support", True)])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("normalization", "placed"),
+    [
+        ("transductive", False),
+        ("layer", False),
+        ("support", True),
+        pytest.param("support", False, marks=SLOW),  # as transductive, see above
+        pytest.param("group", False, marks=SLOW),
+    ],
+)
 def test_blocks_of_conv4_are_convolution_norm_relu_and_pooling_in_turn(x64, normalization, placed):
     """Value, gradient and second derivative, for scales of both signs; a remainder is part of the statistics."""
 
@@ -209,7 +221,7 @@ def test_blocks_of_conv4_are_convolution_norm_relu_and_pooling_in_turn(x64, norm
     assert all((params[f"norm{i}"]["scale"] < 0).any() for i in range(4))
     if placed:  # those of other examples
         params = merged(params, plain.statistics(params, x + 1))
-    assert_close(fast.statistics(params, x), plain.statistics(params, x), 1e-12)
+    assert_close(*(jax.jit(model.statistics)(params, x) for model in (fast, plain)), 1e-12)
 
     def derivatives(model):
         def loss(params, x):
@@ -259,7 +271,7 @@ def test_initialisation_depends_on_the_key_alone():
     assert np.abs(a["conv0"]["kernel"] - c["conv0"]["kernel"]).max() > 1e-2
 
 
-@pytest.mark.parametrize("make", (conv4, tcresnet8))
+@pytest.mark.parametrize("make", (conv4, pytest.param(tcresnet8, marks=SLOW)))
 def test_compiled_gradients_are_those_of_the_parts_compiled_one_by_one(x64, make):
     """XLA may compute an activation twice, rounded differently; a maximum found by equality then loses its gradient."""
     model = make(3, width=0.25 if make is tcresnet8 else 3)
@@ -290,10 +302,10 @@ def small(name):
 
 
 def several():
-    """A model of two tasks, one of words, and inputs of both."""
-    encoders = {"speech": tcresnet8(width=0.25, normalization="group"), "image": image_encoder(width=2)}
+    """A model of two tasks and inputs of both; other encoders are cases of their own."""
+    encoders = {"speech": mlp(hidden=(5,)), "image": mlp(hidden=(6,))}
     model = multitask(encoders, {"speech": 3, "image": 2}, width=4, depth=1)
-    return model, {"speech": jax.random.normal(KEY, (4, 9, 5)), "image": jax.random.normal(KEY, (3, 8, 8))}
+    return model, {"speech": jax.random.normal(KEY, (4, 9)), "image": jax.random.normal(KEY, (3, 8))}
 
 
 ALL = {
@@ -309,7 +321,12 @@ ALL = {
 }
 
 
-@pytest.mark.parametrize("name", ALL)
+def everyday(*slow):
+    """All cases; those whose code other cases run too are for the full check."""
+    return pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW if name in slow else ()) for name in ALL])
+
+
+@everyday("tcresnet8", "image_encoder", "bilstm", "in_bfloat16")
 def test_an_outer_step_lowers_for_every_platform(name):
     """The gradient through an inner step of gradient descent, of two tasks at once."""
     model, x = ALL[name]()
@@ -330,7 +347,7 @@ def test_an_outer_step_lowers_for_every_platform(name):
     assert [aval.shape for aval in exported.out_avals] == [leaf.shape for leaf in jax.tree.leaves(params)]
 
 
-@pytest.mark.parametrize("name", ALL)
+@everyday("tcresnet8", "crnn", "image_encoder", "bilstm", "in_bfloat16")
 def test_parameters_may_be_any_mapping_and_a_key_changes_nothing_here(name):
     model, x = ALL[name]()
     params = some_params(model, x)

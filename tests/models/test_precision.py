@@ -29,7 +29,7 @@ def dtypes(names, f, *args):
     return {str(variable.aval.dtype) for eqn in found for variable in eqn.invars}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow if n == "crnn" else ()) for n in MODELS])
 def test_layers_run_in_bfloat16_and_parameters_stay_in_single_precision(name):
     model, shape = MODELS[name]
     x = jax.random.normal(jax.random.key(1), (6, *shape))
@@ -84,6 +84,7 @@ def test_a_mean_far_from_zero_leaves_the_variance_its_digits():
     np.testing.assert_allclose(norm.apply(params, x).astype(jnp.float32), exact, atol=0.02)
 
 
+@pytest.mark.slow
 def test_maml_learns_as_well():
     """Second order through rounded layers: accuracies after training within their intervals of each other."""
     sample, found = blobs(5, 1, 5), {}

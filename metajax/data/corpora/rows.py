@@ -102,6 +102,12 @@ def as_text(value: Any) -> str | None:
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def renamed(found: dict[str, Any], columns: dict[str, tuple[str, ...]]) -> Values:
+    """The columns that a row has under any of the names given for each, None where empty."""
+    names = {column: next((name for name in names if name in found), None) for column, names in columns.items()}
+    return {column: as_text(found[name]) or None for column, name in names.items() if name is not None}
+
+
 def tell_unlisted(source: Path, audio: Iterable[Path], rows: Sequence[Row], root: Path) -> None:
     """Warn of audio files that no row lists: they have no text and are left out."""
     listed = {root / (row.values["path"] or "") for row in rows}

@@ -233,7 +233,7 @@ def test_a_sphere_header_as_it_is_on_the_discs(tmp_path):
     header = "\n".join([
         "NIST_1A", "   1024", "database_id -s5 TIMIT", "database_version -s3 1.0", "utterance_id -s8 cjf0_sa1",
         "channel_count -i 1", "sample_count -i 4000", "sample_rate -i 16000", "sample_min -i -2191",
-        "sample_max -i 2790", "sample_n_bytes -i 2", "sample_byte_format -s2 01", "sample_sig_bits -i 16", "end_head", "",
+        "sample_max -i 2790", "sample_n_bytes -i 2", "sample_byte_format -s2 01", "end_head", "",
     ])  # fmt: skip
     samples = (1000 * np.random.default_rng(0).normal(size=4000)).astype("<i2")
     (tmp_path / "TRAIN/DR1/FCJF0/SA1.WAV").write_bytes(header.ljust(1024).encode() + samples.tobytes())

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
@@ -75,8 +74,8 @@ def load_speech(
     known = vocabulary(texts, normalizer, unit) if known is None else known
     frames = -(-np.asarray(corpus.lengths) // stride)
     encoded = encode(known, texts, names, frames=frames, on_error=on_error)
-    kept = _chosen(Speech(corpus, known, _all(encoded.transcripts, encoded.kept, len(texts))), encoded.kept)
-    return kept._replace(corpus=kept.corpus._replace(skipped=corpus.skipped + encoded.skipped))
+    kept = _chosen(corpus, encoded.kept)._replace(skipped=corpus.skipped + encoded.skipped)
+    return Speech(kept, known, encoded.transcripts)
 
 
 def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:
@@ -94,11 +93,10 @@ def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:
     for place, bound in enumerate(bounds):
         if not (rows := np.flatnonzero(bucket == place)).size:
             raise InputError(f"{speech.corpus.name}: no utterance is in the bucket of {bound} frames.")
-        part = _chosen(speech, rows)
-        width = int(part.transcripts.lengths.max())
-        tokens = part.transcripts._replace(tokens=part.transcripts.tokens[:, :width])
-        frames = part.corpus.features[:, :bound]
-        parts.append(part._replace(corpus=part.corpus._replace(features=frames), transcripts=tokens))
+        corpus = _chosen(speech.corpus, rows)
+        tokens, lengths = (a[rows] for a in speech.transcripts)
+        corpus = corpus._replace(features=corpus.features[:, :bound])
+        parts.append(Speech(corpus, speech.vocabulary, Transcripts(tokens[:, : int(lengths.max())], lengths)))
     return tuple(parts)
 
 
@@ -183,21 +181,12 @@ def _column(speech: Speech, column: str) -> np.ndarray:
     return speech.corpus.columns[column]
 
 
-def _all(transcripts: Transcripts, kept: np.ndarray, count: int) -> Transcripts:
-    """Transcripts of all clips, empty for those that are not kept."""
-    tokens, lengths = (jnp.zeros((count, *a.shape[1:]), a.dtype).at[kept].set(a) for a in transcripts)
-    return Transcripts(tokens, lengths)
-
-
-def _chosen(speech: Speech, rows: np.ndarray) -> Speech:
-    """Some of the utterances."""
-    corpus = speech.corpus
-    changes: dict[str, Any] = {
-        "features": corpus.features[rows],
-        "lengths": corpus.lengths[rows],
-        "columns": {name: column[rows] for name, column in corpus.columns.items()},
-        "texts": corpus.texts and tuple(corpus.texts[row] for row in rows),
-        "clip_names": tuple(corpus.clip_names[row] for row in rows),
-    }
-    transcripts = jax.tree.map(lambda a: a[rows], speech.transcripts)
-    return speech._replace(corpus=corpus._replace(**changes), transcripts=transcripts)
+def _chosen(corpus: Corpus, rows: np.ndarray) -> Corpus:
+    """Some of the clips."""
+    return corpus._replace(
+        features=corpus.features[rows],
+        lengths=corpus.lengths[rows],
+        columns={name: column[rows] for name, column in corpus.columns.items()},
+        texts=corpus.texts and tuple(corpus.texts[row] for row in rows),
+        clip_names=tuple(corpus.clip_names[row] for row in rows),
+    )

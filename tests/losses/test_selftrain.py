@@ -34,13 +34,13 @@ def by_loops(logits, temperature, weight):
 @pytest.mark.parametrize(("temperature", "weight"), [(2.5, 0.3), (1.0, 1.0), (1.0, 0.0)])
 def test_suta_is_what_the_loops_give(x64, temperature, weight):
     logits = blank_after(jnp.asarray(LOGITS), jnp.asarray(FRAMES))
-    error = partial(suta, temperature=temperature, weight=weight)
+    error = jax.jit(partial(suta, temperature=temperature, weight=weight))
     loss, metrics = error(logits)
     np.testing.assert_allclose(loss, by_loops(LOGITS, temperature, weight), rtol=1e-12)
     np.testing.assert_allclose(loss, weight * metrics["entropy"] + (1 - weight) * metrics["confusion"], rtol=1e-12)
     longer = jnp.pad(logits, ((0, 0), (0, 3), (0, 0)), constant_values=-jnp.inf).at[:, 6:, 0].set(0)
     np.testing.assert_allclose(error(longer)[0], loss, rtol=1e-12)
-    slope = jax.grad(lambda logits: error(logits)[0])(logits)
+    slope = jax.jit(jax.grad(lambda logits: error(logits)[0]))(logits)
     assert np.isfinite(slope).all() and not slope[1, 4:].any() and slope[0].any()
 
 

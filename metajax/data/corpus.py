@@ -67,6 +67,7 @@ class Corpus(NamedTuple):
         columns, names, texts: as in `Recordings`.
         settings: of the features.
         skipped: one sentence for each clip left out under `on_error="skip"`.
+        clip_names: one per clip, for messages.
     """
 
     name: str
@@ -77,6 +78,7 @@ class Corpus(NamedTuple):
     texts: tuple[str, ...] | None
     settings: FeatureSettings
     skipped: tuple[str, ...]
+    clip_names: tuple[str, ...] = ()
 
 
 def load(
@@ -147,6 +149,7 @@ def load(
         texts=recordings.texts and tuple(recordings.texts[clip] for clip in kept),
         settings=settings,
         skipped=skipped,
+        clip_names=tuple(recordings.clip_names[clip] for clip in kept),
     )
 
 

@@ -124,16 +124,33 @@ def ctc(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Scal
     return loss, {"loss": loss}
 
 
-def greedy(logits: Float[Array, "n time vocabulary"]) -> Transcripts:
-    """The most likely token of every frame, repetitions merged, blanks left out.
+def spans(
+    logits: Float[Array, "n time vocabulary"],
+) -> tuple[Transcripts, Int[Array, "n time"], Int[Array, "n time"]]:
+    """The most likely token of every frame, repetitions merged, blanks left out; and where each token is.
 
     Args:
       logits: scores, `[n, time, vocabulary]`.
 
     Returns:
-      Transcripts, their tokens `[n, time]` with zeros past the lengths.
+      Transcripts, their tokens `[n, time]` with zeros past the lengths, and for each token the first frame and the one
+      after the last, zeros past the lengths.
     """
     best = logits.argmax(-1)
-    kept = (best != 0) & (best != jnp.pad(best, ((0, 0), (1, 0)))[:, :-1])
+    here = jnp.arange(best.shape[1])
+    changes = jnp.pad(best[:, 1:] != best[:, :-1], ((0, 0), (1, 1)), constant_values=True)
+    kept = (best != 0) & changes[:, :-1]
+    # the next frame at which the best token changes
+    after = jnp.where(changes[:, 1:], here + 1, best.shape[1])
+    ends = jax.lax.cummin(after, axis=1, reverse=True)
     order = jnp.argsort(~kept, axis=1, stable=True)
-    return Transcripts(jnp.take_along_axis(jnp.where(kept, best, 0), order, 1), kept.sum(1))
+    found = (
+        jnp.take_along_axis(jnp.where(kept, a, 0), order, 1) for a in (best, jnp.broadcast_to(here, best.shape), ends)
+    )
+    tokens, first, last = found
+    return Transcripts(tokens, kept.sum(1)), first, last
+
+
+def greedy(logits: Float[Array, "n time vocabulary"]) -> Transcripts:
+    """The transcripts of `spans`."""
+    return spans(logits)[0]

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from metajax.core import Metrics, Scalar
+from metajax.errors import InputError
 
 
 def entropy(logits: Float[Array, "n *time classes"], y: Any = ()) -> tuple[Scalar, Metrics]:
@@ -26,3 +27,44 @@ def entropy(logits: Float[Array, "n *time classes"], y: Any = ()) -> tuple[Scala
     p, logs = jax.nn.softmax(logits), jax.nn.log_softmax(logits)
     loss = -(p * jnp.where(jnp.isneginf(logs), 0, logs)).sum(-1).mean()  # a probability of 0 adds nothing
     return loss, {"loss": loss}
+
+
+def suta(
+    logits: Float[Array, "n time vocabulary"], y: Any = (), *, temperature: float = 2.5, weight: float = 0.3
+) -> tuple[Scalar, Metrics]:
+    """weight * entropy + (1 - weight) * class confusion of p = softmax(logits / temperature), for CTC.
+
+    The entropy is the mean over the frames whose likeliest token is not the blank. With C = sum_t p_t p_t^T of one
+    utterance and its columns divided by their sums, the confusion is the sum of what lies off the diagonal, over the
+    size of the vocabulary: 0 where each frame is sure of its token. Frames past an utterance's end count nowhere.
+
+    Args:
+      logits: scores, `[n, time, vocabulary]`, certain blanks past each utterance's end (`blank_after`).
+      y: ignored.
+      temperature: above 1 it evens out what a recogniser is sure of.
+      weight: of the entropy, in 0..1.
+
+    Returns:
+      The mean over utterances, at least in single precision, and the metrics `loss`, `entropy` and `confusion`.
+
+    Raises:
+      InputError: `weight` is not in 0..1, or `temperature` is not positive.
+
+    Reference: Lin, Li, Lee, "Listen, Adapt, Better WER: Source-free Single-utterance Test-time Adaptation for Automatic
+    Speech Recognition", Interspeech 2022.
+    """
+    if not 0 <= weight <= 1 or not temperature > 0:
+        raise InputError(f"weight is {weight} and temperature {temperature}, expected 0 to 1 and more than 0.")
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32)) / temperature
+    inside = (logits[..., 1:] > -jnp.inf).any(-1)
+    said = inside & (logits.argmax(-1) != 0)
+    p, logs = jax.nn.softmax(logits), jax.nn.log_softmax(logits)
+    each = -(p * jnp.where(jnp.isneginf(logs), 0, logs)).sum(-1)
+    uncertain = jnp.where(said, each, 0).sum(1) / jnp.maximum(said.sum(1), 1)
+    p = jnp.where(inside[..., None], p, 0)
+    together = jnp.einsum("ntv,ntw->nvw", p, p)
+    sums = together.sum(1, keepdims=True)
+    shares = together / jnp.where(sums > 0, sums, 1)
+    confusion = (shares.sum((1, 2)) - jnp.trace(shares, axis1=1, axis2=2)) / logits.shape[-1]
+    loss = (weight * uncertain + (1 - weight) * confusion).mean()
+    return loss, {"loss": loss, "entropy": uncertain.mean(), "confusion": confusion.mean()}

@@ -1,6 +1,7 @@
 """Models: pure functions on parameters."""
 
 from metajax.models.bilstm import bilstm
+from metajax.models.conformer import conformer
 from metajax.models.conv4 import conv4
 from metajax.models.crnn import crnn
 from metajax.models.image import image_encoder
@@ -8,5 +9,5 @@ from metajax.models.layers import NORMALIZATIONS, Normalization
 from metajax.models.mlp import mlp
 from metajax.models.model import Model, from_linen, in_bfloat16
 from metajax.models.multitask import Multitask, embedding_heads, multitask
-from metajax.models.named import Network, Precision, network
+from metajax.models.named import Network, Precision, Recogniser, network, recogniser
 from metajax.models.tcresnet import tcresnet8

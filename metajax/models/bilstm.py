@@ -1,21 +1,21 @@
 """A bidirectional LSTM encoder over log-mel frames, a quarter of the frame rate out, for recognition with CTC."""
 
-from typing import Literal, TypeAlias, get_args
-
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array
 
-from metajax.core import Utterances
 from metajax.errors import InputError
 from metajax.losses.ctc import blank_after
-from metajax.models.layers import Conv, Norm
-from metajax.models.model import Model, check_shape, from_linen
+from metajax.models.frames import (
+    FrameNormalization,
+    Inputs,
+    check_normalization,
+    frame_norm,
+    frames_of,
+    quarter_rate,
+)
+from metajax.models.model import Model, from_linen
 from metajax.models.recurrent import Recurrent
-
-FrameNormalization = Literal["layer", "group"]
-Inputs: TypeAlias = Array | Utterances
 
 
 class BiLSTM(nn.Module):
@@ -28,28 +28,11 @@ class BiLSTM(nn.Module):
 
     @nn.compact
     def __call__(self, inputs: Inputs) -> Array:
-        x = inputs.frames if isinstance(inputs, Utterances) else inputs
-        check_shape(x, "n time mel")
-        lengths = inputs.lengths if isinstance(inputs, Utterances) else jnp.full(len(x), x.shape[1])
-        if lengths.shape != x.shape[:1]:
-            raise InputError(f"lengths has shape {lengths.shape}, expected one for each of {len(x)} utterances.")
-
-        def masked(x: Array) -> Array:  # zeros past the end, as if the array ended there
-            return jnp.where((jnp.arange(x.shape[1]) < lengths[:, None])[..., None], x, 0)
-
-        def norm(x: Array, name: str) -> Array:  # each frame by itself, so that padding has no part in it
-            return Norm(self.normalization, name=name)(x.reshape(-1, x.shape[-1])).reshape(x.shape)
-
-        # whole blocks of 4 frames: a strided convolution's alignment depends on where the array ends
-        x = jnp.pad(masked(x), ((0, 0), (0, -x.shape[1] % 4), (0, 0)))
-        for i in range(2):
-            lengths = (lengths + 1) // 2
-            x = Conv(self.width, (5,), 2, name=f"conv{i}")(x)
-            x = masked(jax.nn.relu(norm(x, f"norm{i}")))
+        x, lengths = quarter_rate(*frames_of(inputs), self.width, self.normalization)
         mask = jnp.arange(x.shape[1]) < lengths[:, None]
         for i in range(self.num_layers):
             layer = Recurrent(self.width // 2, "lstm", both=True, name=f"lstm{i}")
-            x = x + layer(norm(x, f"norm{i + 2}"), mask)
+            x = x + layer(frame_norm(x, self.normalization, f"norm{i + 2}"), mask)
         return x if self.num_outputs is None else blank_after(nn.Dense(self.num_outputs, name="head")(x), lengths)
 
 
@@ -77,11 +60,7 @@ def bilstm(
 
     Reference: Graves et al., "Hybrid Speech Recognition with Deep Bidirectional LSTM", ASRU 2013.
     """
-    if normalization not in get_args(FrameNormalization):
-        raise InputError(
-            f"normalization is {normalization!r}, expected one of {', '.join(get_args(FrameNormalization))}: "
-            "padded frames must not count."
-        )
+    check_normalization(normalization)
     if width < 2 or width % 2:
         raise InputError(f"width is {width}, expected an even number, 2 or more: half of it for each direction.")
     return from_linen(BiLSTM(num_outputs, normalization, width, num_layers))

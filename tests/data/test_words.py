@@ -93,7 +93,7 @@ def test_recorded_noise_is_read_where_the_corpus_has_it(tmp_path, words):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("timit",), "The corpus is 'timit', expected one of espeak, fsdd, arabic, speech_commands, manifest"),
+        (("klingon",), "The corpus is 'klingon', expected one of espeak, fsdd, arabic, speech_commands, manifest"),
         (("espeak", "folder"), "espeak is made on the spot and reads no folder, found root = folder"),
         (("fsdd",), "The corpus fsdd needs a root"),
     ],

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from metajax import InputError, Transcripts
-from metajax.losses.ctc import blank_after, check_transcripts, ctc, greedy, log_likelihood
+from metajax.losses.ctc import blank_after, check_transcripts, ctc, greedy, log_likelihood, spans
 
 KEY = jax.random.key(0)
 WORDS = Transcripts(jnp.array([[1, 2, 2], [2, 1, 2], [1, 1, 1], [2, 2, 2]]), jnp.array([2, 1, 0, 2]))
@@ -197,3 +197,16 @@ def test_greedy_decoding_against_a_loop():
         wanted = merged(best[:length].tolist())
         assert row[:kept].tolist() == wanted and kept == len(wanted) and total == length
         assert not row[kept:].any()
+
+
+def test_spans_of_tokens_against_a_loop():
+    logits = jnp.repeat(jax.random.normal(KEY, (30, 6, 3)), 2, 1)[:, :11]
+    (tokens, lengths), first, last = jax.jit(spans)(logits)
+    for row, kept, starts, ends, best in zip(tokens, lengths, first, last, logits.argmax(-1).tolist(), strict=True):
+        wanted, at = [], 0
+        for token, run in groupby(best):
+            size = len(list(run))
+            wanted += [(token, at, at + size)] if token else []
+            at += size
+        found = list(zip(row[:kept].tolist(), starts[:kept].tolist(), ends[:kept].tolist(), strict=True))
+        assert found == wanted and not starts[kept:].any() and not ends[kept:].any()

@@ -4,9 +4,26 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from metajax.data.corpora import arabic, espeak, fsdd, manifest, speech_commands
+from metajax.data.corpora import (
+    arabic,
+    audiofolder,
+    common_voice,
+    espeak,
+    fsdd,
+    kaldi,
+    lhotse,
+    librispeech,
+    manifest,
+    nemo,
+    speech_commands,
+    speechbrain,
+    timit,
+)
+from metajax.data.corpora.kinds import recognise
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
+
+__all__ = ["READERS", "noise_files", "read", "recognise"]
 
 READERS: dict[str, Callable[..., Recordings]] = {
     "espeak": espeak.read,
@@ -14,7 +31,16 @@ READERS: dict[str, Callable[..., Recordings]] = {
     "arabic": arabic.read,
     "speech_commands": speech_commands.read,
     "manifest": manifest.read,
+    "librispeech": librispeech.read,
+    "common_voice": common_voice.read,
+    "timit": timit.read,
+    "nemo": nemo.read,
+    "kaldi": kaldi.read,
+    "audiofolder": audiofolder.read,
+    "lhotse": lhotse.read,
+    "speechbrain": speechbrain.read,
 }
+_WORDS = ("espeak", "fsdd", "arabic", "speech_commands")  # whose readers take no on_error
 _NOISE: dict[str, Callable[[str | Path], list[Path]]] = {
     "arabic": arabic.noise_files,
     "speech_commands": speech_commands.noise_files,
@@ -27,11 +53,11 @@ def read(
     """List the clips of a corpus.
 
     Args:
-        name: one of `READERS`.
-        root: the corpus's folder, or the manifest file; None for espeak, which speaks its clips itself.
-        on_error: "skip" leaves missing files of a manifest to `load(..., on_error="skip")`.
-        options: further arguments of the reader, e.g. `languages` of espeak; of a manifest `folder`, which its paths
-            are relative to.
+        name: one of `READERS`; "auto" for the one that `recognise` finds.
+        root: the corpus's folder, or the list's file; None for espeak, which speaks its clips itself.
+        on_error: "skip" leaves missing files of a list to `load(..., on_error="skip")`.
+        options: further arguments of the reader, e.g. `languages` of espeak; of a list `folder`, which its paths are
+            relative to and must lie in.
 
     Raises:
         InputError: there is no such corpus, a root is missing or too much, or the reader's own.
@@ -39,6 +65,8 @@ def read(
     Example:
         ``recordings = read("espeak", languages=["de", "sw"])``
     """
+    if name == "auto" and root is not None:
+        name = recognise(root)
     if name not in READERS:
         raise InputError(f"The corpus is {name!r}, expected one of {', '.join(READERS)}.")
     if name == "espeak":
@@ -46,9 +74,11 @@ def read(
             raise InputError(f"The corpus espeak is made on the spot and reads no folder, found root = {root}.")
         return espeak.read(**options)
     if root is None:
-        raise InputError(f"The corpus {name} needs a root: the folder that holds it, or the manifest file.")
-    if name == "manifest":
-        return manifest.read(root, root=options.pop("folder", None), on_error=on_error, **options)
+        raise InputError(f"The corpus {name} needs a root: the folder that holds it, or the list's file.")
+    if name not in _WORDS:
+        options["on_error"] = on_error
+    if "folder" in options:
+        options["root"] = options.pop("folder")
     return READERS[name](root, **options)
 
 

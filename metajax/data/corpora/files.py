@@ -151,7 +151,7 @@ def inside(root: Path, name: str | None, where: str) -> Path:
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: {name[:80]!r} is no path ({error}).") from error
     if not lies_in:
-        raise InputError(f"{where}: {name} leads out of {root}, which every path must lie in.")
+        raise InputError(f"{where}: {name} leads out of {root}, which every path must lie in; give root= if it should.")
     return path
 
 

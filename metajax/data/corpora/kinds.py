@@ -1,0 +1,77 @@
+"""Which reader a folder or a list is for."""
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+
+from metajax.data.corpora import audiofolder, common_voice, nemo, speechbrain
+from metajax.data.corpora.files import read_text
+from metajax.data.corpora.rows import json_lines
+from metajax.errors import InputError
+
+
+def recognise(path: str | Path) -> str:
+    """The name of the reader in `READERS` for a folder or a list, by what it holds.
+
+    Args:
+        path: a folder as it unpacks, or a CSV, TSV or JSON lines file.
+
+    Raises:
+        InputError: it is not there, or is for no reader; tells what was looked for.
+
+    Example:
+        ``recordings = read(recognise(root), root)``
+    """
+    path = Path(path)
+    if path.is_dir():
+        for name, told in _FOLDERS.items():
+            if told(path):
+                return name
+        raise InputError(f"{path} is for no reader, expected a folder such as one of {', '.join(_FOLDERS)}.")
+    if not path.is_file():
+        raise InputError(f"{path} does not exist, expected a corpus: a folder or a list.")
+    fields, kind = _fields(path), path.suffix.lower()
+    for name, (needed, kinds) in _LISTS.items():
+        if set(needed) <= fields and kind in kinds:
+            return name
+    raise InputError(
+        f"{path} is for no reader: its fields are {', '.join(sorted(fields)) or 'none'}, expected "
+        + "; ".join(f"{', '.join(needed)} ({name})" for name, (needed, _) in _LISTS.items())
+    )
+
+
+def _fields(path: Path) -> set[str]:
+    """Names of the columns, or of the fields of the first object."""
+    if path.suffix.lower() in (".csv", ".tsv"):
+        first = next(iter(read_text(path).splitlines()), "")
+        row = next(csv.reader([first], delimiter="\t" if path.suffix.lower() == ".tsv" else ","), [])
+        return {field.strip() for field in row}
+    if path.name.endswith((".json", ".jsonl", ".ndjson", ".gz")):
+        return set(next(json_lines(path), (0, {}))[1])
+    return set()
+
+
+_JSON = (".json", ".jsonl", ".ndjson", ".gz")
+_LISTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "common_voice": (common_voice.NEEDED, (".tsv",)),
+    "nemo": (nemo.NEEDED, _JSON),
+    "lhotse": (("recording", "supervisions"), _JSON),
+    "speechbrain": (speechbrain.NEEDED, (".csv",)),
+    "manifest": (("path",), (".csv", ".tsv", ".jsonl", ".ndjson")),
+}
+
+
+def _any(root: Path, pattern: str) -> bool:
+    return next(root.glob(pattern), None) is not None
+
+
+_FOLDERS: dict[str, Callable[[Path], bool]] = {
+    "kaldi": lambda root: _any(root, "wav.scp"),
+    "common_voice": lambda root: _any(root, "clips") and any(_any(root, f"{x}.tsv") for x in ("train", "dev", "test")),
+    "audiofolder": lambda root: bool(audiofolder.lists(root)),
+    "arabic": lambda root: _any(root, "train.csv") and _any(root, "background_noise"),
+    "speech_commands": lambda root: _any(root, "validation_list.txt") or _any(root, "*/*_nohash_*"),
+    "fsdd": lambda root: _any(root, "recordings/[0-9]_*_*.wav") or _any(root, "[0-9]_*_*.wav"),
+    "timit": lambda root: _any(root, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr]*") or _any(root, "[Tt][Ee][Ss][Tt]/[Dd][Rr]*"),
+    "librispeech": lambda root: _any(root, "**/*.trans.txt"),
+}

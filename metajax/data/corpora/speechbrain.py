@@ -1,0 +1,55 @@
+"""SpeechBrain CSV files: `ID, duration, wav` and any of `spk_id, wrd`, or further columns by other names.
+
+Licence, speakers, utterances and hours: those of the recordings. Format:
+https://speechbrain.readthedocs.io/en/latest/tutorials/basics/data-loading-pipeline.html
+"""
+
+from pathlib import Path
+
+import soundfile
+
+from metajax.data.corpora.files import inside, read_table
+from metajax.data.corpora.rows import OnError, Row, from_rows, renamed
+from metajax.data.corpus import Recordings
+from metajax.errors import InputError
+
+NEEDED = ("ID", "wav")
+_TEXTS = ("wrd", "words", "transcript", "transcription", "text", "phn")
+_NAMES = {"text": _TEXTS, "speaker": ("spk_id", "spk", "speaker"), "language": ("locale", "language", "lang")}
+
+
+def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError = "raise") -> Recordings:
+    """Read the utterances of a CSV file; `start` and `stop`, in samples, cut clips out of longer files.
+
+    Args:
+        path: of the file.
+        root: what `$data_root` and `{data_root}` stand for, the folder that paths are relative to and must lie in; that
+            of the file where None.
+        on_error: what to do with missing files; see `from_rows`.
+
+    Raises:
+        InputError: names the file, the line and what is wrong with it.
+    """
+    path = Path(path)
+    root = path.parent if root is None else Path(root)
+    rows = []
+    for line, found in read_table(path, NEEDED, skipinitialspace=True):
+        where = f"{path}, line {line}"
+        values = renamed(found, _NAMES)
+        if "text" not in values:
+            raise InputError(f"{where}: no text, expected one of {', '.join(_TEXTS)}.")
+        file = found["wav"].replace("$data_root", str(root.absolute())).replace("{data_root}", str(root.absolute()))
+        values["path"] = file or None
+        if found.get("start") and found.get("stop"):
+            values |= _seconds(inside(root, file, where), found["start"], found["stop"], where)
+        rows.append(Row(path, line, values))
+    return from_rows(path.stem, path, rows, root, on_error)
+
+
+def _seconds(file: Path, start: str, stop: str, where: str) -> dict[str, str | None]:
+    try:
+        rate = soundfile.info(file).samplerate
+        first, last = int(start), int(stop)
+    except (soundfile.LibsndfileError, ValueError) as error:
+        raise InputError(f"{where}: start {start} and stop {stop} are no samples of {file} ({error}).") from error
+    return {"start": str(first / rate), "duration": str((last - first) / rate)}

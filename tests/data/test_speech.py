@@ -1,0 +1,236 @@
+"""Joined strings, utterances with their texts, tasks of them, and buckets."""
+
+import warnings
+from collections import Counter
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax import InputError, Utterances
+from metajax.data.buckets import bucket_bounds, bucket_of, run_in_buckets
+from metajax.data.corpora import fsdd
+from metajax.data.corpora.joined import SAYS, joined
+from metajax.data.corpus import Recordings, load
+from metajax.data.features import FeatureSettings
+from metajax.data.speech import by_column, held_out, in_buckets, load_speech, speakers
+from metajax.data.text import decode_all, vocabulary
+from metajax.losses.ctc import ctc
+from metajax.models import bilstm
+from tests.shared import shared_data
+
+RATE = 16000
+WORDS, SPEAKERS = ("one", "two", "six"), ("anna", "ben", "cleo")
+SETTINGS = FeatureSettings()
+
+
+def word(clip):
+    """Silence, a burst whose frequency tells the word and the speaker, silence."""
+    time = np.arange(3200) / RATE
+    burst = np.sin(2 * np.pi * (500 + 100 * (clip % 9)) * time)
+    return np.concatenate([np.zeros(1600), 0.2 * burst, np.zeros(800)]).astype(np.float32)
+
+
+def single(broken=()):
+    """Two takes of three words by three speakers; speaker and word change fastest."""
+    clips = np.arange(18)
+
+    def read(indices, sample_rate):
+        return (InputError(f"clip {i} is broken") if i in broken else word(i) for i in indices)
+
+    columns = {"label": clips % 3, "speaker": clips // 3 % 3, "take": clips // 9}
+    columns = {name: column.astype(np.int32) for name, column in columns.items()}
+    names = {"label": WORDS, "speaker": SPEAKERS, "take": ("0", "1")}
+    return Recordings("words", tuple(f"clip {i}" for i in clips), columns, names, None, lambda: "d", read)
+
+
+def test_strings_are_of_one_speaker_and_say_what_is_written():
+    strings = joined(
+        single(), {"one": "eins", "six": "sechs"}, strings=40, words=(2, 4), gaps=(0.1, 0.2), levels=(-6.0, -6.0)
+    )
+    assert len(strings.texts) == 120 and strings.name == "words_joined"
+    assert set(" ".join(strings.texts).split()) == {"eins", "sechs"}
+    assert {len(text.split()) for text in strings.texts} == {2, 3, 4}
+    counts = Counter(" ".join(strings.texts).split())
+    assert abs(counts["eins"] - counts["sechs"]) < 0.3 * counts.total()
+    assert strings.columns["speaker"].tolist() == [0] * 40 + [1] * 40 + [2] * 40
+    assert (strings.columns["label"] == -1).all() and set(strings.columns["take"]) == {-1, 0, 1}
+    for i in (0, 41, 119):
+        (wave,) = strings.read([i], RATE)
+        assert np.abs(wave).max() == pytest.approx(10 ** (-6 / 20), rel=0.02)
+        # bursts 0.2 s long, apart: each tells the word and the speaker
+        loud = np.convolve(np.abs(wave) > 0.05, np.ones(400), "same") > 0
+        edges = np.flatnonzero(np.diff(loud.astype(int), prepend=0, append=0)).reshape(-1, 2)
+        heard = []
+        for first, last in edges:
+            spectrum = np.abs(np.fft.rfft(wave[first:last] * np.hanning(last - first), 16000))
+            heard.append(round((spectrum.argmax() - 500) / 100))
+        assert [{0: "eins", 2: "sechs"}[h % 3] for h in heard] == strings.texts[i].split()
+        assert {h // 3 for h in heard} == {i // 40}
+        gaps = (edges[1:, 0] - edges[:-1, 1]) / RATE
+        assert (gaps > 0.1).all() and (gaps < 0.32).all()  # margins of trimming and fades counted
+
+
+def test_words_cross_over_where_the_gap_is_negative_and_draws_repeat():
+    how = {"strings": 2, "words": (3, 3), "levels": (0.0, 0.0), "trim": -60.0}
+    apart, over = (joined(single(), dict.fromkeys(WORDS, "x"), gaps=(g, g), **how) for g in (0.0, -0.05))
+    one, two = (next(iter(r.read([0], RATE))) for r in (apart, over))
+    assert len(one) - len(two) == 2 * round(0.05 * RATE)
+    again = joined(single(), dict.fromkeys(WORDS, "x"), gaps=(-0.05, -0.05), **how)
+    np.testing.assert_array_equal(next(iter(again.read([0], RATE))), two)
+    other = joined(single(), dict.fromkeys(WORDS, "x"), gaps=(-0.05, -0.05), seed=1, **how)
+    assert other.digest() != over.digest() == again.digest()
+
+
+def test_joined_what_cannot_be():
+    with pytest.raises(InputError, match="no speaker says any of seven"):
+        joined(single(), {"seven": "7"})
+    with pytest.raises(InputError, match=r"words is \(0, 3\), expected the lowest first, 1 or more"):
+        joined(single(), {"one": "1"}, words=(0, 3))
+    with pytest.raises(InputError, match=r"gaps is \(1.0, 0.0\), expected the lowest first\."):
+        joined(single(), {"one": "1"}, gaps=(1.0, 0.0))
+    found = list(joined(single(broken=(3, 12)), {"one": "1"}, strings=1).read([0, 1], RATE))
+    assert isinstance(found[1], InputError) and "is broken" in str(found[1]) and isinstance(found[0], np.ndarray)
+
+
+@pytest.fixture(scope="module")
+def speech():
+    strings = joined(
+        single(), dict.fromkeys(WORDS, "") | {"one": "ab", "two": "b", "six": "a"}, strings=6, words=(1, 6)
+    )
+    return load_speech(strings, cache=None, progress=False)
+
+
+def test_texts_are_tokens_and_tasks_are_speakers(speech):
+    assert speech.vocabulary.tokens == ("<pad>", "|", "a", "b")
+    assert decode_all(speech.vocabulary, speech.transcripts) == list(speech.corpus.texts)
+    train, validation, test = held_out(speech, "speaker", (1, 1))
+    assert sorted(train + validation + test) == list(SPEAKERS) and len(train) == 1
+    sample = jax.jit(speakers(speech, values=test, shots=2, queries=3))
+    episode = sample(jax.random.key(0))
+    who = SPEAKERS.index(test[0])
+    mine = {text for text, s in zip(speech.corpus.texts, speech.corpus.columns["speaker"], strict=True) if s == who}
+    assert set(decode_all(speech.vocabulary, episode.query.y)) <= mine and len(episode.support.x.lengths) == 2
+    for frames, length in zip(*episode.query.x, strict=True):
+        np.testing.assert_allclose(frames[:length].mean(0), 0, atol=1e-4)
+        np.testing.assert_allclose(frames[:length].std(), 1, atol=1e-2)
+        assert not frames[length:].any()
+    loud = jax.jit(by_column(speech, "speaker", shots=2, queries=3, augmentation=1.0))(jax.random.key(0))
+    assert np.isfinite(loud.query.x.frames).all()
+
+
+def test_tasks_that_cannot_be(speech):
+    with pytest.raises(InputError, match="speaker 'ben' has 6 utterances, expected 9 for 5 shots and 4 queries"):
+        speakers(speech, values=("ben",), shots=5, queries=4)
+    with pytest.raises(InputError, match="has no speaker 'dora', expected one such as 'anna'"):
+        speakers(speech, values=("dora",), shots=1, queries=1)
+    with pytest.raises(InputError, match="has no column 'accent', expected one of label, speaker, take"):
+        by_column(speech, "accent", shots=1, queries=1)
+    with pytest.raises(InputError, match=r"has 3 of speaker, too few to hold out \(1, 2\)"):
+        held_out(speech, "speaker", (1, 2))
+
+
+def test_utterances_that_cannot_be_are_counted_and_listed(speech):
+    strings = joined(single(), dict.fromkeys(WORDS, "ab"), strings=2, words=(1, 1))
+    texts = ["x" * 90, "ab", "", "ab", "ac", "ab"]
+    with pytest.raises(InputError, match="words:anna:0: the text of 90 tokens needs 179 frames, but has"):
+        load_speech(strings._replace(texts=tuple(texts)), cache=None, progress=False)
+    known = vocabulary(["abx"])
+    with pytest.warns(UserWarning, match="3 of 6 texts are left out; the first: words:anna:0"):
+        found = load_speech(strings._replace(texts=tuple(texts)), known, cache=None, on_error="skip", progress=False)
+    assert found.corpus.texts == ("ab",) * 3 and len(found.corpus.skipped) == 3
+    assert found.corpus.clip_names == ("words:anna:1", "words:ben:1", "words:cleo:1")
+    assert len(found.corpus.features) == len(found.transcripts.tokens) == 3
+    with pytest.raises(InputError, match="words_joined has no texts"):
+        load_speech(strings._replace(texts=None), cache=None, progress=False)
+
+
+def test_bounds_leave_the_least_padding():
+    draw = np.random.default_rng(0)
+    for count in (1, 2, 3):
+        lengths = draw.integers(1, 60, 12)
+        ends = np.unique(-(-lengths // 8) * 8)
+
+        def padded(bounds, lengths=lengths):
+            return sum(min(b for b in bounds if b >= length) for length in lengths)
+
+        found = bucket_bounds(lengths, count)
+        choices = [(*(c for c in some if c < ends[-1]), ends[-1]) for some in _subsets(ends[:-1], count - 1)]
+        assert len(found) <= count and padded(found) == min(padded(some) for some in choices)
+        assert all(bound % 8 == 0 for bound in found)
+    assert bucket_bounds(np.array([3, 3]), 4) == (8,)
+    assert len(bucket_bounds(draw.integers(1, 100_000, 3000), 5)) == 5
+    with pytest.raises(InputError, match="0 lengths"):
+        bucket_bounds(np.zeros(0, int))
+
+
+def _subsets(ends, most):
+    return [
+        [e for i, e in enumerate(ends) if chosen >> i & 1]
+        for chosen in range(2 ** len(ends))
+        if chosen.bit_count() <= most
+    ]
+
+
+def test_bucketed_outputs_and_losses_are_those_without_buckets():
+    model = bilstm(4, width=8, num_layers=1)
+    generator = np.random.default_rng(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 5)))
+    params = jax.tree.map(lambda s: jnp.asarray(generator.normal(size=s.shape, scale=0.5), s.dtype), shapes)
+    lengths = np.array([61, 9, 24, 40, 12, 13, 58])
+    x = Utterances(jnp.asarray(generator.normal(size=(7, 64, 5)), jnp.float32), jnp.asarray(lengths))
+    whole = np.asarray(jax.jit(model.apply)(params, x))
+    compiled = []
+
+    def apply(utterances):
+        compiled.append(utterances.frames.shape)
+        return model.apply(params, utterances)
+
+    bounds = bucket_bounds(lengths, 3)
+    found = run_in_buckets(apply, x, bounds, batch=2)
+    assert len(compiled) == len(bounds) == 3
+    for row, one, length in zip(whole, found, lengths, strict=True):
+        assert len(one) == -(-length // 4)
+        np.testing.assert_allclose(one, row[: len(one)], atol=1e-5)
+    # one that is longer than the largest bucket
+    with pytest.warns(
+        UserWarning, match="2 of 7 utterances are longer than the largest bucket, 40 frames, and are split"
+    ):
+        split = run_in_buckets(apply, x, (16, 40), batch=2)
+    for row, one, length in zip(whole, split, lengths, strict=True):
+        assert len(one) == -(-length // 4)
+        if length <= 40:
+            np.testing.assert_allclose(one, row[: len(one)], atol=1e-5)
+    alone = jax.jit(model.apply)(params, x.frames[:1, 40:61])[0]
+    np.testing.assert_allclose(split[0][10:], alone, atol=1e-5)
+    with pytest.raises(InputError, match=r"Utterance 0 has 61 frames, but the largest bucket holds 40 \(2 of 7"):
+        bucket_of(lengths, (16, 40))
+
+
+def test_buckets_of_speech_have_shapes_of_their_own(speech):
+    lengths = np.asarray(speech.corpus.lengths)
+    bounds = bucket_bounds(lengths, 2)
+    parts = in_buckets(speech, bounds)
+    assert sum(len(part.corpus.texts) for part in parts) == len(lengths)
+    for part, bound in zip(parts, bounds, strict=True):
+        assert part.corpus.features.shape[1] == min(bound, speech.corpus.features.shape[1])
+        assert part.corpus.lengths.max() <= bound
+        assert decode_all(part.vocabulary, part.transcripts) == list(part.corpus.texts)
+    logits = jnp.zeros((len(lengths), 50, 4))
+    loss = jax.jit(lambda logits, y: ctc(logits, y)[0])
+    nats = [loss(logits[: len(p.corpus.texts)], p.transcripts) * p.transcripts.lengths.sum() for p in parts]
+    whole = loss(logits, speech.transcripts) * speech.transcripts.lengths.sum()
+    np.testing.assert_allclose(sum(nats), whole, rtol=1e-5)
+    with pytest.raises(InputError, match="no utterance is in the bucket of 8 frames"):
+        in_buckets(speech, (8, *bounds))
+
+
+def test_joined_real_digits():
+    strings = joined(fsdd.read(shared_data("fsdd")), SAYS, strings=2, words=(3, 5))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        corpus = load(strings, SETTINGS, cache=None, longest=8.0, progress=False)
+    assert len(corpus.texts) == 12 and isinstance(corpus.texts[0], str)
+    assert set(" ".join(corpus.texts).split()) <= set(SAYS)
+    assert corpus.lengths.min() > 60

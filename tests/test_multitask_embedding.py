@@ -80,7 +80,7 @@ def test_a_folder_with_something_in_it_is_not_written_into(call, tones, tmp_path
 
 
 def test_a_small_run_leaves_its_results_and_goes_on(call, tones, tmp_path):
-    arguments = ("--corpus", "manifest", "--root", tones, "--epochs", 8, "--tokens", 60, "--batch", 16, "--rate", 0.01)
+    arguments = ("--corpus", "manifest", "--root", tones, "--epochs", 4, "--tokens", 60, "--batch", 32, "--rate", 0.03)
     code, printed, _ = call(*arguments, "--seeds", 0)
     assert code == 0 and "| chance | 25.0 | 10.0 |" in printed
     out = tmp_path / "out"
@@ -91,12 +91,12 @@ def test_a_small_run_leaves_its_results_and_goes_on(call, tones, tmp_path):
     assert results["joint, own ids"]["image gain"]["mean"] == pytest.approx(0, abs=0.01)
     cells = {path.stem: json.loads(path.read_text()) for path in (out / "cells").iterdir()}
     joint, alone = (cells[name]["losses"]["image"] for name in ("joint_own_ids-0", "image_alone-0"))
-    assert len(joint) == 8 and joint[-1] < joint[0]
+    assert len(joint) == 4 and joint[-1] < joint[0]
     np.testing.assert_allclose(joint, alone, rtol=1e-3)
     assert (out / "loss.png").read_bytes().startswith(b"\x89PNG")
     assert "4 cells, 4 of them finished before." in call(*arguments, "--seeds", 0)[1]
     code, _, told = call(*arguments[:-1], 0.02)
-    assert code == 2 and "rate is 0.02 now but 0.01 in" in told
+    assert code == 2 and "rate is 0.02 now but 0.03 in" in told
 
 
 def test_every_epoch_passes_over_the_larger_task_and_no_task_moves_another():

@@ -21,7 +21,7 @@ import torch_multitask as theirs  # noqa: E402
 pytestmark = pytest.mark.peers
 
 EPOCHS = 100
-SIZES = {"speech": (24, 12, 30), "image": (16, 9, 10)}  # examples, tokens, classes
+SIZES = {"speech": (16, 7, 30), "image": (8, 5, 10)}  # examples, tokens, classes
 
 
 def problem(dtype):

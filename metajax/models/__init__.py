@@ -1,5 +1,6 @@
 """Models: pure functions on parameters."""
 
+from metajax.models import pretrained
 from metajax.models.bilstm import bilstm
 from metajax.models.conv4 import conv4
 from metajax.models.crnn import crnn
@@ -28,5 +29,6 @@ __all__ = [
     "mlp",
     "multitask",
     "network",
+    "pretrained",
     "tcresnet8",
 ]

@@ -1,0 +1,95 @@
+"""Pretrained encoders of speech, read from disk; their parameters are nested dicts, which any part can address."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, DTypeLike, PyTree
+
+from metajax.core import KeyArray, Params
+from metajax.data.checkpoints import document, read_files, write_files
+from metajax.errors import InputError
+from metajax.models.pretrained import wav2vec2
+from metajax.models.pretrained.layers import Encoded, Pretrained, averaged
+from metajax.models.pretrained.layout import Settings, fitted, fresh, to_params, to_tensors
+
+__all__ = ["Encoded", "Pretrained", "Settings", "averaged", "load", "save"]
+
+
+def load(
+    path: str | Path, *, dtype: DTypeLike = jnp.float32, normalize: bool | None = None
+) -> tuple[Pretrained, Params, Settings]:
+    """Read an encoder that Transformers has saved: wav2vec 2.0, HuBERT or WavLM, with a CTC head where it has one.
+
+    Parameters have the checkpoint's names, without the prefix of a model with a head: `encoder.layers.0.attention.
+    q_proj.kernel`; kernels are `[*taps, in, out]`, scales of normalisations `scale`.
+
+    Args:
+      path: the folder, or a file of tensors in it.
+      dtype: of the parameters, and of what is computed with them; float64 needs JAX's x64.
+      normalize: whether the model gives each utterance mean 0 and variance 1 first; None for what the checkpoint's
+        preprocessor says, no where it has none.
+
+    Returns:
+      The model, whose `apply` takes samples at 16 kHz, `[n, samples]` or `Utterances` of them, and gives the CTC head's
+      scores `[n, frames, vocabulary]`, or frames `[n, frames, features]` where there is no head; the parameters; what
+      `save` needs beside them.
+
+    Raises:
+      InputError: the folder is no checkpoint, an architecture is not read, a shard or a tensor is missing, a tensor is
+        unexpected or of another shape; when called, x is of another shape or too short.
+    """
+    files = read_files(path)
+    config = document(files, "config.json")
+    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
+    read = not architecture or architecture.endswith(("Model", "ForCTC", "ForPreTraining"))
+    if kind not in wav2vec2.KINDS or not read:
+        raise InputError(
+            f"config.json names {architecture or kind!r}, expected a Model, ForCTC or ForPreTraining of "
+            f"{', '.join(wav2vec2.KINDS)}."
+        )
+    head = architecture.endswith("ForCTC") or (not architecture and "lm_head.weight" in files.tensors)
+    heard = document(files, "preprocessor_config.json")
+    heard = heard or document(files, "processor_config.json").get("feature_extractor", {})
+    if (rate := heard.get("sampling_rate", 16000)) != 16000:
+        raise InputError(f"preprocessor_config.json: sampling_rate is {rate}, expected 16000 Hz.")
+    normalize = bool(heard.get("do_normalize", False)) if normalize is None else normalize
+    c = wav2vec2.checked(config)
+    shapes, carried = wav2vec2.shapes(c, head), wav2vec2.CARRIED
+    tensors, names = fitted(files, shapes, carried)
+    params = to_params(tensors, shapes, dtype)
+    types = {name: tensor.dtype for name, tensor in tensors.items()}
+    rest = {name: files.tensors[name] for name in files.tensors if name not in set(names.values())}
+    vocabulary = document(files, "vocab.json")
+    settings = Settings(config, vocabulary, normalize, shapes, names, types, files._replace(tensors=rest))
+    return _model(c, settings, head, dtype), params, settings
+
+
+def save(folder: str | Path, params: Params, settings: Settings) -> None:
+    """Write parameters in the layout that they were read from; parameters that are as they were give the same files.
+
+    Args:
+      folder: where to; made where it is missing.
+      params: of the model.
+      settings: as `load` gave them. Tensors have the types that they had, so that float32 is not rounded by what was
+        read from float32, and is by what was read from bfloat16.
+
+    Raises:
+      InputError: the parameters are not those of the checkpoint, or the folder cannot be made.
+    """
+    tensors = to_tensors(params, settings) | settings.files.tensors
+    write_files(folder, settings.files._replace(tensors=tensors))
+
+
+def _model(c: dict[str, Any], settings: Settings, head: bool, dtype: DTypeLike) -> Pretrained:
+    def init(key: KeyArray, x: PyTree) -> Params:
+        return fresh(key, settings.shapes, dtype)
+
+    def encode(params: Params, x: PyTree) -> Encoded:
+        return wav2vec2.encode(c, params, x, settings.normalize)
+
+    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
+        encoded = encode(params, x)
+        return wav2vec2.logits(c, params, encoded) if head else encoded.output
+
+    return Pretrained(init, apply, lambda params, x: {}, encode)

@@ -12,8 +12,9 @@ from metajax.errors import InputError
 from metajax.models.pretrained import wav2vec2
 from metajax.models.pretrained.layers import Encoded, Pretrained, averaged
 from metajax.models.pretrained.layout import Settings, fitted, fresh, to_params, to_tensors
+from metajax.models.pretrained.speech_embedding import speech_embedding
 
-__all__ = ["Encoded", "Pretrained", "Settings", "averaged", "load", "save"]
+__all__ = ["Encoded", "Pretrained", "Settings", "averaged", "load", "save", "speech_embedding"]
 
 
 def load(

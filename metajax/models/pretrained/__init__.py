@@ -9,18 +9,20 @@ from jaxtyping import Array, DTypeLike, PyTree
 from metajax.core import KeyArray, Params
 from metajax.data.checkpoints import document, read_files, write_files
 from metajax.errors import InputError
-from metajax.models.pretrained import wav2vec2
+from metajax.models.pretrained import wav2vec2, whisper
 from metajax.models.pretrained.layers import Encoded, Pretrained, averaged
 from metajax.models.pretrained.layout import Settings, fitted, fresh, to_params, to_tensors
 from metajax.models.pretrained.speech_embedding import speech_embedding
 
 __all__ = ["Encoded", "Pretrained", "Settings", "averaged", "load", "save", "speech_embedding"]
 
+_READERS = {kind: module for module in (wav2vec2, whisper) for kind in module.KINDS}
+
 
 def load(
     path: str | Path, *, dtype: DTypeLike = jnp.float32, normalize: bool | None = None
 ) -> tuple[Pretrained, Params, Settings]:
-    """Read an encoder that Transformers has saved: wav2vec 2.0, HuBERT or WavLM, with a CTC head where it has one.
+    """Read an encoder that Transformers has saved: wav2vec 2.0, HuBERT, WavLM, with a CTC head if any, or Whisper's.
 
     Parameters have the checkpoint's names, without the prefix of a model with a head: `encoder.layers.0.attention.
     q_proj.kernel`; kernels are `[*taps, in, out]`, scales of normalisations `scale`.
@@ -43,11 +45,10 @@ def load(
     files = read_files(path)
     config = document(files, "config.json")
     kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
-    read = not architecture or architecture.endswith(("Model", "ForCTC", "ForPreTraining"))
-    if kind not in wav2vec2.KINDS or not read:
+    if kind not in _READERS or (architecture and not architecture.endswith(_READERS[kind].ARCHITECTURES)):
         raise InputError(
-            f"config.json names {architecture or kind!r}, expected a Model, ForCTC or ForPreTraining of "
-            f"{', '.join(wav2vec2.KINDS)}."
+            f"config.json names {architecture or kind!r}, expected a "
+            f"{', '.join(dict.fromkeys(wav2vec2.ARCHITECTURES + whisper.ARCHITECTURES))} of {', '.join(_READERS)}."
         )
     head = architecture.endswith("ForCTC") or (not architecture and "lm_head.weight" in files.tensors)
     heard = document(files, "preprocessor_config.json")
@@ -55,9 +56,10 @@ def load(
     if (rate := heard.get("sampling_rate", 16000)) != 16000:
         raise InputError(f"preprocessor_config.json: sampling_rate is {rate}, expected 16000 Hz.")
     normalize = bool(heard.get("do_normalize", False)) if normalize is None else normalize
-    c = wav2vec2.checked(config)
-    shapes, carried = wav2vec2.shapes(c, head), wav2vec2.CARRIED
-    tensors, names = fitted(files, shapes, carried)
+    reader = _READERS[kind]
+    c = reader.checked(config)
+    shapes = reader.shapes(c, head)
+    tensors, names = fitted(files, shapes, reader.CARRIED)
     params = to_params(tensors, shapes, dtype)
     types = {name: tensor.dtype for name, tensor in tensors.items()}
     rest = {name: files.tensors[name] for name in files.tensors if name not in set(names.values())}
@@ -87,7 +89,7 @@ def _model(c: dict[str, Any], settings: Settings, head: bool, dtype: DTypeLike) 
         return fresh(key, settings.shapes, dtype)
 
     def encode(params: Params, x: PyTree) -> Encoded:
-        return wav2vec2.encode(c, params, x, settings.normalize)
+        return _READERS[c["model_type"]].encode(c, params, x, settings.normalize)
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
         encoded = encode(params, x)

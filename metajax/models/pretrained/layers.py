@@ -147,6 +147,14 @@ def attention(
     return linear(p["out_proj"], jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape))
 
 
+def required(config: dict[str, Any], fields: tuple[str, ...], size: str, heads: str) -> None:
+    """An `InputError` where config.json lacks one of `fields`, or its size does not divide into its heads."""
+    if missing := [field for field in fields if field not in config]:
+        raise InputError(f"config.json lacks {missing[0]}, which a {config['model_type']} model needs.")
+    if config[size] % config[heads]:
+        raise InputError(f"config.json: {size} is {config[size]}, expected a multiple of {heads} = {config[heads]}.")
+
+
 def known(value: Any, allowed: Any, field: str) -> Any:
     """The value; an `InputError` that names the field of config.json where it is not among those that are read."""
     if value not in allowed:

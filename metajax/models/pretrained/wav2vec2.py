@@ -24,6 +24,7 @@ from metajax.models.pretrained.layers import (
     layer_norm,
     linear,
     normalized,
+    required,
     samples_of,
     within,
 )
@@ -32,6 +33,7 @@ from metajax.models.pretrained.layout import linear as linear_shapes
 from metajax.models.pretrained.layout import norm as norm_shapes
 
 KINDS = ("wav2vec2", "hubert", "wavlm")
+ARCHITECTURES = ("Model", "ForCTC", "ForPreTraining")
 CARRIED = r"masked_spec_embed$|quantizer\.|project_(q|hid)\.|.*num_batches_tracked$"  # only training reads them
 # what config.json may leave out
 DEFAULTS: dict[str, Any] = {
@@ -60,15 +62,11 @@ def checked(config: dict[str, Any]) -> dict[str, Any]:
       InputError: it lacks a field, or a field has a value that is not read.
     """
     c = DEFAULTS | config
-    if missing := [field for field in NEEDED if field not in c]:
-        raise InputError(f"config.json lacks {missing[0]}, which a {c['model_type']} model needs.")
+    required(c, NEEDED, "hidden_size", "num_attention_heads")
     for field in ("hidden_act", "feat_extract_activation"):
         known(c[field], ACTIVATIONS, field)
     known(c["feat_extract_norm"], ("group", "layer"), "feat_extract_norm")
     known(c["add_adapter"], (False,), "add_adapter")
-    if c["hidden_size"] % c["num_attention_heads"]:
-        heads = f"num_attention_heads = {c['num_attention_heads']}"
-        raise InputError(f"config.json: hidden_size is {c['hidden_size']}, expected a multiple of {heads}.")
     if not len(c["conv_dim"]) == len(c["conv_stride"]) == len(c["conv_kernel"]):
         raise InputError("config.json: conv_dim, conv_stride and conv_kernel differ in length, expected one number.")
     return c

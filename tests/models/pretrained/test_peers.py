@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from metajax import Utterances
+from metajax import InputError, Utterances
 from metajax.models import pretrained
 from metajax.models.pretrained.layout import placed
 from metajax.names import named
@@ -45,11 +45,15 @@ NUM, TIME = 3, 900
 def peer(name, folder, **changes):
     """A random model of PyTorch, none of whose parameters is 0 or 1, saved."""
     kind, options = MODELS[name]
+    cls = getattr(transformers, kind)
+    return saved(cls, cls.config_class(**SMALL | {"pad_token_id": 0} | options | changes), folder)
+
+
+def saved(cls, config, folder):
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     torch.manual_seed(0)
-    cls = getattr(transformers, kind)
-    model = cls(cls.config_class(**SMALL | {"pad_token_id": 0} | options | changes)).eval()
+    model = cls(config).eval()
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             if tensor.is_floating_point():
@@ -79,6 +83,17 @@ def close(ours, theirs, tolerance):
     np.testing.assert_allclose(np.asarray(ours), theirs, rtol=0, atol=tolerance * max(1, np.abs(theirs).max()))
 
 
+def compare(grads, slopes, settings, tolerance):
+    """Gradients by parameter, relative to the largest of all, with those of PyTorch, by name in the file."""
+    grads = named(grads)
+    scale = max(np.abs(g).max() for g in grads.values())
+    for name in (name for name in settings.shapes if settings.names[name] in slopes):
+        place = placed(name, settings.shapes[name])
+        slope = slopes[settings.names[name]].numpy()
+        slope = slope.T if place.endswith("kernel") else slope.reshape(grads[place].shape)
+        np.testing.assert_allclose(grads[place] / scale, slope / scale, rtol=0, atol=tolerance, err_msg=name)
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_transformers(tmp_path, name):
     theirs, x = peer(name, tmp_path), waves()
@@ -98,15 +113,10 @@ def test_equals_transformers(tmp_path, name):
         close(encoded.layers[k], layers[k], 1e-5)
 
     (output * weights).sum().backward()
-    grads, slopes = named(grads), {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    slopes = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     reached = [name for name in settings.shapes if settings.names[name] in slopes]
     assert len(reached) >= len(settings.shapes) - 4  # all but a head and statistics
-    scale = max(np.abs(g).max() for g in grads.values())
-    for name in reached:
-        place = placed(name, settings.shapes[name])
-        slope = slopes[settings.names[name]].numpy()
-        slope = slope.T if place.endswith("kernel") else slope.reshape(grads[place].shape)
-        np.testing.assert_allclose(grads[place] / scale, slope / scale, rtol=0, atol=1e-5, err_msg=name)
+    compare(grads, slopes, settings, 1e-5)
 
     with jax.enable_x64(True), torch.no_grad():
         model, params, settings = pretrained.load(tmp_path, dtype=jnp.float64)
@@ -200,3 +210,61 @@ def test_reads_what_torch_save_wrote(tmp_path):
     pretrained.save(tmp_path / "out", params, settings)
     assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in settings.names.values()
     type(theirs).from_pretrained(tmp_path / "out")
+
+
+def whisper(folder, **changes):
+    options = {"d_model": 16, "encoder_layers": 2, "encoder_attention_heads": 2, "encoder_ffn_dim": 20}
+    options |= {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "vocab_size": 30}
+    options |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"), 1)
+    return saved(transformers.WhisperForConditionalGeneration, transformers.WhisperConfig(**options | changes), folder)
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_log_mel_is_that_of_whisper(mels):
+    extractor = transformers.WhisperFeatureExtractor(feature_size=mels)
+    lengths, x = [20000, 5000], 0.1 * waves(20000)[:2]
+    heard = extractor([a[:n] for a, n in zip(x, lengths, strict=True)], sampling_rate=16000, return_tensors="np")
+    x[1, 5000:] = 0
+    ours = jax.jit(pretrained.whisper.log_mel, static_argnums=1)(x, mels)
+    np.testing.assert_allclose(ours.mT, heard["input_features"], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mels", [80, 128])
+def test_equals_the_encoder_of_whisper(tmp_path, mels):
+    theirs = whisper(tmp_path, num_mel_bins=mels, max_source_positions=50)
+    encoder, x = theirs.model.encoder, 0.1 * waves(16000)
+
+    with jax.enable_x64(True), torch.no_grad():
+        model, params, _ = pretrained.load(tmp_path, dtype=jnp.float64)
+        wide = x.astype(np.float64)
+        heard = np.asarray(pretrained.whisper.log_mel(jnp.asarray(wide), mels, 100).mT)
+        output = encoder.double()(torch.tensor(heard)).last_hidden_state
+        close(jax.jit(model.apply)(params, wide), output, 1e-10)
+    encoded = encoder.float()(torch.tensor(heard, dtype=torch.float32), output_hidden_states=True)
+    encoded.last_hidden_state.pow(2).sum().backward()
+    model, params, settings = pretrained.load(tmp_path)
+
+    def run(params):
+        encoded = model.encode(params, x)
+        return jnp.square(encoded.output).sum(), encoded
+
+    (_, ours), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
+    close(ours.output, encoded.last_hidden_state, 1e-4)  # features in single precision are 1e-5 off
+    for layer, wanted in zip(ours.layers[:-1], encoded.hidden_states[:-1], strict=True):
+        close(layer, wanted, 1e-4)
+    slopes = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
+    assert len(slopes) >= len(settings.shapes) - 1  # positions are not trained there
+    compare(grads, slopes, settings, 1e-4)
+
+
+def test_whisper_is_written_back_with_its_decoder(tmp_path):
+    theirs = whisper(tmp_path / "a", num_mel_bins=80, max_source_positions=50)
+    model, params, settings = pretrained.load(tmp_path / "a")
+    assert not [name for name in named(params) if not name.startswith("encoder.")]
+    pretrained.save(tmp_path / "b", params, settings)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    type(theirs).from_pretrained(tmp_path / "b")
+    x = Utterances(jnp.asarray(0.1 * waves(8000)), jnp.array([8000, 640, 700]))
+    assert model.encode(params, x).lengths.tolist() == [25, 2, 3]
+    with pytest.raises(InputError, match="x has 16001 samples, expected at most 16000"):
+        model.apply(params, waves(16001))

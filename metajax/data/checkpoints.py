@@ -16,7 +16,7 @@ WHOLE = "model.safetensors"
 class Files(NamedTuple):
     """What a folder holds."""
 
-    documents: dict[str, str]  # the text of its JSON and text files, by name
+    documents: dict[str, bytes]  # its JSON and text files, by name
     tensors: dict[str, np.ndarray]  # by name
     places: dict[str, str]  # the file that holds each tensor
     metadata: dict[str, dict[str, str] | None]  # of each of these files
@@ -43,17 +43,15 @@ def read_files(path: str | Path) -> Files:
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} is no checkpoint: it lacks config.json.")
     found = sorted(p for p in folder.iterdir() if p.suffix in (".json", ".txt") and ".bin." not in p.name)
-    documents = {p.name: p.read_text(encoding="utf-8") for p in found}
+    documents = {p.name: p.read_bytes() for p in found}
     tensors: dict[str, np.ndarray] = {}
     places: dict[str, str] = {}
     metadata: dict[str, dict[str, str] | None] = {}
     for file in weights:
-        torch = file.suffix != ".safetensors"
-        some, told = (read_torch(file), {"format": "pt"}) if torch else _read_safetensors(file)
-        place = WHOLE if torch else file.name
+        place = file.name if file.suffix == ".safetensors" else WHOLE
+        some, metadata[place] = read_tensors(file)
         tensors |= some
         places |= dict.fromkeys(some, place)
-        metadata[place] = told
     return Files(documents, tensors, places, metadata)
 
 
@@ -67,8 +65,8 @@ def write_files(folder: str | Path, files: Files) -> None:
 
     folder = Path(folder).expanduser()
     make_folder(folder)
-    for name, text in files.documents.items():
-        (folder / name).write_text(text, encoding="utf-8")
+    for name, content in files.documents.items():
+        (folder / name).write_bytes(content)
     for place, metadata in files.metadata.items():
         some = {n: np.asarray(a, order="C") for n, a in files.tensors.items() if files.places[n] == place}
         save_file(some, folder / place, metadata)
@@ -77,8 +75,8 @@ def write_files(folder: str | Path, files: Files) -> None:
 def document(files: Files, name: str) -> dict[str, Any]:
     """A JSON document of a checkpoint; empty where there is none, an `InputError` where it is damaged."""
     try:
-        value = json.loads(files.documents.get(name, "{}"))
-    except json.JSONDecodeError as error:
+        value = json.loads(files.documents.get(name, b"{}"))
+    except ValueError as error:  # no JSON, or no UTF-8
         raise InputError(f"{name} of the checkpoint is damaged: {error}.") from error
     if not isinstance(value, dict):
         raise InputError(f"{name} of the checkpoint holds a {type(value).__name__}, expected an object.")
@@ -102,7 +100,12 @@ def _weights(folder: Path) -> list[Path]:
     raise InputError(f"{folder} is no checkpoint: it lacks {WHOLE}, {WHOLE}.index.json and pytorch_model.bin.")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str] | None]:
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str] | None]:
+    """The tensors of one file by name, and its metadata; a file that is no safetensors is one of PyTorch."""
+    if not path.is_file():
+        raise InputError(f"{path}: there is no such file, expected tensors.")
+    if path.suffix != ".safetensors":
+        return read_torch(path), {"format": "pt"}
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:

@@ -7,14 +7,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, DTypeLike, PyTree
 
 from metajax.core import KeyArray, Params
-from metajax.data.checkpoints import document, read_files, write_files
+from metajax.data.checkpoints import document, read_files, read_tensors, write_files
 from metajax.errors import InputError
 from metajax.models.pretrained import wav2vec2, whisper
 from metajax.models.pretrained.layers import Encoded, Pretrained, averaged
-from metajax.models.pretrained.layout import Settings, fitted, fresh, to_params, to_tensors
+from metajax.models.pretrained.layout import Settings, common, fitted, fresh, to_params, to_tensors
 from metajax.models.pretrained.speech_embedding import speech_embedding
+from metajax.names import named
 
-__all__ = ["Encoded", "Pretrained", "Settings", "averaged", "load", "save", "speech_embedding"]
+__all__ = ["Encoded", "Pretrained", "Settings", "adapter", "averaged", "load", "save", "speech_embedding"]
 
 _READERS = {kind: module for module in (wav2vec2, whisper) for kind in module.KINDS}
 
@@ -59,13 +60,40 @@ def load(
     reader = _READERS[kind]
     c = reader.checked(config)
     shapes = reader.shapes(c, head)
-    tensors, names = fitted(files, shapes, reader.CARRIED)
+    tensors, names = fitted(files.tensors, shapes, reader.CARRIED)
     params = to_params(tensors, shapes, dtype)
     types = {name: tensor.dtype for name, tensor in tensors.items()}
     rest = {name: files.tensors[name] for name in files.tensors if name not in set(names.values())}
     vocabulary = document(files, "vocab.json")
     settings = Settings(config, vocabulary, normalize, shapes, names, types, files._replace(tensors=rest))
     return _model(c, settings, head, dtype), params, settings
+
+
+def adapter(path: str | Path, settings: Settings, *, dtype: DTypeLike = jnp.float32) -> dict[str, Array]:
+    """A language's adapters and CTC head, as MMS keeps them: what a task has of `only("*.adapter_layer", "lm_head")`.
+
+    Put them in by `metajax.names.replaced(params, adapter(...))`, or as `own` of phi.
+
+    Args:
+      path: a file such as `adapter.ara.safetensors`.
+      settings: of the model, as `load` gave them.
+      dtype: of the parameters.
+
+    Returns:
+      Parameters by dotted name; the head has as many outputs as the language has tokens.
+
+    Raises:
+      InputError: the model has no adapters, or the file does not fit it.
+    """
+    tensors, _ = read_tensors(Path(path).expanduser())
+    shapes = {n: shape for n, shape in settings.shapes.items() if ".adapter_layer." in n or n.startswith("lm_head.")}
+    if not any("adapter_layer" in name for name in shapes):
+        raise InputError("The model has no adapters, expected adapter_attn_dim in its config.json.")
+    vocabulary = [len(tensor) for name, tensor in tensors.items() if common(name) == "lm_head.weight"]
+    for name in ("lm_head.weight", "lm_head.bias"):
+        if vocabulary and name in shapes:
+            shapes[name] = (vocabulary[0], *shapes[name][1:])
+    return named(to_params(fitted(tensors, shapes, "$^", str(path))[0], shapes, dtype))
 
 
 def save(folder: str | Path, params: Params, settings: Settings) -> None:

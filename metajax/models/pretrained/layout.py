@@ -23,7 +23,7 @@ class Settings(NamedTuple):
     """What a checkpoint says of itself, and what is needed to write it back."""
 
     config: dict[str, Any]  # config.json
-    vocabulary: dict[str, int]  # vocab.json: token by number; empty where there is none
+    vocabulary: dict[str, Any]  # vocab.json: number by token, of MMS by language; empty where there is none
     normalize: bool  # whether the model normalises each utterance before it looks at it
     shapes: Shapes  # of the tensors that became parameters, by common name
     names: dict[str, str]  # the name in the file of each common name
@@ -57,11 +57,18 @@ def placed(name: str, shape: tuple[int, ...]) -> str:
 
 def to_params(tensors: Mapping[str, np.ndarray], shapes: Shapes, dtype: DTypeLike) -> Params:
     """Nested dicts of parameters: kernels `[*taps, in, out]`, scales, biases, gains `[taps]`."""
-    leaves = {}
+    leaves, dtype = {}, available(dtype)
     for name, shape in shapes.items():
         leaf = _turned(placed(name, shape), tensors[name])
         leaves[placed(name, shape)] = jnp.asarray(leaf.reshape(-1) if _is_gain(name) else leaf, dtype)
     return merged({}, leaves)
+
+
+def available(dtype: DTypeLike) -> DTypeLike:
+    """The type; an `InputError` where it is none of floating point, or double precision is switched off."""
+    if not jnp.issubdtype(dtype, jnp.floating) or jax.dtypes.canonicalize_dtype(dtype) != jnp.dtype(dtype):
+        raise InputError(f"dtype is {jnp.dtype(dtype)}, expected a floating type; float64 needs jax_enable_x64.")
+    return dtype
 
 
 def to_tensors(params: Params, settings: Settings) -> dict[str, np.ndarray]:
@@ -85,33 +92,36 @@ def to_tensors(params: Params, settings: Settings) -> dict[str, np.ndarray]:
     return tensors
 
 
-def fitted(files: Files, shapes: Shapes, carried: str) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def fitted(
+    held: Mapping[str, np.ndarray], shapes: Shapes, carried: str, where: str = "The checkpoint"
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """The tensors that a model reads, by common name, and their names in the file.
 
     Args:
-      files: the checkpoint.
+      held: the tensors of the file, by name.
       shapes: what the model reads.
       carried: a pattern of common names that are no part of it and are left in the file as they are.
+      where: the file, for messages.
 
     Raises:
       InputError: a tensor is missing, unexpected, of another shape or not of floating point.
     """
     names: dict[str, str] = {}
-    for name in files.tensors:
+    for name in held:
         if common(name) in names:
-            raise InputError(f"The checkpoint holds both {names[common(name)]} and {name}, which are the same tensor.")
+            raise InputError(f"{where} holds both {names[common(name)]} and {name}, which are the same tensor.")
         names[common(name)] = name
     if missing := [name for name in shapes if name not in names]:
-        raise InputError(f"The checkpoint lacks {missing[0]}{_more(missing)}, which its config.json asks for.")
+        raise InputError(f"{where} lacks {missing[0]}{_more(missing)}, which config.json asks for.")
     if extra := [names[name] for name in names if name not in shapes and not re.match(carried, name)]:
-        raise InputError(f"The checkpoint holds {extra[0]}{_more(extra)}, for which its config.json has no place.")
-    tensors = {name: files.tensors[names[name]] for name in shapes}
+        raise InputError(f"{where} holds {extra[0]}{_more(extra)}, for which config.json has no place.")
+    tensors = {name: held[names[name]] for name in shapes}
     for name, tensor in tensors.items():
         if tensor.shape != shapes[name]:
             found, wanted = list(tensor.shape), list(shapes[name])
-            raise InputError(f"The checkpoint's {names[name]} has shape {found}, its config.json asks for {wanted}.")
+            raise InputError(f"{where}: {names[name]} has shape {found}, config.json asks for {wanted}.")
         if not jnp.issubdtype(tensor.dtype, jnp.floating):
-            raise InputError(f"The checkpoint's {names[name]} is {tensor.dtype}, expected floating point.")
+            raise InputError(f"{where}: {names[name]} is {tensor.dtype}, expected floating point.")
     return tensors, {name: names[name] for name in shapes}
 
 

@@ -9,6 +9,7 @@ from metajax.conv import conv
 from metajax.core import KeyArray, Params
 from metajax.data.speech_embedding import CONVOLUTIONS, read_speech_embedding
 from metajax.models.pretrained.layers import Encoded, Pretrained, samples_of
+from metajax.models.pretrained.layout import available
 
 WINDOW, HOP, FFT, MELS = 400, 160, 512, 32
 CONTEXT, STRIDE = 76, 8  # mel frames that one value sees, and from one to the next
@@ -36,7 +37,7 @@ def speech_embedding(*, dtype: DTypeLike = jnp.float32) -> tuple[Pretrained, Par
 
     Reference: Lin et al., "Training Keyword Spotters with Limited and Synthesized Speech Data", ICASSP 2020.
     """
-    layers = enumerate(read_speech_embedding())
+    layers, dtype = enumerate(read_speech_embedding()), available(dtype)
     params = {f"conv{i}": {"kernel": jnp.asarray(k, dtype), "bias": jnp.asarray(b, dtype)} for i, (k, b) in layers}
 
     def init(key: KeyArray, x: PyTree) -> Params:

@@ -196,8 +196,9 @@ def _positions(c: dict[str, Any], p: Params, x: Array, seen: Bool[Array, "n time
     taps, kernel = c["num_conv_pos_embeddings"], p["conv"]["kernel"]
     if c["conv_pos_batch_norm"]:
         q = p["batch_norm"]
-        factor = q["scale"] * jax.lax.rsqrt(q["running_var"] + 1e-5)
-        x = jnp.where(seen[..., None], x * factor + q["bias"] - q["running_mean"] * factor, 0)
+        mean, variance = jax.lax.stop_gradient((q["running_mean"], q["running_var"]))  # no step changes statistics
+        factor = q["scale"] * jax.lax.rsqrt(variance + 1e-5)
+        x = jnp.where(seen[..., None], (x - mean) * factor + q["bias"], 0)
     else:  # weight normalisation: a length per tap
         length = jnp.sqrt(jnp.square(kernel).sum((1, 2), keepdims=True))
         kernel = kernel * (p["conv"]["gain"][:, None, None] / length)

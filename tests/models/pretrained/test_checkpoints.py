@@ -67,27 +67,27 @@ def changed(folder, change, **options):
 
 def configured(**fields):
     def change(tensors, documents):
-        documents["config.json"] = json.dumps(json.loads(documents["config.json"]) | fields)
+        documents["config.json"] = json.dumps(json.loads(documents["config.json"]) | fields).encode()
 
     return change
 
 
 def without(field):
     def change(tensors, documents):
-        documents["config.json"] = json.dumps(
-            {k: v for k, v in json.loads(documents["config.json"]).items() if k != field}
-        )
+        fields = json.loads(documents["config.json"])
+        del fields[field]
+        documents["config.json"] = json.dumps(fields).encode()
 
     return change
 
 
 def rated(tensors, documents):
-    documents["preprocessor_config.json"] = '{"sampling_rate": 8000}'
+    documents["preprocessor_config.json"] = b'{"sampling_rate": 8000}'
 
 
 NAME = "wav2vec2.encoder.layers.1.attention.q_proj.weight"
 REFUSED = {
-    "missing": (lambda t, d: t.pop(NAME), "lacks encoder.layers.1.attention.q_proj.weight, which its config.json"),
+    "missing": (lambda t, d: t.pop(NAME), "lacks encoder.layers.1.attention.q_proj.weight, which config.json"),
     "several": (lambda t, d: [t.pop(n) for n in list(t) if "lm_head" in n], "lacks lm_head.weight and 1 more"),
     "unexpected": (lambda t, d: t.update({"extra.bias": np.ones(3)}), "holds extra.bias, for which"),
     "shape": (lambda t, d: t.update({NAME: np.ones((16, 15))}), rf"{NAME} has shape \[16, 15\], .* \[16, 16\]"),
@@ -101,8 +101,8 @@ REFUSED = {
     "heads": (configured(num_attention_heads=3), "hidden_size is 16, expected a multiple of num_attention_heads = 3"),
     "strides": (configured(conv_stride=[5, 2]), "differ in length"),
     "rate": (rated, "sampling_rate is 8000, expected 16000 Hz"),
-    "json": (lambda t, d: d.update({"config.json": "{"}), "config.json of the checkpoint is damaged"),
-    "list": (lambda t, d: d.update({"config.json": "[]"}), "config.json of the checkpoint holds a list"),
+    "json": (lambda t, d: d.update({"config.json": b"{"}), "config.json of the checkpoint is damaged"),
+    "list": (lambda t, d: d.update({"config.json": b"[]"}), "config.json of the checkpoint holds a list"),
 }  # fmt: skip
 
 
@@ -131,6 +131,13 @@ def test_refuses_what_is_no_checkpoint(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(InputError, match="lacks config.json"):
         pretrained.load(tmp_path)
+
+
+def test_refuses_types_that_are_not_there(tmp_path):
+    write(tmp_path, num_hidden_layers=1)
+    for dtype in (jnp.float64, jnp.int32):
+        with pytest.raises(InputError, match=f"dtype is {jnp.dtype(dtype)}, .* float64 needs jax_enable_x64"):
+            pretrained.load(tmp_path, dtype=dtype)
 
 
 def test_refuses_parameters_of_another_model(tmp_path):

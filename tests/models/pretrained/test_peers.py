@@ -5,14 +5,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import metajax as mj
 from metajax import InputError, Utterances
 from metajax.models import pretrained
 from metajax.models.pretrained.layout import placed
-from metajax.names import named
+from metajax.names import named, replaced
 from tests.models.pretrained.tiny import SMALL, contents
 
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
+from safetensors.torch import save_file  # noqa: E402
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
@@ -268,3 +270,29 @@ def test_whisper_is_written_back_with_its_decoder(tmp_path):
     assert model.encode(params, x).lengths.tolist() == [25, 2, 3]
     with pytest.raises(InputError, match="x has 16001 samples, expected at most 16000"):
         model.apply(params, waves(16001))
+
+
+def test_a_language_of_mms_is_what_a_task_learns(tmp_path):
+    """Its adapters and head in place of the model's, by name or as phi, as Transformers loads them."""
+    peer("mms", tmp_path / "other", vocab_size=7)._get_adapters()
+    other = transformers.Wav2Vec2ForCTC.from_pretrained(tmp_path / "other")
+    theirs = peer("mms", tmp_path / "model")
+    path = tmp_path / "model" / "adapter.xyz.safetensors"
+    save_file({name: 1.5 * tensor.detach() for name, tensor in other._get_adapters().items()}, path)
+    theirs = type(theirs).from_pretrained(tmp_path / "model").eval()
+    theirs.load_adapter("xyz")
+    model, params, settings = pretrained.load(tmp_path / "model")
+    own = pretrained.adapter(path, settings)
+    with torch.no_grad():
+        close(jax.jit(model.apply)(replaced(params, own), waves()), told(theirs, waves())[2], 1e-5)
+    part = mj.only("*.adapter_layer", "lm_head")
+    assert part.split({"params": params}).keys() == own.keys()
+    assert part.join({"params": params}, own, 0)["lm_head"]["kernel"].shape == (16, 7)
+    save_file({"lm_head.weight": torch.ones(7, 16), "lm_head.bias": torch.ones(7)}, path)
+    with pytest.raises(
+        InputError, match="xyz.safetensors lacks encoder.layers.0.adapter_layer.norm.weight and 11 more"
+    ):
+        pretrained.adapter(path, settings)
+    peer("large", tmp_path / "none")
+    with pytest.raises(InputError, match="has no adapters"):
+        pretrained.adapter(path, pretrained.load(tmp_path / "none")[2])

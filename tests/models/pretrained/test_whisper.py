@@ -39,7 +39,8 @@ def test_checkpoint_with_a_decoder_beside(tmp_path):
     tensors = {f"model.{name}": np.full(shape, 0.1, np.float32) for name, shape in shapes.items()}
     places = dict.fromkeys(tensors, "model.safetensors")
     write_files(
-        tmp_path / "a", Files({"config.json": json.dumps(CONFIG)}, tensors, places, {"model.safetensors": None})
+        tmp_path / "a",
+        Files({"config.json": json.dumps(CONFIG).encode()}, tensors, places, {"model.safetensors": None}),
     )
     model, params, settings = pretrained.load(tmp_path / "a")
     assert list(params) == ["encoder"] and "bias" not in params["encoder"]["layers"]["0"]["self_attn"]["k_proj"]

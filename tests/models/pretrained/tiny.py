@@ -43,12 +43,13 @@ def files(dtype=np.float32, old=False, shards=1, **changes):
     tensors[("wav2vec2." if head else "") + "masked_spec_embed"] = draw.normal(size=16).astype(dtype)
     if c.get("conv_pos_batch_norm"):
         tensors["encoder.pos_conv_embed.batch_norm.num_batches_tracked"] = np.array(3)
-    documents = {"config.json": json.dumps(c, indent=2) + "\n", "vocab.json": '{"<pad>": 0, "ä": 1}'}
+    documents = {"config.json": json.dumps(c, indent=2).encode() + b"\r\n", "merges.txt": b"\xff"}
+    documents["vocab.json"] = '{"<pad>": 0, "ä": 1}'.encode()
     if shards == 1:
         places = dict.fromkeys(tensors, "model.safetensors")
     else:
         places = {n: f"model-{i % shards + 1:05d}-of-{shards:05d}.safetensors" for i, n in enumerate(tensors)}
-        documents["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": places})
+        documents["model.safetensors.index.json"] = json.dumps({"metadata": {}, "weight_map": places}).encode()
     return Files(documents, tensors, places, {place: {"format": "pt"} for place in places.values()})
 
 

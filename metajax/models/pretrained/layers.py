@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from metajax.core import KeyArray, Params, Utterances
@@ -95,18 +96,30 @@ def linear(p: Params, x: Array) -> Array:
 
 
 def conv(p: Params, x: Array, stride: int = 1, pads: tuple[int, int] = (0, 0), groups: int = 1) -> Array:
-    """Convolution over time, `[n, time, features]`, of groups of features each by itself."""
-    kernel = p["kernel"]
+    """Convolution over time, `[n, time, features]`, of groups of features each by itself, at stride 1 if several."""
+    # lax's own padding takes 30 times as long on CPU
+    x, kernel = jnp.pad(x, ((0, 0), pads, (0, 0))), p["kernel"]
     if groups == 1:
-        y = _conv(x, kernel, stride, pads)
-    else:  # one after the other: on CPU many times faster than a grouped one
-        parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
-        y = jnp.concatenate([_conv(a, k, stride, pads) for a, k in parts], -1)
+        y = jax.lax.conv_general_dilated(x, kernel, (stride,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+    else:
+        y = _grouped(x, kernel, groups)
     return y + p["bias"] if "bias" in p else y
 
 
-def _conv(x: Array, kernel: Array, stride: int, pads: tuple[int, int]) -> Array:
-    return jax.lax.conv_general_dilated(x, kernel, (stride,), (pads,), dimension_numbers=("NWC", "WIO", "NWC"))
+def _grouped(x: Array, kernel: Array, groups: int) -> Array:
+    """A product for each group with what all taps see: with slopes a quarter of a grouped convolution on CPU."""
+    n, taps, outputs = len(x), len(kernel), kernel.shape[-1]
+    places = np.arange(x.shape[1] - taps + 1)[:, None] + np.arange(taps)
+
+    @jax.checkpoint  # what the taps see is many times as large as x
+    def one(pair: tuple[Array, Array]) -> Array:
+        x, kernel = pair
+        return x[:, places].reshape(n * len(places), -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+    apart = jnp.moveaxis(x.reshape(n, -1, groups, x.shape[-1] // groups), 2, 0)
+    kernels = jnp.moveaxis(kernel.reshape(taps, -1, groups, outputs // groups), 2, 0)
+    y = jax.lax.map(one, (apart, kernels)).reshape(groups, n, len(places), -1)
+    return jnp.moveaxis(y, 0, 2).reshape(n, len(places), outputs)
 
 
 def layer_norm(p: Params, x: Array, eps: float) -> Array:

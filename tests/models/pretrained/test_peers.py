@@ -41,6 +41,7 @@ MODELS = {
     "wavlm large": ("WavLMModel", STABLE | ODD),
     "wavlm ctc, few buckets": ("WavLMForCTC", LAYER | {"num_buckets": 8, "max_bucket_distance": 16}),
 }  # fmt: skip
+EVERYDAY = ("base", "large ctc", "batch norm", "wavlm")
 NUM, TIME = 3, 900
 
 
@@ -96,7 +97,7 @@ def compare(grads, slopes, settings, tolerance):
         np.testing.assert_allclose(grads[place] / scale, slope / scale, rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [n if n in EVERYDAY else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
 def test_equals_transformers(tmp_path, name):
     theirs, x = peer(name, tmp_path), waves()
     output, layers, scores = told(theirs, x)

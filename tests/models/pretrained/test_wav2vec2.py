@@ -67,21 +67,16 @@ def test_a_frame_needs_as_many_samples_as_the_convolutions_reach(tmp_path, unche
         model.apply(params, waves()[0])
 
 
-def test_mean_over_the_frames_that_count(tmp_path):
-    encoder, params = loaded(tmp_path, architectures=["Wav2Vec2Model"])
-    x = Utterances(waves(), jnp.array([330, 0, 500]))
-
-    @jax.jit
-    def both(params):
-        means = [pretrained.averaged(encoder, layer).apply(params, x) for layer in (None, -2)]
-        return encoder.encode(params, x), means
-
-    encoded, means = both(params)
-    for mean, frames in zip(means, (encoded.output, encoded.layers[0]), strict=True):
-        np.testing.assert_allclose(mean[0], np.asarray(frames)[0, :7].mean(0), atol=1e-6)
-        assert not np.asarray(mean[1]).any()
+def test_mean_over_the_frames_that_count():
+    frames = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    encoded = pretrained.Encoded(frames[0], (frames[1], frames[0]), jnp.array([2, 0, 5]))
+    encoder = pretrained.Pretrained(None, None, None, lambda params, x: encoded)
+    for layer, wanted in ((None, frames[0]), (-2, frames[1]), (0, frames[1])):
+        mean = pretrained.averaged(encoder, layer).apply({}, ())
+        np.testing.assert_allclose(mean[0], wanted[0, :2].mean(0), atol=1e-6)
+        assert not mean[1].any()
     with pytest.raises(InputError, match=r"layer is 2, expected -2..1"):
-        jax.eval_shape(pretrained.averaged(encoder, 2).apply, params, x)
+        pretrained.averaged(encoder, 2).apply({}, ())
 
 
 @pytest.mark.slow
@@ -100,17 +95,16 @@ PARTS = {
 }
 
 
-def test_low_rank_changes_of_it_are_learned(tmp_path):
+@pytest.mark.parametrize("part", PARTS)
+def test_parts_name_its_layers(tmp_path, part):
+    """Traced alone; what they learn is tested below."""
     model, params = vectors(tmp_path)
-    learner = mj.descent(model.apply, classify, optax.sgd(0.1), part=PARTS["lora"])
+    learner = mj.descent(model.apply, classify, optax.sgd(0.1), part=PARTS[part])
     batch = mj.Batch(waves(), mj.Labels(jnp.arange(3), jnp.arange(3)))
     theta = learner.init(params, jax.random.key(0))
-
-    def error(phi):
-        return classify(learner.predict(theta, phi, batch.x, None), batch.y)[0]
-
-    _, errors = jax.jit(lambda key: mj.adapt(learner, theta, batch, key, 1, probe=error))(jax.random.key(0))
-    assert errors[1] < errors[0] - 0.01
+    phi = jax.eval_shape(lambda key: mj.adapt(learner, theta, batch, key, 1)[0], jax.random.key(0))
+    assert len(phi.own) == {"only": 8, "lora": 6, "film": 10}[part]
+    assert all(name.startswith(("encoder.", "feature_")) for name in phi.own)
 
 
 @pytest.mark.slow

@@ -41,12 +41,12 @@ class _Reader(pickle.Unpickler):
         if (module, name) == ("torch._utils", "_rebuild_parameter"):
             return lambda data, *_: data
         if module == "torch" and name in _TYPES:
-            return np.dtype(_TYPES[name])
+            return name
         raise InputError(f"{self.path} names {module}.{name}, expected nothing but tensors; it was not run.")
 
     def persistent_load(self, pid: Any) -> np.ndarray:
-        _, dtype, key, *_ = pid
-        return np.frombuffer(self.archive.read(f"{self.folder}data/{key}"), dtype)
+        _, kind, key, *_ = pid
+        return np.frombuffer(self.archive.read(f"{self.folder}data/{key}"), _TYPES[kind])
 
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], path: Path) -> np.ndarray:

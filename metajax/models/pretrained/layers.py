@@ -67,13 +67,15 @@ def averaged(model: Pretrained, layer: int | None = None) -> Model:
 
 
 def samples_of(x: PyTree, reach: int) -> tuple[Float[Array, "n samples"], Int[Array, " n"]]:
-    """Samples, 0 past each utterance's end, and lengths; an `InputError` where the array is shorter than `reach`."""
+    """Samples, 0 past each utterance's end, and lengths; an `InputError` where they are whole or fewer than `reach`."""
     wave, lengths = x if isinstance(x, Utterances) else (x, None)
     wave = jnp.asarray(wave)
     check_shape(wave, "n samples", reach)
+    if not jnp.issubdtype(wave.dtype, jnp.floating):
+        raise InputError(f"x is {wave.dtype}, expected samples of floating point within -1..1.")
     if lengths is None:
         return wave, jnp.full(len(wave), wave.shape[1])
-    return jnp.where(within(lengths, wave.shape[1]), wave, 0), lengths
+    return jnp.where(within(lengths, wave.shape[1]), wave, 0), jnp.minimum(lengths, wave.shape[1])
 
 
 def within(lengths: Int[Array, " n"], size: int) -> Bool[Array, "n size"]:

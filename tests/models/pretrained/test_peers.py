@@ -201,9 +201,10 @@ def test_round_trip_and_adapted_weights_load_in_transformers(tmp_path, name):
 
 def test_reads_what_torch_save_wrote(tmp_path):
     theirs = peer("large ctc", tmp_path)
-    state = theirs.state_dict()
-    state = {n.replace("parametrizations.weight.original0", "weight_g"): a for n, a in state.items()}
-    state = {n.replace("parametrizations.weight.original1", "weight_v"): a for n, a in state.items()}
+    state = theirs.state_dict()  # with an attribute of its own, `_metadata`
+    for new, old in (("original0", "weight_g"), ("original1", "weight_v")):
+        stem = "wav2vec2.encoder.pos_conv_embed.conv."
+        state[stem + old] = state.pop(f"{stem}parametrizations.weight.{new}")
     _, wanted, _ = pretrained.load(tmp_path)
     (tmp_path / "model.safetensors").unlink()
     state["lm_head.weight"] = torch.nn.Parameter(state["lm_head.weight"].T.contiguous().T)  # other strides

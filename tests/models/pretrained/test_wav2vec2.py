@@ -65,6 +65,8 @@ def test_a_frame_needs_as_many_samples_as_the_convolutions_reach(tmp_path, unche
         model.apply(params, waves(89))
     with pytest.raises(InputError, match=r"x has shape \(500,\)"):
         model.apply(params, waves()[0])
+    with pytest.raises(InputError, match="x is int32, expected samples of floating point"):
+        model.apply(params, waves().astype(int))
 
 
 def test_mean_over_the_frames_that_count():

@@ -29,7 +29,7 @@ from metajax.errors import InputError
 
 
 def conv(
-    x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], stride: int = 1
+    x: Float[Array, "n *space features"], kernel: Float[Array, "*taps"], stride: int = 1, pads: Pads | None = None
 ) -> Float[Array, "n *out outputs"]:
     """Convolution with SAME padding, y[t] = sum_j x[stride * t + j - left] @ kernel[j], over one or two axes of space.
 
@@ -37,20 +37,23 @@ def conv(
       x: inputs, `[n, time, features]` or `[n, time, mel, features]`.
       kernel: weights, `[taps..., features, outputs]`.
       stride: step along every axis of space.
+      pads: zeros before and after along each axis of space, in place of SAME padding, at stride 1.
 
     Returns:
       `[n, ceil(time / stride), ..., outputs]`, equal to `jax.lax.conv_general_dilated` with SAME padding.
 
     Raises:
-      InputError: x and kernel do not fit each other.
+      InputError: x and kernel do not fit each other, or there are `pads` at another stride.
     """
     if x.ndim != kernel.ndim or x.ndim not in (3, 4) or x.shape[-1] != kernel.shape[-2] or x.dtype != kernel.dtype:
         raise InputError(
             f"x is {x.dtype} of shape {x.shape} and kernel {kernel.dtype} of shape {kernel.shape}, "
             "expected one type, [n, *space, features] and [*taps, features, outputs] with one or two axes of space."
         )
+    if pads is not None and stride != 1:
+        raise InputError(f"stride is {stride}, expected 1 where pads are given.")
     taps = kernel.shape[:-2]
-    pads = same_pads(x.shape[1:-1], taps, stride)
+    pads = same_pads(x.shape[1:-1], taps, stride) if pads is None else pads
     if stride == 1:
         return conv_p.bind(x[None], kernel[None], pads=pads, formulation=current())[0]
     # a strided convolution is a dense one over blocks of `stride` cells, each block's cells counted as features

@@ -45,6 +45,14 @@ def test_conv_is_that_of_lax(space, taps, stride):
     np.testing.assert_allclose(y, wanted, atol=1e-5)
 
 
+def test_conv_pads_as_told(unchecked):
+    x, kernel = operands((9, 6), (3, 1))
+    wanted = jax.lax.conv_general_dilated(x, kernel, (1, 1), ((0, 0), (2, 1)), dimension_numbers=LAYOUTS[2])
+    np.testing.assert_allclose(conv(x, kernel, pads=((0, 0), (2, 1))), wanted, atol=1e-5)
+    with pytest.raises(mj.InputError, match="stride is 2, expected 1 where pads are given"):
+        conv(x, kernel, 2, ((0, 0), (2, 1)))
+
+
 def scalar(function, stride, x, kernel):
     return jnp.sin(function(x, kernel, stride)).sum()
 

@@ -1,0 +1,176 @@
+"""What the layers of pretrained encoders compute, as functions of their parameters."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from metajax.core import KeyArray, Params, Utterances
+from metajax.errors import InputError
+from metajax.models.model import Model, check_shape
+
+
+class Encoded(NamedTuple):
+    """What an encoder makes of utterances."""
+
+    output: Float[Array, "n frames features"]
+    layers: tuple[Float[Array, "n frames features"], ...]  # what goes into the first layer, what each layer gives
+    lengths: Int[Array, " n"]  # how many frames count
+
+
+class Pretrained(NamedTuple):
+    """A `Model` that also tells what every layer gives."""
+
+    init: Callable[[KeyArray, PyTree], Params]
+    apply: Callable[..., Array]
+    statistics: Callable[[Params, PyTree], dict[str, Array]]
+    encode: Callable[[Params, PyTree], Encoded]  # parameters, samples at 16 kHz `[n, samples]` or `Utterances` of them
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_new": jax.nn.gelu,
+    "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
+    "swish": jax.nn.silu,
+    "tanh": jnp.tanh,
+}
+
+
+def averaged(model: Pretrained, layer: int | None = None) -> Model:
+    """A model of one vector an utterance: the mean over its frames of what the encoder gives, or one of its layers.
+
+    Args:
+      model: the encoder.
+      layer: 0 for what goes into the first layer, k for what layer k gives, negative from the last; None for the
+        encoder's output.
+
+    Returns:
+      A model with outputs `[n, features]`, for the same parameters.
+
+    Raises:
+      InputError: when called, there is no such layer.
+    """
+
+    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "n features"]:
+        output, layers, lengths = model.encode(params, x)
+        if layer is not None and not -len(layers) <= layer < len(layers):
+            raise InputError(f"layer is {layer}, expected {-len(layers)}..{len(layers) - 1}.")
+        output = output if layer is None else layers[layer]
+        counts = within(lengths, output.shape[1])[..., None]
+        return jnp.where(counts, output, 0).sum(1) / jnp.maximum(counts.sum(1), 1).astype(output.dtype)
+
+    return Model(model.init, apply, model.statistics)
+
+
+def samples_of(x: PyTree, reach: int) -> tuple[Float[Array, "n samples"], Int[Array, " n"]]:
+    """Samples, 0 past each utterance's end, and lengths; an `InputError` where they are whole or fewer than `reach`."""
+    wave, lengths = x if isinstance(x, Utterances) else (x, None)
+    wave = jnp.asarray(wave)
+    check_shape(wave, "n samples", reach)
+    if not jnp.issubdtype(wave.dtype, jnp.floating):
+        raise InputError(f"x is {wave.dtype}, expected samples of floating point within -1..1.")
+    if lengths is None:
+        return wave, jnp.full(len(wave), wave.shape[1])
+    return jnp.where(within(lengths, wave.shape[1]), wave, 0), jnp.minimum(lengths, wave.shape[1])
+
+
+def within(lengths: Int[Array, " n"], size: int) -> Bool[Array, "n size"]:
+    """Which of so many places lie before each length."""
+    return jnp.arange(size) < lengths[:, None]
+
+
+def normalized(wave: Float[Array, "n samples"], lengths: Int[Array, " n"]) -> Float[Array, "n samples"]:
+    """Each utterance less its mean, over its standard deviation (its variance plus 1e-7), and 0 past its end."""
+    count = jnp.maximum(lengths, 1)[:, None].astype(wave.dtype)
+    inside = within(lengths, wave.shape[1])
+    centred = jnp.where(inside, wave - wave.sum(1, keepdims=True) / count, 0)  # the wave is 0 past its end
+    return centred / jnp.sqrt(jnp.square(centred).sum(1, keepdims=True) / count + 1e-7)
+
+
+def linear(p: Params, x: Array) -> Array:
+    """x @ kernel + bias."""
+    y = x @ p["kernel"]
+    return y + p["bias"] if "bias" in p else y
+
+
+def conv(p: Params, x: Array, stride: int = 1, pads: tuple[int, int] = (0, 0), groups: int = 1) -> Array:
+    """Convolution over time, `[n, time, features]`, of groups of features each by itself, at stride 1 if several."""
+    kernel = p["kernel"]
+    if groups == 1:
+        y = jax.lax.conv_general_dilated(x, kernel, (stride,), (pads,), dimension_numbers=("NWC", "WIO", "NWC"))
+    else:
+        y = _grouped(jnp.pad(x, ((0, 0), pads, (0, 0))), kernel, groups)
+    return y + p["bias"] if "bias" in p else y
+
+
+def _grouped(x: Array, kernel: Array, groups: int) -> Array:
+    """A product for each group with what all taps see: with slopes a quarter of a grouped convolution on CPU."""
+    n, taps, outputs = len(x), len(kernel), kernel.shape[-1]
+    places = np.arange(x.shape[1] - taps + 1)[:, None] + np.arange(taps)
+
+    @jax.checkpoint  # what the taps see is many times as large as x
+    def one(pair: tuple[Array, Array]) -> Array:
+        x, kernel = pair
+        return x[:, places].reshape(n * len(places), -1) @ kernel.reshape(-1, kernel.shape[-1])
+
+    apart = jnp.moveaxis(x.reshape(n, -1, groups, x.shape[-1] // groups), 2, 0)
+    kernels = jnp.moveaxis(kernel.reshape(taps, -1, groups, outputs // groups), 2, 0)
+    y = jax.lax.map(one, (apart, kernels)).reshape(groups, n, len(places), -1)
+    return jnp.moveaxis(y, 0, 2).reshape(n, len(places), outputs)
+
+
+def layer_norm(p: Params, x: Array, eps: float) -> Array:
+    """scale (x - mean) / sqrt(variance + eps) + bias over the features, at least in single precision."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    centred = wide - wide.mean(-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + eps)
+    return (y * p["scale"] + p["bias"]).astype(x.dtype)
+
+
+def channel_norm(p: Params, x: Array, lengths: Int[Array, " n"]) -> Array:
+    """Every feature of every utterance normalised over the frames that count."""
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    inside = within(lengths, x.shape[1])[..., None]
+    count = jnp.maximum(lengths, 1)[:, None, None].astype(wide.dtype)
+    mean = jnp.where(inside, wide, 0).sum(1, keepdims=True) / count
+    centred = jnp.where(inside, wide - mean, 0)
+    y = centred * jax.lax.rsqrt(jnp.square(centred).sum(1, keepdims=True) / count + 1e-5)
+    return (y * p["scale"] + p["bias"]).astype(x.dtype)
+
+
+def attention(
+    p: Params,
+    x: Float[Array, "n time features"],
+    heads: int,
+    seen: Bool[Array, "n time"] | None = None,
+    bias: Float[Array, "n heads time time"] | None = None,
+) -> Float[Array, "n time features"]:
+    """Self-attention: softmax(q k^T / sqrt(size) + bias) v over the frames `seen`, for each head."""
+    q, k, v = (linear(p[name], x).reshape(*x.shape[:2], heads, -1) for name in ("q_proj", "k_proj", "v_proj"))
+    scores = jnp.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
+    scores = scores.astype(jnp.promote_types(x.dtype, jnp.float32))
+    if bias is not None:
+        scores = scores + bias
+    if seen is not None:  # finite, so that an utterance of no frames gives no NaN
+        scores = jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
+    weights = jax.nn.softmax(scores, -1).astype(x.dtype)
+    return linear(p["out_proj"], jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape))
+
+
+def required(config: dict[str, Any], fields: tuple[str, ...], size: str, heads: str) -> None:
+    """An `InputError` where config.json lacks one of `fields`, or its size does not divide into its heads."""
+    if missing := [field for field in fields if field not in config]:
+        raise InputError(f"config.json lacks {missing[0]}, which a {config['model_type']} model needs.")
+    if config[size] % config[heads]:
+        raise InputError(f"config.json: {size} is {config[size]}, expected a multiple of {heads} = {config[heads]}.")
+
+
+def known(value: Any, allowed: Any, field: str) -> Any:
+    """The value; an `InputError` that names the field of config.json where it is not among those that are read."""
+    if value not in allowed:
+        raise InputError(f"config.json: {field} is {value!r}, expected one of {', '.join(map(str, allowed))}.")
+    return value

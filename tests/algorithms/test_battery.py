@@ -365,9 +365,9 @@ def test_a_gradient_method_learns_sinusoids(name):
     algorithm = METHODS[name].make(setting)
     theta = algorithm.learner.init(model.init(KEY, jnp.zeros((1, 1))), KEY)
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(2e-3))
-    state = mj.init_state(theta, optimizer, 2000)
+    state = mj.init_state(theta, optimizer, 1000)
     step = mj.meta_step(algorithm.objective, optimizer, sample, 10)
-    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 2000)))(state)
+    state, metrics = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(jax.random.key(1), 1000)))(state)
     assert jnp.isfinite(metrics["loss"]).all()
     curve = mj.evaluate(algorithm.learner, squared_error, state.theta, sample, jax.random.key(2), 300, 3, chunk=300)[
         "loss"

@@ -104,7 +104,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
         if cell.method == "from_scratch":
             finish = lambda theta: scratch  # noqa: E731
     # no schedule, so that the curve by training time is that of shorter budgets; the average of theta stands in for one
-    optimizer, mesh = recipes.adamw(s.outer_rate), task_mesh(s.tasks)
+    run, optimizer, mesh = methods.curves(learner, steps), recipes.adamw(s.outer_rate), task_mesh(s.tasks)
     how: dict[str, Any] = {"chunk": methods.chunk_of(method), "mesh": mesh}
     theta = built.algorithm.learner.init(recipes.fresh(built.model.init, sample, init_key), init_key)
     state = replicate(mj.init_state(theta, optimizer, 1, average=s.average), mesh)
@@ -121,8 +121,8 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
                 seconds += time.perf_counter() - start
                 rejected += int(not np.isfinite(metrics["loss"]))
             if end in SHARES:
-                tried: dict[str, Any] = {"episodes": s.episodes, "num_steps": steps, "seed": cell.seed}
-                found = methods.tested(learner, finish(mj.trained(state)), validation, test, **tried)
+                theta = finish(mj.trained(state))
+                found = methods.tested(run, theta, validation, test, episodes=s.episodes, seed=cell.seed)
                 curve = report.curve(*mj.mean_ci95(found.accuracy))
                 by_time.append({"seconds": end * s.budget, "accuracy": curve, "rate": found.rate})
     return {

@@ -25,14 +25,13 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, report, runs
+from metajax import checkpoint, methods, report, runs
 from metajax.data import images
 from metajax.data.augment import normalize
 from metajax.data.cache import default_folder
 from metajax.data.features import FeatureSettings
 from metajax.data.words import Words, load_words, names_of, sampler
 from metajax.losses import classify, multitask_losses
-from metajax.methods import scorer
 from metajax.models import image_encoder, tcresnet8
 from metajax.models.multitask import multitask
 from metajax.names import match, replaced
@@ -125,7 +124,8 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
     params = jax.jit(model.init)(jax.random.key(cell.seed), {"new": x, "speech": x, "image": pixels[:2]})
     zeros = {n: jnp.zeros_like(a) for n, a in match({"params": params}, ["params.heads.new"]).items()}
     parts = {"validation": max(s.episodes // 10, 2), "test": s.episodes}
-    tests = [scorer(learner, sampler(words, p, **sizes), n, s.adapt_steps, cell.seed + n) for p, n in parts.items()]
+    run = methods.curves(learner, s.adapt_steps)
+    tests = [methods.scorer(run, sampler(words, p, **sizes), n, cell.seed + n) for p, n in parts.items()]
     phases = arms(s.weights)[cell.arm]
     adapts, tried = any(kind != "joint" for kind, *_ in phases), []
     for train_rate in s.rates if adapts else s.rates[:1]:

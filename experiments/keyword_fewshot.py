@@ -116,7 +116,8 @@ def train(s: Settings, name: str, built: methods.Built, data: Data, theta: Theta
         sample = mixture(sample, words.sampler(data.also, "train", **sizes), s.also_share)
     validate = None
     if s.validate and data.validation is not None and built.num_steps:
-        score = methods.scorer(lambda _: built.tested, data.validation, 200, built.num_steps, s.seed + 2)
+        run = methods.curves(lambda _: built.tested, built.num_steps)
+        score = methods.scorer(run, data.validation, 200, s.seed + 2)
         validate = lambda theta: float(score(theta)[:, -1].mean())  # noqa: E731
     steps, rate = RECIPES.get(name, (400, 2e-3))
     return recipes.meta_train(
@@ -155,15 +156,14 @@ def run(s: Settings) -> None:
     runs.open_folder(s.out, config, resume=s.resume)
     curves, told = {}, {}  # by method: accuracy at each step, and what else the table tells
 
-    def test(name: str, learner: Any, theta: Theta, steps: int, **more: Any) -> None:
+    def test(name: str, run: methods.Curves, theta: Theta, **more: Any) -> None:
         print(f"testing {name}", flush=True)
-        how: dict[str, Any] = {"episodes": s.episodes, "num_steps": steps, "seed": s.seed}
-        found = methods.tested(learner, theta, data.validation, data.test, **how)
+        found = methods.tested(run, theta, data.validation, data.test, episodes=s.episodes, seed=s.seed)
         curves[name] = report.curve(*mj.mean_ci95(found.accuracy))
-        ms = adaptation_ms(learner(found.rate or 0.0), theta, data.test, min(steps, s.num_steps))
+        ms = adaptation_ms(run.learner(found.rate or 0.0), theta, data.test, min(run.num_steps, s.num_steps))
         told[name] = {"inner_rate": found.rate, "adapt_ms": ms} | more
 
-    tuned = lambda rate: mj.descent(net(s.ways).apply, mj.losses.classify, optax.sgd(rate))  # noqa: E731
+    tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, mj.losses.classify, optax.sgd(rate)), STEPS)
     scratch = {"params": recipes.fresh(net(s.ways).init, data.test, key)}
     for name, built in made.items():
         theta = built.algorithm.learner.init(recipes.fresh(built.model.init, data.test, key), key)
@@ -175,11 +175,11 @@ def run(s: Settings) -> None:
             del trained["theta"], trained["state"]
         checkpoint.save(s.out / name / "theta", theta)
         if name == "joint":  # learns no task by itself: it is fine-tuned
-            test("joint, fine-tuned", tuned, methods.graft(theta, scratch["params"]), STEPS, **trained)
+            test("joint, fine-tuned", tuning, methods.graft(theta, scratch["params"]), **trained)
         else:
             steps = built.num_steps if built.num_steps == 1 else built.tested.max_steps or STEPS
-            test(name, lambda rate, name=name: build(name, rate).tested, theta, steps, **trained)
-    test("from scratch", tuned, scratch, STEPS)
+            test(name, methods.curves(lambda rate, name=name: build(name, rate).tested, steps), theta, **trained)
+    test("from scratch", tuning, scratch)
     splits = {f"unseen_{what}s": words.names_of(data.target, "test", what) for what in ("label", "speaker")}
     splits |= {f"train_{what}s": len(words.names_of(data.source, "train", what)) for what in ("label", "speaker")}
     results = {"accuracy": next(iter(curves.values())), "curves": curves, "methods": told, "chance": 1 / s.ways}

@@ -71,7 +71,7 @@ def run(s: Settings) -> None:
         theta = algorithm.learner.init(recipes.fresh(model.init, train, key), key)
         how = {"optimizer": recipes.adamw(), "chunk": 1, "title": name}
         fitted = recipes.meta_train([(1.0, algorithm.objective)], theta, train, key, s.outer_steps, **how)
-        score = methods.scorer(lambda _, a=algorithm: a.learner, test, s.episodes, s.num_steps, seed=2)
+        score = methods.scorer(methods.curves(lambda _, a=algorithm: a.learner, s.num_steps), test, s.episodes, seed=2)
         curves[name] = report.curve(*mj.mean_ci95(score(fitted.theta)))
     print(report.table(curves, 1 / s.ways, range(s.num_steps + 1)))
     title = f"Synthetic words, {s.ways}-way 1-shot, unseen words and speakers, {s.episodes} episodes"

@@ -117,7 +117,7 @@ def run(s: Settings) -> None:
         for shots in s.shots:
             sizes = {"ways": s.ways, "shots": shots, "queries": s.queries}
             sample = episodes(features, label[clips], speaker[clips], **sizes, across=s.across, name=s.corpus)
-            score = methods.scorer(lambda _, a=learner: a, sample, s.episodes, 1, s.seed + 1)
+            score = methods.scorer(methods.curves(lambda _, a=learner: a, 1), sample, s.episodes, s.seed + 1)
             mean, ci95 = (float(a[-1]) for a in mj.mean_ci95(score(theta)))
             scores.setdefault(name, {})[shots] = {"mean": mean, "ci95": ci95}
             cells.append(report.percent(scores[name][shots]))

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from metajax.core import Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
+from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
 from metajax.errors import InputError
 from metajax.parallel import hoisted, over_tasks
 
@@ -43,22 +43,31 @@ def evaluate(
       Metrics, each of shape `[num_tasks, num_steps + 1]`.
     """
 
-    def curve(theta: Theta, key: KeyArray) -> Metrics:
-        sample_key, adapt_key, key = jax.random.split(key, 3)
-        episode = sample(sample_key)
-
-        def probe(phi: Phi) -> Metrics:
-            return error(learner.predict(theta, phi, episode.query.x, key), episode.query.y)[1]
-
-        return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
+    def one(theta: Theta, key: KeyArray) -> Metrics:
+        return curve(learner, error, theta, drawn(sample, key), key, num_steps)
 
     def curves(theta: Theta, keys: Key[Array, " tasks"]) -> Metrics:
-        return jax.lax.map(lambda key: curve(theta, key), keys, batch_size=None if chunk == 1 else chunk)
+        return jax.lax.map(lambda key: one(theta, key), keys, batch_size=None if chunk == 1 else chunk)
 
     keys = jax.random.split(key, num_tasks)
     run = curves if mesh is None else over_tasks(curves, mesh)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, keys)))
     return run(theta, keys) if traced else hoisted(run)(theta, keys)
+
+
+def drawn(sample: Sampler, key: KeyArray) -> Episode:
+    """The episode of `evaluate`'s key of a task."""
+    return sample(jax.random.split(key, 3)[0])
+
+
+def curve(learner: Learner, error: Error, theta: Theta, episode: Episode, key: KeyArray, num_steps: int) -> Metrics:
+    """Query metrics of one task after each of the steps 0..num_steps, `[num_steps + 1]`."""
+    _, adapt_key, query_key = jax.random.split(key, 3)
+
+    def probe(phi: Phi) -> Metrics:
+        return error(learner.predict(theta, phi, episode.query.x, query_key), episode.query.y)[1]
+
+    return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
 
 
 def adaptation_ms(learner: Learner, theta: Theta, sample: Sampler, num_steps: int) -> float:

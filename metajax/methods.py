@@ -11,11 +11,12 @@ import optax
 from jaxtyping import Array, PyTree
 
 import metajax as mj
-from metajax.core import Apply, Error, Objective, Params, Sampler, Theta
+from metajax.core import Apply, Error, KeyArray, Objective, Params, Sampler, Theta
+from metajax.evaluate import curve, drawn
 from metajax.losses import classify, classify_corpus
 from metajax.models import Model
 from metajax.names import named
-from metajax.parallel import hoisted, replicate, task_mesh
+from metajax.parallel import hoisted, over_tasks, replicate, task_mesh
 
 
 class Setting(NamedTuple):
@@ -193,23 +194,62 @@ def graft(theta: Theta, fresh: Params) -> Theta:
     return {"params": theta["params"] | {"head": jax.tree.map(jnp.zeros_like, fresh["head"])}}
 
 
-def scorer(
-    learner: Callable[[Array], mj.Learner],
-    sample: Sampler,
-    num_tasks: int,
-    num_steps: int,
-    seed: int,
-    error: Error = classify,
-) -> Callable[..., np.ndarray]:
-    """Compiled `(theta, inner rate) -> query accuracy [num_tasks, num_steps + 1]`, tasks spread over the devices."""
-    mesh = task_mesh(num_tasks)
+class Curves(NamedTuple):
+    """A learner, compiled to be tested on any episodes of one shape."""
 
-    def accuracy(theta: Theta, rate: Array) -> Array:
-        key = jax.random.key(seed)
-        return mj.evaluate(learner(rate), error, theta, sample, key, num_tasks, num_steps, mesh=mesh)["accuracy"]
+    learner: Callable[[Array], mj.Learner]  # of an inner rate
+    run: Callable[..., Array]  # (theta, inner rate, episodes, keys) -> query accuracy [tasks, num_steps + 1]
+    num_steps: int
 
-    run = hoisted(accuracy)
-    return lambda theta, rate=0.0: np.asarray(run(replicate(theta, mesh), jnp.float32(rate)))
+
+def curves(learner: Callable[[Array], mj.Learner], num_steps: int, error: Error = classify) -> Curves:
+    """Adaptation curves on episodes from anywhere, so that validation and test, and any theta, share one program.
+
+    Args:
+      learner: of an inner rate.
+      num_steps: adaptation steps.
+      error: of the query set, with `accuracy` among its metrics.
+    """
+
+    def one(theta: Theta, rate: Array, episode: mj.Episode, key: KeyArray) -> Array:
+        return curve(learner(rate), error, theta, episode, key, num_steps)["accuracy"]
+
+    def all_of(shared: tuple[Theta, Array], items: tuple[mj.Episode, Array]) -> Array:
+        return jax.lax.map(lambda item: one(*shared, *item), items)
+
+    @hoisted
+    def run(theta: Theta, rate: Array, episodes: mj.Episode, keys: Array) -> Array:
+        return over_tasks(all_of, task_mesh(len(keys)))((theta, rate), (episodes, keys))
+
+    return Curves(learner, run, num_steps)
+
+
+_BATCH = 32  # episodes drawn and tested at a time
+
+
+def scorer(curves: Curves, sample: Sampler, num_tasks: int, seed: int) -> Callable[..., np.ndarray]:
+    """`(theta, inner rate) -> query accuracy [num_tasks, num_steps + 1]` on the tasks of `evaluate(key(seed))`.
+
+    Args:
+      curves: how a task is learned and tested, compiled.
+      sample: task distribution.
+      num_tasks: number of tasks, spread over the devices.
+      seed: equal seeds give equal tasks.
+    """
+    mesh, draw = task_mesh(min(num_tasks, _BATCH)), hoisted(jax.vmap(partial(drawn, sample)))
+    size = -(-min(num_tasks, _BATCH) // mesh.size) * mesh.size
+    spread = jax.NamedSharding(mesh, jax.sharding.PartitionSpec("tasks"))
+    keys = jax.random.split(jax.random.key(seed), num_tasks)
+
+    def score(theta: Theta, rate: float | Array = 0.0) -> np.ndarray:
+        theta, rate = replicate((theta, jnp.float32(rate)), mesh)
+        found = []
+        for start in range(0, num_tasks, size):
+            some = keys[(start + np.arange(size)) % num_tasks]  # some again at the end, so that one program serves
+            found.append(curves.run(theta, rate, *jax.device_put((draw(some), some), spread)))
+        return np.concatenate(found)[:num_tasks]
+
+    return score
 
 
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates that validation chooses from, for every method alike
@@ -223,26 +263,25 @@ class Tested(NamedTuple):
 
 
 def tested(
-    learner: Callable[[Array], mj.Learner], theta: Theta, validation: Sampler | None, test: Sampler, *,
-    episodes: int, num_steps: int, seed: int, rates: Sequence[float] = RATES, choosing: int = 30,
+    curves: Curves, theta: Theta, validation: Sampler | None, test: Sampler, *,
+    episodes: int, seed: int, rates: Sequence[float] = RATES, choosing: int = 32,
 ) -> Tested:  # fmt: skip
     """Test a learner at the inner rate with the best accuracy on validation episodes after the last step.
 
     Args:
-      learner: of an inner rate.
+      curves: of the learner.
       theta: what is tested.
       validation: episodes to choose on; None takes the middle rate.
       test: episodes to test on.
       episodes: how many of them.
-      num_steps: adaptation steps; one-step learners have no rate to choose.
       seed: equal seeds give equal episodes, also for another learner.
-      rates: to choose from.
+      rates: to choose from; one-step learners have none to choose.
       choosing: validation episodes.
     """
     rate = None
-    if num_steps > 1:
+    if curves.num_steps > 1:
         rate = rates[len(rates) // 2]
         if validation is not None:
-            score = scorer(learner, validation, choosing, num_steps, seed + 2)
+            score = scorer(curves, validation, choosing, seed + 2)
             rate = max(rates, key=lambda rate: float(np.nan_to_num(score(theta, rate)[:, -1].mean())))
-    return Tested(scorer(learner, test, episodes, num_steps, seed + 1)(theta, rate or 0.0), rate)
+    return Tested(scorer(curves, test, episodes, seed + 1)(theta, rate or 0.0), rate)

@@ -13,7 +13,7 @@ import metajax as mj
 from metajax.core import adapt
 from metajax.inner import plain
 from metajax.losses import classify, entropy, squared_error
-from metajax.methods import METHODS, Setting, build, graft, scorer
+from metajax.methods import METHODS, Setting, build, curves, graft, scorer
 from metajax.models import mlp
 from metajax.models.model import Model
 from metajax.names import named
@@ -207,7 +207,7 @@ def test_scores_are_those_of_evaluate_and_a_graft_has_a_head_of_zeros():
     built, _, test = on_probe("maml")
     theta = theta_of(built, test)
     learner = lambda rate: mj.descent(built.model.apply, classify, optax.sgd(rate))  # noqa: E731
-    score = scorer(learner, test, 3, 1, seed=7)
+    score = scorer(curves(learner, 1), test, 3, seed=7)
     found = jax.jit(lambda t: mj.evaluate(learner(0.3), classify, t, test, jax.random.key(7), 3, 1)["accuracy"])(theta)
     np.testing.assert_allclose(score(theta, 0.3), found, rtol=1e-6)
     assert score(theta, 0.0).shape == (3, 2) and (score(theta, 0.0)[:, 0] == score(theta, 0.0)[:, 1]).all()

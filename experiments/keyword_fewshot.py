@@ -8,7 +8,7 @@ Trains MAML with learned curvature, ProtoNet and a joint model for about equal t
 other words by other speakers, and shows the accuracy after 0, 1, 2, ... adaptation steps: Meta-Curvature and the
 fine-tuned joint model by gradient steps, ProtoNet in one, and a network that was never trained. Validation chooses the
 rate of each. With `--theta RUN` nothing is trained: the theta of an earlier run is tested, on any corpus, or trained on
-from there with `--outer-steps` or `--seconds`. Without arguments: embedded synthetic speech, 4 minutes on 2 CPU cores.
+from there with `--outer-steps` or `--seconds`. Without arguments: embedded synthetic speech, 5 minutes on 2 CPU cores.
 """
 
 import sys

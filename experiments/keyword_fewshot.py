@@ -32,7 +32,7 @@ from metajax.tasks.episodes import SHARING, Across, mixture
 
 Corpus = Literal["espeak", "fsdd", "arabic", "speech_commands", "manifest"]
 STEPS = 10  # adaptation steps at test
-# outer steps for about equal times, 20 to 25 s each on 2 CPU cores, and outer rates chosen on other divisions of words
+# outer steps for about equal times, 20 to 25 s each on 2 CPU cores; outer rates: see experiments/results/synthetic.md
 RECIPES = {"meta_curvature": (170, 2e-3), "maml": (240, 2e-3), "protonet": (360, 2e-3), "joint": (560, 1e-2)}
 
 
@@ -42,7 +42,7 @@ class Settings:
     root: Path | None = None  # its folder, or the manifest file (CSV, TSV or JSON lines)
     eval_corpus: Corpus | None = None  # corpus to test on, if another
     eval_root: Path | None = None  # its folder or manifest
-    also: Corpus | None = None  # another corpus, whose words are trained on in a share of the episodes
+    also: Corpus | None = None  # another corpus, whose words episodes are of, too; joint training takes none
     also_root: Path | None = None  # its folder or manifest
     also_share: float = 0.65  # that share
     max_hz: float = 7600.0  # upper edge of the mel bands; 3800 for 8 kHz audio

@@ -9,7 +9,7 @@ from jaxtyping import Array, ArrayLike, Float, Key
 
 from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
 from metajax.errors import InputError
-from metajax.parallel import hoisted, over_tasks
+from metajax.parallel import hoisted, over_tasks, replicate
 
 
 def evaluate(
@@ -52,7 +52,9 @@ def evaluate(
     keys = jax.random.split(key, num_tasks)
     run = curves if mesh is None else over_tasks(curves, mesh)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((theta, keys)))
-    return run(theta, keys) if traced else hoisted(run)(theta, keys)
+    if traced:
+        return run(theta, keys)
+    return hoisted(run)(theta if mesh is None else replicate(theta, mesh), keys)
 
 
 def drawn(sample: Sampler, key: KeyArray) -> Episode:

@@ -245,6 +245,12 @@ def test_evaluation_in_chunks_and_over_devices_changes_nothing_and_other_learner
     np.testing.assert_allclose(curve(PLAIN, 5), one, rtol=1e-5)
     spread = curve(PLAIN, 1, task_mesh(5))  # on two devices 3 and 2
     np.testing.assert_allclose(spread, one, rtol=1e-5)
+    held = random_episode(KEY)  # an array that the sampler closes over lies on one device
+    sample = lambda key: jax.tree.map(lambda a: a + jax.random.normal(key), held)  # noqa: E731
+    found = [
+        evaluate(PLAIN, squared_error, THETA, sample, KEY, 3, 1, mesh=mesh)["loss"] for mesh in (None, task_mesh(3))
+    ]
+    np.testing.assert_allclose(*found, rtol=1e-5)
     adam = curve(descent(mlp, squared_error, optax.adam(0.1)), 1)
     np.testing.assert_allclose(adam[:, 0], one[:, 0], rtol=1e-6)
     assert differs(adam[:, 1], one[:, 1], 1e-3)

@@ -92,8 +92,12 @@ def _weights(folder: Path) -> list[Path]:
         if index.is_file():
             try:
                 names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-                raise InputError(f"{index} is damaged, expected an object with weight_map.") from error
+                if any(Path(name).name != name for name in names):
+                    raise ValueError(names)
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise InputError(
+                    f"{index} is damaged, expected an object with weight_map, names of files in its folder."
+                ) from error
             if missing := [name for name in names if not (folder / name).is_file()]:
                 raise InputError(f"{folder} lacks {missing[0]}, one of the {len(names)} shards that its index names.")
             return [folder / name for name in names]

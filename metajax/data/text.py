@@ -36,6 +36,8 @@ def _letters(text: str) -> str:
 
 
 def _ipa(text: str) -> str:
+    if SPACE in text.split():  # parted already, as `decode` writes it
+        return _nfc(text)
     words = []
     for word in unicodedata.normalize("NFD", text).split():
         parts: list[str] = []
@@ -99,7 +101,7 @@ class Encoded(NamedTuple):
 class ErrorRates(NamedTuple):
     """Substitutions, deletions and insertions over what was said, of all utterances together."""
 
-    word: float  # per word of the references; of phonemes apart by spaces, per phoneme
+    word: float  # per word of the references; of phonemes apart by spaces, per phoneme, `|` counted
     character: float  # per character, spaces counted
     words: int  # of the references
     characters: int
@@ -239,7 +241,8 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str], normalizer
     Args:
       references: what was said.
       hypotheses: what was recognised.
-      normalizer: one of `NORMALIZERS`, for both.
+      normalizer: one of `NORMALIZERS`, for both; of phonemes that `decode` wrote, a word alone is not known as parted:
+        give references through "ipa", and "nfc" here.
 
     Raises:
       InputError: there is no such normaliser, the numbers differ, or all references are empty.
@@ -282,7 +285,7 @@ def _row(vocabulary: Vocabulary, numbers: dict[str, int], text: str, name: str) 
     if unknown := [i for i, token in enumerate(tokens) if token not in numbers]:
         token, able = (
             tokens[unknown[0]],
-            (n for n, f in NORMALIZERS.items() if set(_tokens(f(text), unit)) <= {*numbers}),
+            (n for n, f in NORMALIZERS.items() if (made := _tokens(f(text), unit)) and {*made} <= {*numbers}),
         )
         code = f" (U+{ord(token):04X})" if len(token) == 1 else ""
         mended = next((f"normalizer {n!r} would mend it" for n in able), "no normaliser would mend it")

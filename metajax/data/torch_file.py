@@ -51,6 +51,8 @@ class _Reader(pickle.Unpickler):
 
 def _tensor(storage: np.ndarray, offset: int, size: tuple[int, ...], stride: tuple[int, ...], path: Path) -> np.ndarray:
     """A copy of part of a storage, which it lies within."""
+    if not isinstance(storage, np.ndarray) or storage.ndim != 1 or not storage.flags.c_contiguous:
+        raise InputError(f"{path} is damaged: a tensor is made of something else than a storage.")
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     if math.prod(size) and not (0 <= offset <= last < len(storage) >= math.prod(size) and min(stride, default=0) >= 0):
         raise InputError(f"{path} is damaged: a tensor of shape {list(size)} lies outside its {len(storage)} numbers.")

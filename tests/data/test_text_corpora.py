@@ -301,6 +301,7 @@ BAD = {
         ("train/metadata.csv", "file_name,words\nx/1.wav,one\n", "metadata.csv, line 2: no text, expected one of"),
         ("train/metadata.csv", "name,text\nx/1.wav,one\n", "no column 'file_name'"),
         ("train/metadata.csv", "file_name,text\n../../x.wav,one\n", "line 2: train/../../x.wav leads out of"),
+        ("train/metadata.csv", "file_name,text\n/etc/hosts,one\n", "line 2: /etc/hosts leads out of"),
         ("train/metadata.csv", "file_name,text\n,one\n", "line 2: the file_name is empty"),
     ],
     "librispeech": [
@@ -338,7 +339,15 @@ def test_a_list_that_is_not_utf8(tmp_path):
         recognise(tmp_path / "x.jsonl.gz")
 
 
+def test_a_speaker_that_pandas_lacked_is_unknown(tmp_path):
+    path, _, _ = nemo(tmp_path)
+    write(tmp_path, {path.name: '{"audio_filepath": "wavs/a.wav", "text": "x", "speaker": NaN}'})
+    assert corpora.read("nemo", path, folder=tmp_path).columns["speaker"].tolist() == [-1]
+
+
 def test_what_is_for_no_reader(tmp_path):
+    with pytest.raises(InputError, match="timit takes no folder"):
+        corpora.read("timit", tmp_path, folder=tmp_path)
     write(tmp_path, {"x.csv": "file,words\na,b\n", "y.txt": "path\n", "list.csv": "path,text\na,b\n"})
     with pytest.raises(InputError, match=r"x.csv is for no reader: its fields are file, words, expected .*nemo"):
         recognise(tmp_path / "x.csv")

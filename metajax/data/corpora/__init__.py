@@ -41,6 +41,7 @@ READERS: dict[str, Callable[..., Recordings]] = {
     "speechbrain": speechbrain.read,
 }
 _WORDS = ("espeak", "fsdd", "arabic", "speech_commands")  # whose readers take no on_error
+_LISTS = ("manifest", "nemo", "kaldi", "lhotse", "speechbrain")  # whose paths may be of another folder
 _NOISE: dict[str, Callable[[str | Path], list[Path]]] = {
     "arabic": arabic.noise_files,
     "speech_commands": speech_commands.noise_files,
@@ -78,6 +79,8 @@ def read(
     if name not in _WORDS:
         options["on_error"] = on_error
     if "folder" in options:
+        if name not in _LISTS:
+            raise InputError(f"The corpus {name} takes no folder: its paths lie in root.")
         options["root"] = options.pop("folder")
     return READERS[name](root, **options)
 

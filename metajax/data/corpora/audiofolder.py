@@ -51,7 +51,9 @@ def read(path: str | Path, *, on_error: OnError = "raise") -> Recordings:
                 raise InputError(f"{source}, line {line}: no text, expected one of {', '.join(_TEXTS)}.")
             if not row["file_name"]:
                 raise InputError(f"{source}, line {line}: the file_name is empty.")
-            file = (source.parent / str(row["file_name"])).relative_to(root).as_posix()
+            file = str(row["file_name"])
+            if not Path(file).is_absolute():  # else `from_rows` refuses it, if it leads out
+                file = (source.parent / file).relative_to(root).as_posix()
             values |= {"path": file} | ({"split": split} if split else {})
             rows.append(Row(source, line, values))
     return from_rows(root.name, root, rows, root, on_error)

@@ -19,7 +19,7 @@ _SUBSET = re.compile(r"(train|dev|test)-(clean|other)(-\d+)?")
 def read(path: str | Path, *, on_error: OnError = "raise") -> Recordings:
     """Read the utterances that the files `*.trans.txt` in a folder tell the text of.
 
-    The columns are speaker, chapter, and subset and split where the folders are named as the data set's
+    The columns are speaker, language, chapter, and subset and split where the folders are named as the data set's
     (`train-clean-100`, `dev-other`); FLAC files without text are counted in a warning.
 
     Args:

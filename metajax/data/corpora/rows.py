@@ -5,6 +5,7 @@ import io
 import json
 import math
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -98,7 +99,9 @@ def json_lines(path: Path, needed: Sequence[str] = ()) -> Iterator[tuple[int, di
 
 
 def as_text(value: Any) -> str | None:
-    """A value of JSON as a CSV file would hold it."""
+    """A value of JSON as a CSV file would hold it; NaN, as pandas writes what is missing, is none."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
     return value if value is None or isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
@@ -121,7 +124,7 @@ def _unpacked(path: Path) -> str:
         return read_text(path)
     try:
         return gzip.decompress(path.read_bytes()).decode("utf-8-sig")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
 
 

@@ -41,7 +41,9 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
         file = found["wav"].replace("$data_root", str(root.absolute())).replace("{data_root}", str(root.absolute()))
         values["path"] = file or None
         if found.get("start") and found.get("stop"):
-            values |= _seconds(inside(root, file, where), found["start"], found["stop"], where)
+            there = inside(root, file, where)
+            if there.is_file():  # else `from_rows` tells
+                values |= _seconds(there, found["start"], found["stop"], where)
         rows.append(Row(path, line, values))
     return from_rows(path.stem, path, rows, root, on_error)
 

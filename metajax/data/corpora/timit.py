@@ -21,7 +21,7 @@ def read(
     """Read all sentences, in capitals or small letters, as SPHERE or as WAV files.
 
     The columns are speaker, dialect ("DR1"), sentence ("SA1", "SI943", "SX43"; those of SA are said by all speakers,
-    and usually left out) and split. `official` and `core` test sets are the user's to choose, by speaker.
+    and usually left out), language and split. `official` and `core` test sets are the user's to choose, by speaker.
 
     Args:
         path: the folder that holds `TRAIN` and `TEST`.

@@ -35,11 +35,12 @@ def load(
     Returns:
       The model, whose `apply` takes samples at 16 kHz, `[n, samples]` or `Utterances` of them, and gives the CTC head's
       scores `[n, frames, vocabulary]`, or frames `[n, frames, features]` where there is no head; the parameters; what
-      `save` needs beside them.
+      `save` needs beside them. Scores are in the checkpoint's order, the blank at its `pad_token_id`; with
+      `scores[..., np.array(read_vocabulary(...).ids)]` it is at 0, where `ctc`, `suta` and decoding expect it.
 
     Raises:
       InputError: the folder is no checkpoint, an architecture is not read, a shard or a tensor is missing, a tensor is
-        unexpected or of another shape; when called, x is of another shape or too short.
+        unexpected or of another shape, the blank is no token; when called, x is of another shape or too short.
     """
     files = read_files(path)
     config = document(files, "config.json")
@@ -58,6 +59,8 @@ def load(
     reader = _READERS[kind]
     c = reader.checked(config)
     shapes = reader.shapes(c, head)
+    if head and c["pad_token_id"] not in range(shapes["lm_head.weight"][0]):
+        raise InputError(f"config.json: pad_token_id is {c['pad_token_id']!r}, expected a token of the CTC head.")
     tensors, names = fitted(files.tensors, shapes, reader.CARRIED)
     params = to_params(tensors, shapes, dtype)
     types = {name: tensor.dtype for name, tensor in tensors.items()}

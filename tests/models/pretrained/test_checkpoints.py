@@ -123,9 +123,10 @@ def test_refuses_what_is_no_checkpoint(tmp_path):
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(InputError, match="lacks model-00002-of-00002.safetensors, one of the 2 shards"):
         pretrained.load(tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(InputError, match="index.json is damaged"):
-        pretrained.load(tmp_path)
+    for content in ("{}", '{"weight_map": {"a": "../b.safetensors"}}', '{"weight_map": {"a": 1}}'):
+        (tmp_path / "model.safetensors.index.json").write_text(content)
+        with pytest.raises(InputError, match="index.json is damaged"):
+            pretrained.load(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\1\0\0\0\0\0\0\0x")
     with pytest.raises(InputError, match="model.safetensors is damaged"):
         pretrained.load(tmp_path)
@@ -245,6 +246,18 @@ def test_a_tensor_lies_within_its_storage(tmp_path, size, stride, right):
     else:
         with pytest.raises(InputError, match="lies outside its 6 numbers"):
             read_files(tmp_path)
+
+
+def test_a_tensor_is_no_storage_of_another(tmp_path):
+    """Else one of shape (2000, 0), which holds nothing, would pass for 2000 numbers."""
+    empty, outer = Tensor((2000, 0), (0, 0), 6), Tensor((2000,), (1,), 6)
+    outer.storage = empty
+    with (tmp_path / "data").open("wb") as file:
+        Pickler(file, 2).dump({"weight": outer})
+    archive(tmp_path / "pytorch_model.bin", (tmp_path / "data").read_bytes(), [("0", np.arange(6, dtype=np.float32))])
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="something else than a storage"):
+        read_files(tmp_path)
 
 
 def test_names_are_those_of_the_checkpoint(tmp_path):

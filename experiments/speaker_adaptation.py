@@ -1,0 +1,206 @@
+"""Can a recogniser that was meta-trained on speakers adapt to a new one from 10 s, with their text or without?
+
+    python experiments/speaker_adaptation.py --root DIR
+    python experiments/speaker_adaptation.py --corpus fsdd --root DIR --out runs/speakers_fsdd
+
+Strings of digits are joined from single ones; a task is a speaker: four strings to adapt to (about 10 s), others to
+recognise, which share no recording with them. A small Conformer learns jointly on the training speakers. From there
+every arm goes on for an equal time: jointly (the start of plain fine-tuning and of SUTA, test-time adaptation as
+published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates), its inner steps with the text's loss or with an
+error that needs none, its outer steps always with the text's. For every arm and every number of steps, validation
+speakers choose the inner rate and what adapts. The error is that of characters, by greedy decoding, on speakers that
+were never heard. A cell is a file: the same command goes on where it was stopped. A seed takes MINUTES on 2 CPU cores.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax as mj
+from metajax import checkpoint, recipes, recognition, report, runs
+from metajax.core import Error, Sampler, Theta
+from metajax.data.cache import default_folder
+from metajax.data.corpora import read
+from metajax.data.corpora.joined import SAYS, SAYS_ARABIC, joined
+from metajax.data.features import FeatureSettings
+from metajax.data.speech import Speech, held_out, load_speech, speakers
+from metajax.losses import ctc, entropy, suta
+from metajax.models import recogniser
+from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+
+STEPS = (0, 1, 2, 5, 10)  # after which the error is told
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
+ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
+PARTS = {"all": mj.inner.everything, "film": mj.film, "lora": partial(mj.lora, 4)}
+
+
+class Arm(NamedTuple):
+    """What theta descends, and how it adapts."""
+
+    kind: Literal["joint", "fomaml", "reptile", "meta_sgd"]
+    error: Error  # of the support set
+    parts: tuple[str, ...]  # what adapts; meta-trained once for each
+    rate: float = 0.1  # inner rate while training, from which learned rates start
+
+
+CORPORA = {"arabic": (SAYS_ARABIC, 7600.0), "fsdd": (SAYS, 3800.0)}  # what is said; upper edge of the mel bands, Hz
+ARMS = {
+    "fine-tuned": Arm("joint", ctc, ("all", "film", "lora")),
+    "fomaml": Arm("fomaml", ctc, ("all",), 0.03),
+    "reptile": Arm("reptile", ctc, ("all",), 0.03),
+    "meta_sgd": Arm("meta_sgd", ctc, ("all", "film"), 0.03),
+    "SUTA": Arm("joint", suta, ("film", "all")),
+    "entropy, meta-learned": Arm("meta_sgd", entropy, ("film",), 0.3),
+    "SUTA, meta-learned": Arm("meta_sgd", suta, ("film",), 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    root: Path  # folder of the corpus
+    corpus: Literal["arabic", "fsdd"] = "arabic"  # whose digits are joined
+    arms: tuple[str, ...] = tuple(ARMS)  # which to compare, the first joint: before any step it is never adapted
+    seeds: tuple[int, ...] = (0,)  # of the division of the speakers, parameters and tasks
+    strings: int = 100  # joined for each speaker
+    words: tuple[int, int] = (3, 5)  # digits in a string, the fewest and the most
+    shots: int = 4  # strings to adapt to, 2.5 s each
+    queries: int = 6  # strings to recognise
+    num_steps: int = 2  # inner steps while training with text
+    blind_steps: int = 1  # the same without
+    pretrain: float = 60.0  # seconds of joint training that all start from
+    further: float = 30.0  # seconds of every arm after that
+    outer_steps: int | None = None  # a number of outer steps in place of each of these times
+    outer_rate: float = 2e-3  # peak outer learning rate; half of it after pretraining
+    tasks: int = 4  # speakers per outer step
+    augment: float = 0.5  # strength of the augmentation; 0 for none
+    width: float = 0.5  # of the Conformer
+    validation_tasks: int = 24  # to choose on
+    test_tasks: int = 48  # to test on
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
+    out: Path = Path("runs/speaker_adaptation")  # folder of the results; the same command goes on there
+
+
+class Cell(NamedTuple):
+    seed: int
+    arm: str
+
+
+def load(s: Settings) -> Speech:
+    """Strings of digits, by speaker."""
+    says, high = CORPORA[s.corpus]
+    strings = joined(read(s.corpus, s.root), says, strings=s.strings, words=s.words, halves=True)
+    return load_speech(strings, settings=FeatureSettings(high=high), cache=s.cache)
+
+
+def bench(s: Settings, speech: Speech, seed: int) -> Callable[[Arm], dict[str, Any]]:
+    """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
+    who = len(np.unique(speech.corpus.columns["speaker"]))
+    parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
+    sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": "half"}
+    episodes = speakers(speech, values=parts[0], augmentation=s.augment, **sizes)
+    many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
+    model, key = recogniser(width=s.width, num_layers=2)(len(speech.vocabulary.tokens)), jax.random.key(seed)
+
+    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> dict[str, Any]:
+        path, like = s.out / f"seed{seed}" / title, {"theta": theta, "outer_steps": jnp.int32(0)}
+        if not checkpoint.exists(path):
+            fitted = recipes.meta_train(
+                [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title, average=0.98,
+                optimizer=recipes.adamw(rate), num_tasks=s.tasks, chunk=1 if jax.default_backend() == "cpu" else None,
+                seconds=None if s.outer_steps else seconds,
+            )  # fmt: skip
+            checkpoint.save(path, {"theta": fitted.theta, "outer_steps": fitted.state.count})
+        return checkpoint.restore(path, like)
+
+    jointly, further = mj.joint(model.apply, ctc).objective, (s.further, s.outer_rate / 2)
+    fresh = {"params": recipes.fresh(model.init, many, key)}
+    start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)["theta"]
+
+    def trained(arm: Arm, name: str) -> dict[str, Any]:
+        part = PARTS[name]()
+        if arm.kind == "joint":
+            found = train("joint", jointly, start, many, *further)
+            return found | {"theta": found["theta"] | part.init(found["theta"]["params"], key)}
+        steps, inner = s.num_steps if arm.error is ctc else s.blind_steps, optax.sgd(arm.rate)
+        method = getattr(mj, arm.kind)(model.apply, ctc, inner, steps, support_error=arm.error, part=part)
+        return train(
+            f"{arm.kind}-{arm.error.__name__}-{name}",
+            method.objective,
+            method.learner.init(start["params"], key),
+            episodes,
+            *further,
+        )
+
+    def tester(arm: Arm, part: mj.Part, values: tuple[str, ...], num: int, salt: int) -> Callable[..., Any]:
+        sample, mesh = speakers(speech, values=values, **sizes), task_mesh(num)
+        rule = mj.rates() if arm.kind == "meta_sgd" else mj.plain()
+
+        def found(theta: Theta, rate: jax.Array) -> Any:
+            inner = optax.adam(rate * ADAM) if arm.error is suta and arm.kind == "joint" else optax.sgd(rate)
+            learner = mj.descent(model.apply, arm.error, inner, part=part, rule=rule, first_order=True)
+            draw = jax.random.fold_in(key, salt)
+            return mj.evaluate(learner, recognition.heard, theta, sample, draw, num, max(STEPS), mesh=mesh)
+
+        run = hoisted(found)
+        curves = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
+        return lambda theta, rate: curves(run(replicate(theta, mesh), jnp.float32(rate)))
+
+    def cell(arm: Arm) -> dict[str, Any]:
+        validation, tests, counts = {}, {}, {}
+        for name in arm.parts:
+            theta, counts[name] = (found := trained(arm, name))["theta"], int(found["outer_steps"])
+            score = tester(arm, PARTS[name](), parts[1], s.validation_tasks, 1)
+            validation |= {(name, rate): score(theta, rate) for rate in RATES}
+            tests[name] = partial(tester(arm, PARTS[name](), parts[2], s.test_tasks, 2), theta)
+        found = recognition.chosen(validation, lambda option: tests[option[0]](option[1]), STEPS)
+        return found | {"outer_steps": counts, "speakers": parts}
+
+    return cell
+
+
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the tables and the picture."""
+    least = {"strings": 2, "words": 1, "shots": 1, "queries": 1, "num_steps": 1, "blind_steps": 1, "tasks": 1}
+    least |= {"outer_steps": 1, "seeds": 0, "validation_tasks": 2, "test_tasks": 2, "augment": 0}
+    runs.check(s, ("plot",), width=0.1, pretrain=0.1, further=0.1, **least)
+    runs.known("arms", s.arms, ARMS)
+    use_all_cores(s.cache / "compiled")
+    config, speech = runs.config(s, ("root", "out", "cache", "seeds", "arms")), load(s)
+    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
+    of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
+    wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
+    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(ARMS[cell.arm]))
+    by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
+    rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS) for arm, cells in by_arm.items()}
+    split = [len(part) for part in done[wanted[0]]["speakers"]]
+    title = (
+        f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {split} speakers to train, "
+        f"choose and test on, {s.test_tasks} test tasks, seeds {s.seeds},\n"
+        f"character error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+    )
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
+    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    never, panels, lines = rows[s.arms[0]]["character"][0], {}, []
+    for told, labelled in (("with text", True), ("without text", False)):
+        panels[told] = {arm: rows[arm]["character"] for arm in s.arms if (ARMS[arm].error is ctc) == labelled}
+        panels[told] |= {"never adapted": [never | {"step": step} for step in STEPS]}
+    for arm, row in rows.items():
+        tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]
+        errors = [report.percent(row[name]) for name in ("character_at_step", "word_at_step", "less")]
+        lines.append([arm, ", ".join(map(str, row["step"])), ", ".join(tuned), *errors])
+    head = ["after the steps that validate best", "steps", "part, rate", "character error", "word error", "less error"]
+    told = [report.table(panel, None, STEPS) for panel in panels.values()]
+    print("", title, *told, report.markdown(head, lines), f"Results and picture are in {s.out}.", sep="\n\n")
+    report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="character error (%)")
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(Settings, run, __doc__))

@@ -82,8 +82,7 @@ class Settings:
     tasks: int = 4  # speakers per outer step
     augment: float = 0.5  # strength of the augmentation; 0 for none
     width: float = 0.5  # of the Conformer
-    validation_tasks: int = 24  # to choose on
-    test_tasks: int = 48  # to test on
+    episodes: int = 48  # tasks to test on; half as many to choose on
     cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
     out: Path = Path("runs/speaker_adaptation")  # folder of the results; the same command goes on there
 
@@ -91,13 +90,6 @@ class Settings:
 class Cell(NamedTuple):
     seed: int
     arm: str
-
-
-def load(s: Settings) -> Speech:
-    """Strings of digits, by speaker."""
-    says, high = CORPORA[s.corpus]
-    strings = joined(read(s.corpus, s.root), says, strings=s.strings, words=s.words, halves=True)
-    return load_speech(strings, settings=FeatureSettings(high=high), cache=s.cache)
 
 
 def bench(s: Settings, speech: Speech, seed: int) -> Callable[[Arm], dict[str, Any]]:
@@ -157,9 +149,9 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[Arm], dict[str, A
         validation, tests, counts = {}, {}, {}
         for name in arm.parts:
             theta, counts[name] = (found := trained(arm, name))["theta"], int(found["outer_steps"])
-            score = tester(arm, PARTS[name](), parts[1], s.validation_tasks, 1)
+            score = tester(arm, PARTS[name](), parts[1], s.episodes // 2, 1)
             validation |= {(name, rate): score(theta, rate) for rate in RATES}
-            tests[name] = partial(tester(arm, PARTS[name](), parts[2], s.test_tasks, 2), theta)
+            tests[name] = partial(tester(arm, PARTS[name](), parts[2], s.episodes, 2), theta)
         found = recognition.chosen(validation, lambda option: tests[option[0]](option[1]), STEPS)
         return found | {"outer_steps": counts, "speakers": parts}
 
@@ -169,11 +161,15 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[Arm], dict[str, A
 def run(s: Settings) -> None:
     """Every cell that is missing, then the tables and the picture."""
     least = {"strings": 2, "words": 1, "shots": 1, "queries": 1, "num_steps": 1, "blind_steps": 1, "tasks": 1}
-    least |= {"outer_steps": 1, "seeds": 0, "validation_tasks": 2, "test_tasks": 2, "augment": 0}
+    least |= {"outer_steps": 1, "seeds": 0, "episodes": 4, "augment": 0}
     runs.check(s, ("plot",), width=0.1, pretrain=0.1, further=0.1, **least)
     runs.known("arms", s.arms, ARMS)
+    if ARMS[s.arms[0]].kind != "joint":
+        raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
     use_all_cores(s.cache / "compiled")
-    config, speech = runs.config(s, ("root", "out", "cache", "seeds", "arms")), load(s)
+    config, (says, high) = runs.config(s, ("root", "out", "cache", "seeds", "arms")), CORPORA[s.corpus]
+    strings = joined(read(s.corpus, s.root), says, strings=s.strings, words=s.words, halves=True)
+    speech = load_speech(strings, settings=FeatureSettings(high=high), cache=s.cache)
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
     wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
@@ -183,7 +179,7 @@ def run(s: Settings) -> None:
     split = [len(part) for part in done[wanted[0]]["speakers"]]
     title = (
         f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {split} speakers to train, "
-        f"choose and test on, {s.test_tasks} test tasks, seeds {s.seeds},\n"
+        f"choose and test on, {s.episodes} test tasks, seeds {s.seeds},\n"
         f"character error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     )
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}

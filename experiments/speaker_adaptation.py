@@ -6,10 +6,10 @@
 Strings of digits are joined from single ones; a task is a speaker: four strings to adapt to (about 10 s), others to
 recognise, which share no recording with them. A small Conformer learns jointly on the training speakers. From there
 every arm goes on for an equal time: jointly (the start of plain fine-tuning and of SUTA, test-time adaptation as
-published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates), its inner steps with the text's loss or with an
-error that needs none, its outer steps always with the text's. For every arm and every number of steps, validation
-speakers choose the inner rate and what adapts. The error is that of characters, by greedy decoding, on speakers that
-were never heard. A cell is a file: the same command goes on where it was stopped. A seed takes MINUTES on 2 CPU cores.
+published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates). Its inner steps take the text's loss or an
+error that needs none: SUTA's, the entropy, or one that is learned; its outer steps always the text's. For every arm and
+number of steps, validation speakers choose the inner rate and what adapts. The error is that of characters, by greedy
+decoding, on speakers never heard. The same command goes on where it was stopped. MINUTES a seed on 2 CPU cores.
 """
 
 import sys
@@ -32,14 +32,15 @@ from metajax.data.corpora import read
 from metajax.data.corpora.joined import SAYS, SAYS_ARABIC, joined
 from metajax.data.features import FeatureSettings
 from metajax.data.speech import Speech, held_out, load_speech, speakers
-from metajax.losses import ctc, entropy, suta
-from metajax.models import recogniser
+from metajax.losses import ctc, entropy, of_logits, suta, verdict
+from metajax.models import judged, recogniser
 from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
 
 STEPS = (0, 1, 2, 5, 10)  # after which the error is told
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
 ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
-PARTS = {"all": mj.inner.everything, "film": mj.film, "lora": partial(mj.lora, 4)}
+PARTS = {"all": mj.inner.everything, "film": mj.film, "lora": partial(mj.lora, 4), "context": partial(mj.context, 16)}
+TEXT = of_logits(ctc)
 
 
 class Arm(NamedTuple):
@@ -48,18 +49,20 @@ class Arm(NamedTuple):
     kind: Literal["joint", "fomaml", "reptile", "meta_sgd"]
     error: Error  # of the support set
     parts: tuple[str, ...]  # what adapts; meta-trained once for each
-    rate: float = 0.1  # inner rate while training, from which learned rates start
+    rate: float = 0.0  # inner rate while training, from which learned rates start
+    adam: bool = False  # in place of gradient descent, when tested
 
 
 CORPORA = {"arabic": (SAYS_ARABIC, 7600.0), "fsdd": (SAYS, 3800.0)}  # what is said; upper edge of the mel bands, Hz
 ARMS = {
-    "fine-tuned": Arm("joint", ctc, ("all", "film", "lora")),
-    "fomaml": Arm("fomaml", ctc, ("all",), 0.03),
-    "reptile": Arm("reptile", ctc, ("all",), 0.03),
-    "meta_sgd": Arm("meta_sgd", ctc, ("all", "film"), 0.03),
-    "SUTA": Arm("joint", suta, ("film", "all")),
-    "entropy, meta-learned": Arm("meta_sgd", entropy, ("film",), 0.3),
-    "SUTA, meta-learned": Arm("meta_sgd", suta, ("film",), 0.3),
+    "fine-tuned": Arm("joint", TEXT, ("all", "film", "lora")),
+    "FOMAML": Arm("fomaml", TEXT, ("all",), 0.03),
+    "Reptile": Arm("reptile", TEXT, ("all",), 0.03),
+    "Meta-SGD": Arm("meta_sgd", TEXT, ("all", "film"), 0.03),
+    "SUTA": Arm("joint", of_logits(suta), ("film", "all"), adam=True),
+    "SUTA, meta-learned": Arm("meta_sgd", of_logits(suta), ("film",), 0.3),
+    "entropy, meta-learned": Arm("meta_sgd", of_logits(entropy), ("film",), 0.3),
+    "learned error": Arm("meta_sgd", verdict, ("film",), 0.3),
 }
 
 
@@ -92,14 +95,15 @@ class Cell(NamedTuple):
     arm: str
 
 
-def bench(s: Settings, speech: Speech, seed: int) -> Callable[[Arm], dict[str, Any]]:
+def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     who = len(np.unique(speech.corpus.columns["speaker"]))
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
     sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": "half"}
     episodes = speakers(speech, values=parts[0], augmentation=s.augment, **sizes)
     many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
-    model, key = recogniser(width=s.width, num_layers=2)(len(speech.vocabulary.tokens)), jax.random.key(seed)
+    key, encoder = jax.random.key(seed), recogniser(width=s.width, num_layers=2)(None)
+    model = judged(encoder, len(speech.vocabulary.tokens))
 
     def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> dict[str, Any]:
         path, like = s.out / f"seed{seed}" / title, {"theta": theta, "outer_steps": jnp.int32(0)}
@@ -112,43 +116,38 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[Arm], dict[str, A
             checkpoint.save(path, {"theta": fitted.theta, "outer_steps": fitted.state.count})
         return checkpoint.restore(path, like)
 
-    jointly, further = mj.joint(model.apply, ctc).objective, (s.further, s.outer_rate / 2)
+    jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, s.outer_rate / 2)
     fresh = {"params": recipes.fresh(model.init, many, key)}
     start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)["theta"]
 
-    def trained(arm: Arm, name: str) -> dict[str, Any]:
+    def trained(title: str, arm: Arm, name: str) -> dict[str, Any]:
         part = PARTS[name]()
         if arm.kind == "joint":
             found = train("joint", jointly, start, many, *further)
             return found | {"theta": found["theta"] | part.init(found["theta"]["params"], key)}
-        steps, inner = s.num_steps if arm.error is ctc else s.blind_steps, optax.sgd(arm.rate)
-        method = getattr(mj, arm.kind)(model.apply, ctc, inner, steps, support_error=arm.error, part=part)
-        return train(
-            f"{arm.kind}-{arm.error.__name__}-{name}",
-            method.objective,
-            method.learner.init(start["params"], key),
-            episodes,
-            *further,
-        )
+        steps, inner = s.num_steps if arm.error is TEXT else s.blind_steps, optax.sgd(arm.rate)
+        method = getattr(mj, arm.kind)(model.apply, TEXT, inner, steps, support_error=arm.error, part=part)
+        theta = method.learner.init(start["params"], key)
+        return train(f"{title}, {name}", method.objective, theta, episodes, *further)
 
     def tester(arm: Arm, part: mj.Part, values: tuple[str, ...], num: int, salt: int) -> Callable[..., Any]:
         sample, mesh = speakers(speech, values=values, **sizes), task_mesh(num)
         rule = mj.rates() if arm.kind == "meta_sgd" else mj.plain()
 
+        @hoisted
         def found(theta: Theta, rate: jax.Array) -> Any:
-            inner = optax.adam(rate * ADAM) if arm.error is suta and arm.kind == "joint" else optax.sgd(rate)
+            inner = optax.adam(rate * ADAM) if arm.adam else optax.sgd(rate)
             learner = mj.descent(model.apply, arm.error, inner, part=part, rule=rule, first_order=True)
-            draw = jax.random.fold_in(key, salt)
-            return mj.evaluate(learner, recognition.heard, theta, sample, draw, num, max(STEPS), mesh=mesh)
+            draw, hear = jax.random.fold_in(key, salt), of_logits(recognition.heard)
+            return mj.evaluate(learner, hear, theta, sample, draw, num, max(STEPS), mesh=mesh)
 
-        run = hoisted(found)
         curves = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
-        return lambda theta, rate: curves(run(replicate(theta, mesh), jnp.float32(rate)))
+        return lambda theta, rate: curves(found(replicate(theta, mesh), jnp.float32(rate)))
 
-    def cell(arm: Arm) -> dict[str, Any]:
+    def cell(title: str, arm: Arm) -> dict[str, Any]:
         validation, tests, counts = {}, {}, {}
         for name in arm.parts:
-            theta, counts[name] = (found := trained(arm, name))["theta"], int(found["outer_steps"])
+            theta, counts[name] = (found := trained(title, arm, name))["theta"], int(found["outer_steps"])
             score = tester(arm, PARTS[name](), parts[1], s.episodes // 2, 1)
             validation |= {(name, rate): score(theta, rate) for rate in RATES}
             tests[name] = partial(tester(arm, PARTS[name](), parts[2], s.episodes, 2), theta)
@@ -173,7 +172,7 @@ def run(s: Settings) -> None:
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
     wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
-    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(ARMS[cell.arm]))
+    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm, ARMS[cell.arm]))
     by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
     rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS) for arm, cells in by_arm.items()}
     split = [len(part) for part in done[wanted[0]]["speakers"]]
@@ -186,7 +185,7 @@ def run(s: Settings) -> None:
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     never, panels, lines = rows[s.arms[0]]["character"][0], {}, []
     for told, labelled in (("with text", True), ("without text", False)):
-        panels[told] = {arm: rows[arm]["character"] for arm in s.arms if (ARMS[arm].error is ctc) == labelled}
+        panels[told] = {arm: rows[arm]["character"] for arm in s.arms if (ARMS[arm].error is TEXT) == labelled}
         panels[told] |= {"never adapted": [never | {"step": step} for step in STEPS]}
     for arm, row in rows.items():
         tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]

@@ -97,13 +97,12 @@ class Cell(NamedTuple):
 
 def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
-    who = len(np.unique(speech.corpus.columns["speaker"]))
+    key, who = jax.random.key(seed), len(np.unique(speech.corpus.columns["speaker"]))
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
     sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": "half"}
     episodes = speakers(speech, values=parts[0], augmentation=s.augment, **sizes)
     many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
-    key, encoder = jax.random.key(seed), recogniser(width=s.width, num_layers=2)(None)
-    model = judged(encoder, len(speech.vocabulary.tokens))
+    model = judged(recogniser(width=s.width, num_layers=2)(None), len(speech.vocabulary.tokens))
 
     def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> dict[str, Any]:
         path, like = s.out / f"seed{seed}" / title, {"theta": theta, "outer_steps": jnp.int32(0)}

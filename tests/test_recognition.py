@@ -69,6 +69,8 @@ def test_every_step_is_chosen_on_validation_alone():
     assert found["validation"] == pytest.approx([0.5, 0.2, 0.3]) and found["step"] == 1
     assert found["character"] == [[0.7, 0.1, 0.2], [0.5, 0.3, 0.4]]
     assert found["word"] == [[1.4, 0.2, 0.4], [1.0, 0.6, 0.8]]
+    validation["film", 1.0]["word"] = np.zeros((1, 3))
+    assert chosen(validation, tests.__getitem__, (0, 1, 10), "word")["option"] == [("film", 1.0)] * 3
 
 
 def test_the_reduction_is_against_no_adaptation_at_the_chosen_step():
@@ -85,6 +87,7 @@ def test_the_reduction_is_against_no_adaptation_at_the_chosen_step():
     assert row["word_at_step"]["mean"] == pytest.approx(0.4)
     assert row["less"]["mean"] == pytest.approx((5 / 8 + 1 / 2) / 2)
     assert row["less"]["ci95"] == pytest.approx(12.706 * 0.0625, rel=1e-3)  # Student's t of two
+    assert summary(cells, [{"word": [[1, 0, 0]] * 2}] * 2, (0, 1, 10), "word")["less"]["mean"] == pytest.approx(0.6)
     alone = summary(cells[:1], never[:1], (0, 1, 10))
     assert alone["less"]["mean"] == pytest.approx(5 / 8)
     assert alone["less"]["ci95"] == pytest.approx(1.96 * np.std([0.75, 0.5], ddof=1) / 2**0.5)

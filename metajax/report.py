@@ -33,11 +33,10 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def curve(mean: np.ndarray, ci95: np.ndarray) -> Curve:
-    """An adaptation curve as a results file keeps it."""
-    return [
-        {"step": step, "mean": float(m), "ci95": float(c)} for step, (m, c) in enumerate(zip(mean, ci95, strict=True))
-    ]
+def curve(mean: np.ndarray, ci95: np.ndarray, steps: Sequence[int] | None = None) -> Curve:
+    """An adaptation curve as a results file keeps it, at all steps or those given."""
+    steps = range(len(mean)) if steps is None else steps
+    return [{"step": k, "mean": float(m), "ci95": float(c)} for k, m, c in zip(steps, mean, ci95, strict=True)]
 
 
 def table(curves: dict[str, Curve], chance: float | None, steps: Sequence[int], *, percent: bool = True) -> str:
@@ -159,9 +158,15 @@ def present(
 
 
 def plot_panels(
-    panels: dict[str, dict[str, list[dict[str, Any]]]], title: str, path: Path, *, x: str, label: str
+    panels: dict[str, dict[str, list[dict[str, Any]]]],
+    title: str,
+    path: Path,
+    *,
+    x: str,
+    label: str,
+    what: str = "query accuracy (%)",
 ) -> None:
-    """Draw accuracies with 95 % bars against the points' field `x`, a panel of many curves each, into a PNG."""
+    """Draw accuracies, or `what`, with 95 % bars against the field `x`, a panel of many curves each, into a PNG."""
     with picture(path, title, len(panels), figsize=(7 * len(panels), 6)) as every:
         for axes, (name, curves) in zip(every, panels.items(), strict=True):
             for i, (shown, points) in enumerate(curves.items()):
@@ -169,6 +174,6 @@ def plot_panels(
                 style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":")[i // 10], "marker": ".", "capsize": 2}
                 told = f"{shown}: {100 * mean[-1]:.1f}"
                 axes.errorbar(at, 100 * mean, 100 * ci95, label=told, linewidth=1, **style)
-            axes.set(title=name, xlabel=label, ylabel="query accuracy (%)")
+            axes.set(title=name, xlabel=label, ylabel=what)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7, ncols=2)

@@ -129,6 +129,7 @@ def by_column(
     shots: int,
     queries: int,
     values: Sequence[str] | None = None,
+    apart: str | None = None,
     augmentation: float = 0.0,
 ) -> Sampler:
     """Tasks that are values of a column: utterances of one speaker, language or accent, with what was said in them.
@@ -141,6 +142,7 @@ def by_column(
         shots: support utterances of a task.
         queries: query utterances of a task.
         values: those to draw from, such as one part of `held_out`; None for all that have utterances enough.
+        apart: a column of which support and query have different values, such as the `half` of `joined`.
         augmentation: its strength (1 for the defaults of `Augmentation`), 0 for none.
 
     Returns:
@@ -159,7 +161,9 @@ def by_column(
     if values is not None:
         group = np.where(np.isin(group, [names.index(value) for value in values]), group, -1)
     x = Utterances(speech.corpus.features, speech.corpus.lengths)
-    sample = groups(x, speech.transcripts, group, shots=shots, queries=queries, name=speech.corpus.name)
+    sides = None if apart is None else _column(speech, apart)
+    sizes = {"shots": shots, "queries": queries}
+    sample = groups(x, speech.transcripts, group, **sizes, apart=sides, name=speech.corpus.name)
     change = augment(scaled(augmentation)) if augmentation else None
 
     def prepare(x: PyTree, key: KeyArray) -> PyTree:

@@ -1,13 +1,31 @@
 """Errors that need no labels, for a support set that has none."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metajax.core import Metrics, Scalar
+from metajax.core import Error, Metrics, Scalar
 from metajax.errors import InputError
+
+
+class Judged(NamedTuple):
+    """Outputs of a recogniser that judges them, `models.judged`."""
+
+    logits: Float[Array, "n time vocabulary"]
+    verdict: Float[Array, " n"]  # of each utterance; the lower the better
+
+
+def verdict(outputs: Judged, y: Any = ()) -> tuple[Scalar, Metrics]:
+    """The mean verdict: an error without labels that is learned, since only the outer error teaches what it says."""
+    loss = outputs.verdict.mean()
+    return loss, {"loss": loss}
+
+
+def of_logits(error: Error) -> Error:
+    """An error of logits as one of `Judged` outputs: `of_logits(ctc)`."""
+    return lambda outputs, y: error(outputs.logits, y)
 
 
 def entropy(logits: Float[Array, "n *time classes"], y: Any = ()) -> tuple[Scalar, Metrics]:

@@ -6,6 +6,7 @@ from metajax.models.conformer import conformer
 from metajax.models.conv4 import conv4
 from metajax.models.crnn import crnn
 from metajax.models.image import image_encoder
+from metajax.models.judged import judged
 from metajax.models.layers import NORMALIZATIONS, Normalization
 from metajax.models.mlp import mlp
 from metajax.models.model import Model, from_linen, in_bfloat16

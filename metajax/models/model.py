@@ -19,7 +19,7 @@ class Model(NamedTuple):
     """A pure-functional model of inputs `x`, an array or a tree of arrays."""
 
     init: Callable[[KeyArray, PyTree], Params]  # key, one batch of inputs -> parameters, a nested dict by layer name
-    apply: Callable[..., Array]  # parameters, inputs, key=None -> outputs; without a key they are deterministic
+    apply: Callable[..., PyTree]  # parameters, inputs, key=None -> outputs; without a key they are deterministic
     # parameters, a support set's inputs -> mean and variance of each `support` normalisation, which `apply` uses where
     # they are among the parameters, by dotted names such as "norm0.mean"; empty under any other normalisation
     statistics: Callable[[Params, PyTree], dict[str, Array]]

@@ -13,7 +13,14 @@ from metajax.tasks.episodes import check_column, count_clips, divided
 
 
 def groups(
-    x: PyTree, y: PyTree, group: Int[np.ndarray, " clips"], *, shots: int, queries: int, name: str = "corpus"
+    x: PyTree,
+    y: PyTree,
+    group: Int[np.ndarray, " clips"],
+    *,
+    shots: int,
+    queries: int,
+    apart: Int[np.ndarray, " clips"] | None = None,
+    name: str = "corpus",
 ) -> Sampler:
     """A distribution over tasks: `shots` support and `queries` query clips of one group, drawn without replacement.
 
@@ -25,6 +32,8 @@ def groups(
       group: value of each clip in a column of the corpus; a clip of group -1, unknown, is in no task.
       shots: support clips of a task.
       queries: query clips of a task.
+      apart: value of each clip in another column, such as a session; support and query are then of different ones:
+        the support of that of a clip at random, the query of all others. A clip of -1 is in no task.
       name: of the corpus or split, for messages.
 
     Returns:
@@ -39,26 +48,42 @@ def groups(
     for argument, value in (("shots", shots), ("queries", queries)):
         if value < 1:
             raise InputError(f"{argument} is {value}, expected at least 1.")
-    count_clips(x=x, y=y, group=group)
+    count_clips(x=x, y=y, group=group, apart=() if apart is None else apart)
     check_column("group", group)
     x, y = jax.tree.map(jnp.asarray, (x, y))
+    if apart is not None:
+        group = np.where(apart < 0, -1, group)
     _, start, size = np.unique(np.sort(group[group >= 0]), return_index=True, return_counts=True)
     enough, need = size >= shots + queries, shots + queries
+    if apart is not None:
+        parts = [np.unique(apart[group == value], return_counts=True)[1] for value in np.unique(group[group >= 0])]
+        enough = np.array([sizes.min() >= shots and (sizes.sum() - sizes).min() >= queries for sizes in parts])
+        if not enough.any():
+            raise InputError(f"{name}: no group has {shots} shots of each value and {queries} queries of the others.")
     if not enough.any():
         raise InputError(
             f"{name}: none of {len(size)} groups has {need} clips, as {shots} shots and {queries} queries need; the "
             f"largest has {size.max(initial=0)}."
         )
     if not enough.all():
-        warnings.warn(f"{name}: {(~enough).sum()} of {len(size)} groups have fewer than {need} clips.", stacklevel=2)
+        few = f"fewer than {need} clips" if apart is None else "too few clips of a value or of the others"
+        warnings.warn(f"{name}: {(~enough).sum()} of {len(size)} groups have {few}.", stacklevel=2)
     clips = jnp.asarray(np.argsort(group, kind="stable")[(group < 0).sum() :])
     starts, sizes, width = jnp.asarray(start[enough]), jnp.asarray(size[enough]), int(size[enough].max())
+    sides = None if apart is None else jnp.asarray(apart)
 
     def sample(key: KeyArray) -> Episode:
         # one call of the generator: each costs compile time
         numbers = jax.random.uniform(key, (1 + width,))
         task = jnp.floor(numbers[0] * len(starts)).astype(jnp.int32)
-        place = jax.lax.top_k(jnp.where(jnp.arange(width) < sizes[task], numbers[1:], -1.0), need)[1]
+        ranked = jnp.where(jnp.arange(width) < sizes[task], numbers[1:], -1.0)
+        if sides is None:
+            place = jax.lax.top_k(ranked, need)[1]
+        else:
+            side = sides[clips[jnp.minimum(starts[task] + jnp.arange(width), len(clips) - 1)]]
+            first = side == side[ranked.argmax()]
+            drawn = zip((first, ~first), (shots, queries), strict=True)
+            place = jnp.concatenate([jax.lax.top_k(jnp.where(of, ranked, -1.0), count)[1] for of, count in drawn])
         chosen = clips[starts[task] + place]
         return divided(Batch(*jax.tree.map(lambda a: a[chosen], (x, y))), shots)
 

@@ -83,6 +83,30 @@ def test_words_cross_over_where_the_gap_is_negative_and_draws_repeat():
     assert other.digest() != over.digest() == again.digest()
 
 
+def test_halves_share_no_recording():
+    """Two takes of a word, told apart by their length, are in strings of different halves."""
+    takes = single()
+
+    def read(indices, sample_rate):
+        return (np.full(1000 + 10 * i, 0.5, np.float32) for i in indices)
+
+    strings = joined(
+        takes._replace(read=read), dict.fromkeys(WORDS, "x"), strings=60, words=(1, 1), gaps=(0.0, 0.0), halves=True
+    )
+    assert strings.names["half"] == ("first", "second")
+    heard = {half: set() for half in (0, 1)}
+    for i, half in enumerate(strings.columns["half"]):
+        heard[half].add((len(next(iter(strings.read([i], RATE)))) - 1000) // 10)
+    assert not heard[0] & heard[1]
+    assert len(heard[0]) == len(heard[1]) == 9 and {clip % 9 for clip in heard[0]} == set(range(9))
+    speech = load_speech(strings, cache=None, progress=False)
+    episode = speakers(speech, shots=3, queries=3, apart="half")(jax.random.key(0))
+    assert len(episode.query.x.lengths) == 3
+    with pytest.raises(InputError, match="halves need two clips, but anna says 'one' once"):
+        one = {name: column[:9] for name, column in takes.columns.items()}
+        joined(takes._replace(columns=one), {"one": "1"}, halves=True)
+
+
 def test_joined_what_cannot_be():
     with pytest.raises(InputError, match="no speaker says any of seven"):
         joined(single(), {"seven": "7"})

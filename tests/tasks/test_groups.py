@@ -60,6 +60,26 @@ def test_a_task_is_a_function_of_its_key_and_needs_no_targets():
     assert (first.support.x != other.support.x).any()
 
 
+def test_support_and_query_are_apart_where_asked():
+    """Of a second column too: of three sessions one is the support's, any of them, and the others are the query's."""
+    session = np.random.default_rng(1).integers(0, 3, len(ROWS))
+    session[GROUP == 9] = np.arange((GROUP == 9).sum()) % 3  # two clips of each
+    session[GROUP == 7] = np.arange((GROUP == 7).sum()) % 2  # two sessions
+    session[unknown := np.flatnonzero(GROUP == 7)[0]] = -1
+    with pytest.warns(UserWarning, match="too few clips of a value or of the others"):
+        sample = groups(ROWS, (), GROUP, shots=2, queries=4, apart=session)
+    support, query = (np.asarray(b.x) for b in jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 500)))
+    assert set(GROUP[support].ravel()) == {7, 9}
+    rows = np.concatenate([support, query], 1)
+    assert (GROUP[rows] == GROUP[rows[:, :1]]).all() and (np.diff(np.sort(rows, 1), axis=1) > 0).all()
+    assert (session[support] == session[support[:, :1]]).all()
+    assert (session[query] != session[support[:, :1]]).all()
+    assert {*zip(GROUP[support[:, 0]], session[support[:, 0]], strict=True)} == {(7, 0), (7, 1), (9, 0), (9, 1), (9, 2)}
+    assert unknown not in rows
+    with pytest.raises(InputError, match="no group has 5 shots of each value and 4 queries of the others"):
+        groups(ROWS, (), GROUP, shots=5, queries=4, apart=session)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -39,6 +39,7 @@ def joined(
     levels: tuple[float, float] = (-9.0, -3.0),
     fade: float = 0.03,
     trim: float = -30.0,
+    halves: bool = False,
     seed: int = 0,
 ) -> Recordings:
     """Strings of words of one speaker each, drawn evenly among words, then among the speaker's clips.
@@ -55,13 +56,15 @@ def joined(
         levels: of a word's peak, the lowest and the highest, in dB of full scale.
         fade: of a word's ends, linear, in seconds.
         trim: in dB of a word's loudest 10 ms; quieter ends are silence.
+        halves: divide each speaker's clips of every word in two at random; a string is of one half's clips, by turns,
+            which the column `half` tells: support and query of different halves share no recording.
         seed: of the draw.
 
     Returns:
         Recordings with texts; of the columns what all clips of a string share, else -1; labels are all -1.
 
     Raises:
-        InputError: a range is reversed, or no speaker says a word of `says`.
+        InputError: a range is reversed, no speaker says a word of `says`, or there is one clip of a word to halve.
 
     Example:
         ``strings = joined(read("fsdd", root), SAYS)``
@@ -80,9 +83,16 @@ def joined(
         raise InputError(f"{recordings.name}: no speaker says any of {', '.join(says)}.")
     plan: list[list[_Word]] = []
     for who, clips in sorted(known.items()):
-        draw = random.Random(f"{seed}:{recordings.names['speaker'][who]}")
-        for _ in range(strings):
-            chosen = [draw.choice(clips[draw.choice(sorted(clips))]) for _ in range(draw.randint(*words))]
+        name = recordings.names["speaker"][who]
+        draw, pools = random.Random(f"{seed}:{name}"), [clips]
+        if halves:
+            if single := [word for word, of_word in sorted(clips.items()) if len(of_word) < 2]:
+                raise InputError(f"{recordings.name}: halves need two clips, but {name} says {single[0]!r} once.")
+            mixed = {word: draw.sample(of_word, len(of_word)) for word, of_word in sorted(clips.items())}
+            pools = [{word: of_word[half::2] for word, of_word in mixed.items()} for half in (0, 1)]
+        for string in range(strings):
+            pool = pools[string % len(pools)]
+            chosen = [draw.choice(pool[draw.choice(sorted(pool))]) for _ in range(draw.randint(*words))]
             plan.append([_Word(clip, draw.uniform(*gaps), draw.uniform(*levels)) for clip in chosen])
     ends = random.Random(f"{seed}:ends")
     tails = [max(ends.uniform(*gaps), 0.0) for _ in plan]
@@ -105,11 +115,15 @@ def joined(
 
     columns = {name: shared(column) for name, column in recordings.columns.items()}
     columns["label"] = np.full(len(plan), -1, np.int32)
+    names_of = dict(recordings.names)
+    if halves:
+        columns["half"] = np.arange(len(plan), dtype=np.int32) % strings % 2
+        names_of["half"] = ("first", "second")
     names = tuple(
         f"{recordings.name}:{recordings.names['speaker'][who]}:{i % strings}"
         for i, who in enumerate(columns["speaker"])
     )
-    return Recordings(f"{recordings.name}_joined", names, columns, dict(recordings.names), texts, digest, read)
+    return Recordings(f"{recordings.name}_joined", names, columns, names_of, texts, digest, read)
 
 
 def _join(

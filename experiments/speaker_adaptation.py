@@ -1,0 +1,200 @@
+"""Can a recogniser that was meta-trained on speakers adapt to a new one from 10 s, with their text or without?
+
+    python experiments/speaker_adaptation.py --root DIR
+    python experiments/speaker_adaptation.py --corpus fsdd --root DIR --out runs/speakers_fsdd
+
+Strings of digits are joined from single ones; a task is a speaker: four strings to adapt to (about 10 s), others to
+recognise, which share no recording with them. A small Conformer learns jointly on the training speakers. From there
+every arm goes on for an equal time: jointly (the start of plain fine-tuning and of SUTA, test-time adaptation as
+published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates). Its inner steps take the text's loss or an
+error that needs none: SUTA's, the entropy, or one that is learned; its outer steps always the text's. For every arm and
+number of steps, validation speakers choose the inner rate and what adapts. Tokens are whole digits, the error theirs by
+greedy decoding, on speakers never heard. The same command goes on where it was stopped. About 20 minutes.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax as mj
+from metajax import checkpoint, recipes, recognition, report, runs
+from metajax.core import Error, Sampler, Theta
+from metajax.data.cache import default_folder
+from metajax.data.corpora import read
+from metajax.data.corpora.joined import SAYS, SAYS_ARABIC, joined
+from metajax.data.features import FeatureSettings
+from metajax.data.speech import Speech, held_out, load_speech, speakers
+from metajax.losses import ctc, entropy, of_logits, suta, verdict
+from metajax.models import judged, recogniser
+from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+
+STEPS = (0, 1, 2, 5, 10)  # after which the error is told
+RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
+ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
+PARTS = {"all": mj.inner.everything, "film": mj.film, "lora": partial(mj.lora, 4), "context": partial(mj.context, 16)}
+TEXT = of_logits(ctc)
+
+
+class Arm(NamedTuple):
+    """What theta descends, and how it adapts."""
+
+    kind: Literal["joint", "fomaml", "reptile", "meta_sgd"]
+    error: Error  # of the support set
+    parts: tuple[str, ...]  # what adapts; meta-trained once for each
+    rate: float = 0.0  # inner rate while training, from which learned rates start
+    adam: bool = False  # in place of gradient descent, when tested
+
+
+CORPORA = {"arabic": (SAYS_ARABIC, 7600.0), "fsdd": (SAYS, 3800.0)}  # what is said; upper edge of the mel bands, Hz
+ARMS = {
+    "fine-tuned": Arm("joint", TEXT, ("all", "film", "lora")),
+    "FOMAML": Arm("fomaml", TEXT, ("all",), 0.03),
+    "Reptile": Arm("reptile", TEXT, ("all",), 0.03),
+    "Meta-SGD": Arm("meta_sgd", TEXT, ("all", "film"), 0.03),
+    "SUTA": Arm("joint", of_logits(suta), ("film", "all"), adam=True),
+    "SUTA, meta-learned": Arm("meta_sgd", of_logits(suta), ("film",), 0.3),
+    "entropy, meta-learned": Arm("meta_sgd", of_logits(entropy), ("film",), 0.3),
+    "learned error": Arm("meta_sgd", verdict, ("film",), 0.3),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    root: Path  # folder of the corpus
+    corpus: Literal["arabic", "fsdd"] = "arabic"  # whose digits are joined
+    arms: tuple[str, ...] = tuple(ARMS)  # which to compare, the first joint: before any step it is never adapted
+    seeds: tuple[int, ...] = (0,)  # of the division of the speakers, parameters and tasks
+    strings: int = 100  # joined for each speaker
+    words: tuple[int, int] = (3, 4)  # digits in a string, the fewest and the most
+    shots: int = 4  # strings to adapt to, 2.5 s each
+    queries: int = 6  # strings to recognise
+    num_steps: int = 2  # inner steps while training with text
+    blind_steps: int = 1  # the same without
+    pretrain: float = 120.0  # seconds of joint training that all start from
+    further: float = 30.0  # seconds of every arm after that
+    outer_steps: int | None = None  # a number of outer steps in place of each of these times
+    outer_rate: float = 4e-3  # peak outer learning rate; half of it after pretraining
+    tasks: int = 4  # speakers per outer step
+    augment: float = 0.5  # strength of the augmentation; 0 for none
+    width: float = 0.5  # of the Conformer
+    episodes: int = 48  # tasks to test on; half as many to choose on
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
+    out: Path = Path("runs/speaker_adaptation")  # folder of the results; the same command goes on there
+
+
+class Cell(NamedTuple):
+    seed: int
+    arm: str
+
+
+def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
+    """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
+    key, who = jax.random.key(seed), len(np.unique(speech.corpus.columns["speaker"]))
+    parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
+    sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": "half"}
+    episodes = speakers(speech, values=parts[0], augmentation=s.augment, **sizes)
+    many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
+    model = judged(recogniser(width=s.width, num_layers=2)(None), len(speech.vocabulary.tokens))
+
+    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> dict[str, Any]:
+        path, like = s.out / f"seed{seed}" / title, {"theta": theta, "outer_steps": jnp.int32(0)}
+        if not checkpoint.exists(path):
+            fitted = recipes.meta_train(
+                [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title, average=0.98,
+                optimizer=recipes.adamw(rate), num_tasks=s.tasks, chunk=1 if jax.default_backend() == "cpu" else None,
+                seconds=None if s.outer_steps else seconds,
+            )  # fmt: skip
+            checkpoint.save(path, {"theta": fitted.theta, "outer_steps": fitted.state.count})
+        return checkpoint.restore(path, like)
+
+    jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, s.outer_rate / 2)
+    fresh = {"params": recipes.fresh(model.init, many, key)}
+    start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)["theta"]
+
+    def trained(title: str, arm: Arm, name: str) -> dict[str, Any]:
+        part = PARTS[name]()
+        if arm.kind == "joint":
+            found = train("joint", jointly, start, many, *further)
+            return found | {"theta": found["theta"] | part.init(found["theta"]["params"], key)}
+        steps, inner = s.num_steps if arm.error is TEXT else s.blind_steps, optax.sgd(arm.rate)
+        method = getattr(mj, arm.kind)(model.apply, TEXT, inner, steps, support_error=arm.error, part=part)
+        theta = method.learner.init(start["params"], key)
+        return train(f"{title}, {name}", method.objective, theta, episodes, *further)
+
+    def tester(arm: Arm, part: mj.Part, values: tuple[str, ...], num: int, salt: int) -> Callable[..., Any]:
+        sample, mesh = speakers(speech, values=values, **sizes), task_mesh(num)
+        rule = mj.rates() if arm.kind == "meta_sgd" else mj.plain()
+
+        @hoisted
+        def found(theta: Theta, rate: jax.Array) -> Any:
+            inner = optax.adam(rate * ADAM) if arm.adam else optax.sgd(rate)
+            learner = mj.descent(model.apply, arm.error, inner, part=part, rule=rule, first_order=True)
+            draw, hear = jax.random.fold_in(key, salt), of_logits(recognition.heard)
+            return mj.evaluate(learner, hear, theta, sample, draw, num, max(STEPS), mesh=mesh)
+
+        curves = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
+        return lambda theta, rate: curves(found(replicate(theta, mesh), jnp.float32(rate)))
+
+    def cell(title: str, arm: Arm) -> dict[str, Any]:
+        validation, tests, counts = {}, {}, {}
+        for name in arm.parts:
+            theta, counts[name] = (found := trained(title, arm, name))["theta"], int(found["outer_steps"])
+            score = tester(arm, PARTS[name](), parts[1], s.episodes // 2, 1)
+            validation |= {(name, rate): score(theta, rate) for rate in RATES}
+            tests[name] = partial(tester(arm, PARTS[name](), parts[2], s.episodes, 2), theta)
+        found = recognition.chosen(validation, lambda option: tests[option[0]](option[1]), STEPS, "word")
+        return found | {"outer_steps": counts, "speakers": parts}
+
+    return cell
+
+
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the tables and the picture."""
+    least = {"strings": 2, "words": 1, "shots": 1, "queries": 1, "num_steps": 1, "blind_steps": 1, "tasks": 1}
+    least |= {"outer_steps": 1, "seeds": 0, "episodes": 4, "augment": 0}
+    runs.check(s, ("plot",), width=0.1, pretrain=0.1, further=0.1, **least)
+    runs.known("arms", s.arms, ARMS)
+    if ARMS[s.arms[0]].kind != "joint":
+        raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
+    use_all_cores(s.cache / "compiled")
+    config, (says, high) = runs.config(s, ("root", "out", "cache", "seeds", "arms")), CORPORA[s.corpus]
+    strings = joined(read(s.corpus, s.root), says, strings=s.strings, words=s.words, halves=True)
+    speech = load_speech(strings, unit="phoneme", settings=FeatureSettings(high=high), cache=s.cache)
+    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
+    of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
+    wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
+    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm, ARMS[cell.arm]))
+    by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
+    rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
+    split = [len(part) for part in done[wanted[0]]["speakers"]]
+    title = (
+        f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {split} speakers to train, "
+        f"choose and test on, {s.episodes} test tasks, seeds {s.seeds},\n"
+        f"digit error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+    )
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
+    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    never, panels, lines = rows[s.arms[0]]["word"][0], {}, []
+    for told, labelled in (("with text", True), ("without text", False)):
+        panels[told] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error is TEXT) == labelled}
+        panels[told] |= {"never adapted": [never | {"step": step} for step in STEPS]}
+    for arm, row in rows.items():
+        tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]
+        errors = [report.percent(row[name]) for name in ("word_at_step", "less")]
+        lines.append([arm, ", ".join(map(str, row["step"])), ", ".join(tuned), *errors])
+    head = ["after the steps that validate best", "steps", "part, rate", "digit error", "less error"]
+    told = [report.table(panel, None, STEPS) for panel in panels.values()]
+    print("", title, *told, report.markdown(head, lines), f"Results and picture are in {s.out}.", sep="\n\n")
+    report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="digit error (%)")
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(Settings, run, __doc__))

@@ -1,0 +1,93 @@
+"""What is told of a recogniser that adapts."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metajax as mj
+from metajax.data.text import error_rates, vocabulary
+from metajax.recognition import chosen, error_curves, heard, summary
+
+KNOWN = vocabulary(["ab c"])  # blank, space, a, b, c
+
+
+def spelled(texts, frames=8):
+    """Logits of which greedy decoding gives the texts, a blank after every token."""
+    tokens = np.zeros((len(texts), frames), int)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: 2 * len(text) : 2] = [KNOWN.tokens.index("|" if c == " " else c) for c in text]
+    return 9.0 * jax.nn.one_hot(tokens, len(KNOWN.tokens))
+
+
+def transcripts(texts):
+    tokens = np.zeros((len(texts), 5), np.int32)
+    for row, text in zip(tokens, texts, strict=True):
+        row[: len(text)] = [KNOWN.tokens.index("|" if c == " " else c) for c in text]
+    return mj.Transcripts(jnp.asarray(tokens), jnp.asarray([len(text) for text in texts]))
+
+
+def test_curves_are_the_error_rates_of_what_is_heard_after_each_step():
+    """A learner that hears something else after each step, on two tasks."""
+    said = (["ab c", "b"], ["c a", "aa"])
+    hears = {0: (["ab", "b"], ["c", "a"]), 1: (["", "c"], ["c a", "aa"]), 2: (["ab c", "b"], ["ca", "aa"])}
+    outputs = jnp.stack([jnp.stack([spelled(task) for task in hears[step]]) for step in hears])
+    keys = jax.random.split(jax.random.key(3), 2)
+
+    def sample(key):
+        task = jnp.where((key == jax.random.split(keys[0], 3)[0]).all(), 0, 1)
+        y = jax.tree.map(lambda *leaves: jnp.stack(leaves)[task], *map(transcripts, said))
+        return mj.Episode(mj.Batch(task, ()), mj.Batch(task, y))
+
+    learner = mj.core.Learner(
+        lambda params, key: {},
+        lambda *_: jnp.int32(0),
+        lambda t, phi, *_: phi + 1,
+        lambda t, phi, x, k: outputs[phi, x],
+    )
+    found = mj.evaluate(learner, heard, {"w": jnp.ones(1)}, sample, jax.random.key(3), 2, 2)
+    curves = error_curves(KNOWN, found, (0, 2))
+    for kind in ("word", "character"):
+        expected = [[getattr(error_rates(said[t], hears[k][t], "nfc"), kind) for k in (0, 2)] for t in (0, 1)]
+        np.testing.assert_allclose(curves[kind], expected)
+    assert curves["character"][0].tolist() == [2 / 5, 0]
+
+
+def errors(*rows):
+    return {"character": np.array(rows), "word": 2 * np.array(rows)}
+
+
+def test_every_step_is_chosen_on_validation_alone():
+    validation = {("all", 0.1): errors([0.4, 0.2, 0.9], [0.6, 0.2, 0.9]), ("film", 1.0): errors([0.5, 0.4, 0.3])}
+    tests = {
+        ("all", 0.1): errors([0.7, 0.1, 0.0], [0.5, 0.3, 0.0]),
+        ("film", 1.0): errors([0.6, 0.0, 0.2], [0.6, 0, 0.4]),
+    }
+    asked = []
+    found = chosen(validation, lambda option: asked.append(option) or tests[option], (0, 1, 10))
+    assert found["option"] == [("all", 0.1), ("all", 0.1), ("film", 1.0)] and len(asked) == 2
+    assert found["validation"] == pytest.approx([0.5, 0.2, 0.3]) and found["step"] == 1
+    assert found["character"] == [[0.7, 0.1, 0.2], [0.5, 0.3, 0.4]]
+    assert found["word"] == [[1.4, 0.2, 0.4], [1.0, 0.6, 0.8]]
+    validation["film", 1.0]["word"] = np.zeros((1, 3))
+    assert chosen(validation, tests.__getitem__, (0, 1, 10), "word")["option"] == [("film", 1.0)] * 3
+
+
+def test_the_reduction_is_against_no_adaptation_at_the_chosen_step():
+    cells = [
+        {"character": [[0.4, 0.2, 0.9], [0.6, 0.4, 0.9]], "word": [[1.0, 0.5, 1.0]] * 2, "step": 1},
+        {"character": [[0.2, 0.9, 0.1], [0.2, 0.9, 0.1]], "word": [[1.0, 1.0, 0.3]] * 2, "step": 10},
+    ]
+    cells = [cell | {"option": [], "validation": []} for cell in cells]
+    never = [{"character": [[0.8, 0, 0], [0.8, 0, 0]]}, {"character": [[0.2, 0, 0], [0.2, 0, 0]]}]
+    row = summary(cells, never, (0, 1, 10))
+    assert [point["step"] for point in row["character"]] == [0, 1, 10]
+    assert [point["mean"] for point in row["character"]] == pytest.approx([0.35, 0.6, 0.5])
+    assert row["character_at_step"]["mean"] == pytest.approx(0.2)
+    assert row["word_at_step"]["mean"] == pytest.approx(0.4)
+    assert row["less"]["mean"] == pytest.approx((5 / 8 + 1 / 2) / 2)
+    assert row["less"]["ci95"] == pytest.approx(12.706 * 0.0625, rel=1e-3)  # Student's t of two
+    assert summary(cells, [{"word": [[1, 0, 0]] * 2}] * 2, (0, 1, 10), "word")["less"]["mean"] == pytest.approx(0.6)
+    alone = summary(cells[:1], never[:1], (0, 1, 10))
+    assert alone["less"]["mean"] == pytest.approx(5 / 8)
+    assert alone["less"]["ci95"] == pytest.approx(1.96 * np.std([0.75, 0.5], ddof=1) / 2**0.5)

@@ -1,0 +1,75 @@
+"""The script about new speakers: what it refuses, and what a small run leaves behind."""
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import speaker_adaptation
+from speaker_adaptation import ARMS, RATES, STEPS, Settings
+
+from metajax import runs
+
+RATE, SPEAKERS = 8000, 5
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """Two takes of ten tones by five speakers, named as FSDD's."""
+    folder, draw = tmp_path_factory.mktemp("digits"), np.random.default_rng(0)
+    for digit, speaker, take in np.ndindex(10, SPEAKERS, 2):
+        tone = np.sin(2 * np.pi * (400 + 250 * digit) * (1 + 0.02 * speaker) * np.arange(1200) / RATE)
+        wave = 0.3 * tone + 0.01 * draw.normal(size=tone.size)
+        soundfile.write(folder / f"{digit}_s{speaker}_{take}.wav", wave.astype(np.float32), RATE)
+    return folder
+
+
+@pytest.fixture
+def main(digits, tmp_path, monkeypatch):
+    """Runs the script on them, at tiny sizes; its exit code."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
+
+    def call(*argv: object) -> int:
+        sizes = "--strings 6 --words 2 3 --shots 1 --queries 2 --outer-steps 2 --tasks 2 --episodes 4 --width 0.25"
+        places = ["--corpus", "fsdd", "--root", digits, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+        argv = [*map(str, places), *sizes.split(), *map(str, argv)]
+        return runs.main(Settings, speaker_adaptation.run, speaker_adaptation.__doc__, argv)
+
+    return call
+
+
+def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
+    for argv, told in (
+        (["--arms", "nonsense"], "arms holds 'nonsense', expected some of fine-tuned, FOMAML"),
+        (["--arms", "FOMAML"], "arms begins with 'FOMAML', expected one that learns jointly"),
+        (["--queries", "0"], "queries is 0, expected a finite number, 1 or more"),
+        (["--root", tmp_path / "absent"], "absent"),
+    ):
+        assert main(*argv) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and told in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_small_run_of_every_arm(main, tmp_path, capsys):
+    assert main() == 0
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["rows"]) == list(ARMS) and all(arm in shown for arm in ARMS)
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 10_000 and "cpu" in results["device"]
+    for arm, row in results["rows"].items():
+        assert [point["step"] for point in row["character"]] == list(STEPS)
+        for options, step in zip(row["option"], row["step"], strict=True):
+            assert step in STEPS[1:]
+            assert all(part in ARMS[arm].parts and rate in RATES for part, rate in options)
+    cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()}
+    assert len(cells) == len(ARMS)
+    never = {arm: [task[0] for task in cell["character"]] for cell in cells.values() for arm in [cell["arm"]]}
+    assert never["SUTA"] == never["fine-tuned"]  # one start, one set of tasks
+    train, validation, test = next(iter(cells.values()))["speakers"]
+    assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
+    assert main() == 0  # finds every cell
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
+    assert all(before[path] == time for path, time in after.items())

@@ -183,7 +183,8 @@ def run_arms(call, tones, out, *arguments):
 def test_a_tiny_run_of_joint_and_maml(monkeypatch, tmp_path, call, tones, small_networks):
     chosen = {arm: phases for arm, phases in joint_vs_maml.arms(()).items() if arm in ("joint", "maml")}
     monkeypatch.setattr(joint_vs_maml, "arms", lambda weights: chosen)
-    run_arms(call, tones, tmp_path / "out", "--seeds", 0, "--budget", 0.3, "--augment", 0, "--rates", 0.03)
+    arguments = ("--seeds", 0, "--budget", 0.3, "--augment", 0, "--rates", 0.03)
+    assert set(run_arms(call, tones, tmp_path / "out", *arguments)) == set(chosen)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import workloads as wl
-from operations import flops, matmul
+from operations import compilers_own, flat, flops, matmul
 from workloads import Side, Workload, timed
 
 import metajax as mj
@@ -22,12 +22,6 @@ from metajax.models import layers
 from metajax.parallel import copied, hoist, hoisted, over_tasks, replicate, task_mesh, use_all_cores
 from metajax.tasks.episodes import divided, episodes, with_inputs
 from metajax.tasks.probes import sinusoids
-
-
-def compilers_own(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
-    """`metajax.conv.conv` as the compiler has it: a grouped convolution under per-task weights."""
-    layout = {3: ("NTC", "TIO", "NTC"), 4: ("NHWC", "HWIO", "NHWC")}[x.ndim]
-    return jax.lax.conv_general_dilated(x, kernel, [stride] * (x.ndim - 2), "SAME", dimension_numbers=layout)
 
 
 def model_of(w: Workload) -> tuple[models.Model, Apply]:
@@ -216,8 +210,3 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         "matmul": matmul, "work": work, "cost": cost, "begun": lambda: ready, "memory": memory,
         "settings": report.environment,
     }  # fmt: skip
-
-
-def flat(tree: Any) -> np.ndarray:
-    """All numbers of a tree."""
-    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])

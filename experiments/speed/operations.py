@@ -1,10 +1,11 @@
-"""Operations: how many a program has, and how many a second the device can do."""
+"""Operations: how many a program has, how many a second the device can do; the compiler's own convolution."""
 
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from workloads import timed
 
 from metajax.conv.primitives import conv_p, kernel_grad_p
@@ -53,3 +54,14 @@ def flops(jaxpr: Any, known: dict[Any, float]) -> float:
             known[name] = (bind.lower(*shapes).cost_analysis() or {}).get("flops", 0.0)
         total += known[name]
     return total
+
+
+def compilers_own(x: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """`metajax.conv.conv` as the compiler has it: a grouped convolution under per-task weights."""
+    layout = {3: ("NTC", "TIO", "NTC"), 4: ("NHWC", "HWIO", "NHWC")}[x.ndim]
+    return jax.lax.conv_general_dilated(x, kernel, [stride] * (x.ndim - 2), "SAME", dimension_numbers=layout)
+
+
+def flat(tree: Any) -> np.ndarray:
+    """All numbers of a tree."""
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])

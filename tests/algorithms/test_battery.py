@@ -129,6 +129,7 @@ def made(name, part=None, rule=None, inner=None, **how):
 
 def goes_with(name, parts):
     """Shapes; in bfloat16 with one of them."""
+    assert parts
     for part in parts:
         for dtype in (jnp.float32, jnp.bfloat16)[: 1 + (part in ("lora", None))]:
             algorithm, episode = made(name, PARTS.get(part))

@@ -15,7 +15,6 @@ from metajax.names import match, named
 
 KEY = jax.random.key(0)
 SMALL = {"width": 8, "num_layers": 1, "heads": 2, "taps": 3}
-MODEL = conformer(5, **SMALL)
 
 
 def drawn(model, x):
@@ -23,37 +22,6 @@ def drawn(model, x):
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, KEY, x)
     return jax.tree.map(lambda s: jnp.asarray(generator.normal(size=s.shape, scale=0.5), s.dtype), shapes)
-
-
-@pytest.fixture(scope="module")
-def encoder():
-    return jax.jit(MODEL.apply), drawn(MODEL, jnp.zeros((1, 8, 6)))
-
-
-def test_padding_changes_nothing(encoder):
-    """Each utterance alone, at its own length, gives the frames that it gives in a padded batch, then blanks."""
-    apply, params = encoder
-    frames, lengths = jax.random.normal(KEY, (3, 23, 6)), jnp.array([23, 9, 14])
-    y = apply(params, Utterances(frames, lengths))
-    assert y.shape == (3, 6, 5)
-    for row, x, length in zip(y[:2], frames, lengths.tolist(), strict=False):
-        alone = apply(params, x[None, :length])[0]
-        kept = -(-length // 4)
-        assert len(alone) == kept
-        np.testing.assert_allclose(row[:kept], alone, atol=1e-5)
-        assert (row[kept:, 0] == 0).all() and np.isneginf(row[kept:, 1:]).all()
-    longer = apply(params, Utterances(jnp.pad(frames, ((0, 0), (0, 50), (0, 0)), constant_values=7), lengths))
-    np.testing.assert_allclose(longer[:, :6], y, atol=1e-5)
-    np.testing.assert_array_equal(apply(params, Utterances(frames.at[1, 9:].set(50), lengths)), y)
-
-
-def test_every_frame_hears_the_whole_utterance_and_none_another(encoder):
-    apply, params = encoder
-    x = jax.random.normal(KEY, (2, 40, 6))
-    y = apply(params, x)
-    for place, far in ((0, -1), (-1, 0)):
-        assert np.abs(apply(params, x.at[0, place].add(9))[0, far] - y[0, far]).max() > 1e-6
-    np.testing.assert_allclose(apply(params, x.at[0].add(9))[1], y[1], atol=1e-6)
 
 
 def test_attention_knows_the_order():
@@ -152,7 +120,7 @@ def test_options_that_do_not_fit_are_refused(unchecked, options, sentence):
     with pytest.raises(InputError, match=sentence):
         conformer(3, **options)
     with pytest.raises(InputError, match=r"lengths has shape \(3,\)"):
-        jax.eval_shape(MODEL.init, KEY, Utterances(jnp.zeros((2, 8, 6)), jnp.zeros(3, int)))
+        jax.eval_shape(conformer(5, **SMALL).init, KEY, Utterances(jnp.zeros((2, 8, 6)), jnp.zeros(3, int)))
 
 
 @pytest.mark.parametrize("name", ["conformer", "bilstm"])

@@ -149,6 +149,7 @@ def test_padded_is_what_transformers_gives_alone(tmp_path, name):
     for i, length in enumerate(lengths):
         with torch.no_grad():
             output = told(theirs, waves()[i : i + 1, :length])[0][0]
+        assert len(output) == encoded.lengths[i] > 0
         close(encoded.output[i, : len(output)], output, 1e-5)
 
 

@@ -10,7 +10,7 @@ next to training from scratch. Every arm chooses on validation its inner rates, 
 a training for each), and the number of steps. Nothing else should run; the same command goes on where it was stopped.
 
 Expect joint training, fine-tuned from a fresh head, ahead: on Arabic, 45 s of training, 82.4 ± 0.5 % against 35.9 of
-MAML and 71.6 of the best mixture, when MAML's rate was not yet chosen. About an hour on 2 CPU cores.
+MAML and 71.6 of the best mixture, before the rebuild, when MAML's rate was not chosen. About an hour on 2 CPU cores.
 """
 
 import sys

@@ -9,7 +9,7 @@ every arm goes on for an equal time: jointly (the start of plain fine-tuning and
 published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates). Its inner steps take the text's loss or an
 error that needs none: SUTA's, the entropy, or one that is learned; its outer steps always the text's. For every arm and
 number of steps, validation speakers choose the inner rate and what adapts. Tokens are whole digits, the error theirs by
-greedy decoding, on speakers never heard. The same command goes on where it was stopped. About 20 minutes.
+greedy decoding, on speakers never heard. The same command goes on where it was stopped. Not timed whole yet.
 """
 
 import sys

@@ -214,14 +214,14 @@ def _checked(inner: optax.GradientTransformation, grads: Own) -> Own:
     """grads; an `InputError` if they are differentiated and the update has no slope where an entry or a leaf is 0."""
     leaves, tree = jax.tree.flatten(grads)
 
-    def slope(grads: Own, params: Own) -> Array:
-        # in reverse, where a branch that is not taken gives 0 times its slope
-        _, pullback = jax.vjp(lambda grads, params: inner.update(grads, inner.init(params), params)[0], grads, params)
-        slopes = pullback(jax.tree.map(jnp.ones_like, grads))
-        return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(slopes)]).all()
+    def slopes(grads: Own, params: Own, cotangent: Own) -> list[Array]:
+        def update(grads: Own, params: Own) -> Own:
+            updates = inner.update(grads, inner.init(params), params)[0]
+            # depends on the parameters: zeros that JAX makes itself would be a program each
+            return jax.tree.map(lambda u, p: u + 0 * p, updates, params)
 
-    def finite(grads: Own, params: Own) -> Array:
-        return jax.vmap(slope)(grads, params).all()
+        # in reverse, where a branch that is not taken gives 0 times its slope
+        return jax.tree.leaves(jax.vjp(update, grads, params)[1](cotangent))
 
     def differentiated(primals: tuple[Own], tangents: tuple[Own]) -> tuple[Own, Own]:
         # numpy's, as arguments: what a jitted function makes itself is here evaluated operation by operation
@@ -230,11 +230,13 @@ def _checked(inner: optax.GradientTransformation, grads: Own) -> Own:
         dead = [[one * (i % 2 == side) for i, one in enumerate(ones)] for side in (0, 1)]  # layers
         points = [some, ones, *(dead if len(leaves) > 1 else [])]
         fresh = [[one * (i != 1) for one in ones] for i in range(len(points))]  # parameters that are 0, as biases
-        stacked = [jax.tree.unflatten(tree, [np.stack(of) for of in zip(*p, strict=True)]) for p in (points, fresh)]
+        three = (points, fresh, [ones] * len(points))
+        stacked = [jax.tree.unflatten(tree, [np.stack(of) for of in zip(*p, strict=True)]) for p in three]
         with jax.ensure_compile_time_eval():
-            known = jax.jit(finite)(*stacked)
+            known = jax.jit(jax.vmap(slopes))(*stacked)
             # an inner rate that is itself traced leaves nothing to look at
-            if not isinstance(known, jax.core.Tracer) and not known:
+            seen = [leaf for leaf in known if not isinstance(leaf, jax.core.Tracer)]
+            if not all(np.isfinite(leaf).all() for leaf in seen):
                 raise InputError(
                     "The inner optimiser's update has no finite derivative where a gradient is zero, of one entry or "
                     "of a whole layer, or where a parameter is, so second order would give NaN; give Adam eps_root > 0,"

@@ -166,7 +166,7 @@ def run(s: Settings) -> None:
     tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, mj.losses.classify, optax.sgd(rate)), STEPS)
     scratch = {"params": recipes.fresh(net(s.ways).init, data.test, key)}
     for name, built in made.items():
-        theta = built.algorithm.learner.init(recipes.fresh(built.model.init, data.test, key), key)
+        theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, data.test, key), key)
         theta = checkpoint.restore(s.theta / name / "theta", theta) if s.theta else theta
         trained: dict[str, Any] = {}
         if not s.theta or s.seconds or s.outer_steps:

@@ -13,3 +13,4 @@ from metajax.models.model import Model, from_linen, in_bfloat16
 from metajax.models.multitask import Multitask, embedding_heads, multitask
 from metajax.models.named import Network, Precision, Recogniser, network, recogniser
 from metajax.models.tcresnet import tcresnet8
+from metajax.models.whitened import whitened, whitening

@@ -1,0 +1,41 @@
+"""Words as waves of one length, for encoders that take samples."""
+
+import numpy as np
+from jaxtyping import Float, Float16
+
+from metajax.data.corpus import Recordings
+from metajax.errors import InputError
+
+_BATCH = 256  # clips read at a time
+
+
+def word_waves(
+    recordings: Recordings, *, seconds: float = 1.0, silence: float = 0.125, sample_rate: int = 16000
+) -> Float16[np.ndarray, "clips samples"]:
+    """The loudest part of every clip, or all of it, in the middle of silence; in half precision, to save memory.
+
+    Args:
+        recordings: from a reader of `metajax.data.corpora`.
+        seconds: kept of a longer clip.
+        silence: seconds before and after.
+        sample_rate: in Hz.
+
+    Raises:
+        InputError: the reader's own, for the first clip that cannot be used.
+    """
+    waves, clips = [], len(recordings.clip_names)
+    for start in range(0, clips, _BATCH):
+        for wave in recordings.read(list(range(start, min(start + _BATCH, clips))), sample_rate):
+            if isinstance(wave, InputError):
+                raise wave
+            waves.append(_placed(wave, round(seconds * sample_rate), round(silence * sample_rate)).astype(np.float16))
+    return np.stack(waves)
+
+
+def _placed(wave: Float[np.ndarray, " samples"], size: int, around: int) -> Float[np.ndarray, " kept"]:
+    """The `size` samples with the most energy, or all, in the middle of zeros."""
+    total = np.cumsum(np.concatenate([[0.0], np.square(wave, dtype=np.float64)]))
+    start = int(np.argmax(total[size:] - total[:-size])) if len(wave) > size else 0
+    wave = wave[start : start + size]
+    before = (size - len(wave)) // 2
+    return np.pad(wave, (around + before, around + size - len(wave) - before))

@@ -1,133 +1,198 @@
-"""What does a pretrained encoder know of words that it was never asked about, without any training here?
+"""What does a pretrained encoder know of words, and what more once it has learned on other words to learn words?
 
-    python experiments/pretrained_fewshot.py --corpus arabic --root DIR
-    python experiments/pretrained_fewshot.py --corpus arabic --root DIR --encoder FOLDER --layer 6
+    python experiments/pretrained_fewshot.py
+    python experiments/pretrained_fewshot.py --corpus arabic --root DIR --tune 200
 
-Embeds every clip once, as the mean over time of what the frozen encoder gives, then learns words from a few clips of
-each by class means (cosine, Euclidean) and by ridge regression, support and query by different speakers. The encoder
-is Google's speech embedding (the extra `encoder`), or any that Transformers has saved in a folder. The anchor that
-meta-learning has to beat. Two minutes on 2 CPU cores.
+Frozen, the encoder embeds every clip once, as the mean over time. Words are then learned from a few clips of each,
+support and query by different speakers: by cosines to class means and by ridge regression. Then the same on
+embeddings that are whitened within words, and on maps of them that are meta-trained by ProtoNet, ridge, ProtoMAML and
+in-context learning from the whitened start, all on other words and speakers, of synthetic speech and of the corpus.
+`--tune` goes on with ProtoNet on all of the encoder, on those of the corpus alone. The encoder is Google's speech
+embedding (the extra `encoder`), or any that Transformers has saved in a folder. 10 minutes on 2 CPU cores, Arabic.
 """
 
 import sys
-import time
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 import metajax as mj
-from metajax import checkpoint, methods, report, runs
-from metajax.data import corpora
-from metajax.data.corpus import Recordings
+from metajax import checkpoint, methods, recipes, report, runs
+from metajax.core import Sampler
+from metajax.data import acoustics, corpora
+from metajax.data.corpora.espeak import SEMITIC
+from metajax.data.waves import word_waves
+from metajax.evaluate import over_seeds
 from metajax.losses import classify
-from metajax.models import pretrained
+from metajax.models import Model, pretrained, whitened, whitening
 from metajax.parallel import use_all_cores
-from metajax.tasks.episodes import SHARING, Across, episodes
+from metajax.tasks.episodes import SHARING, Across, episodes, mixture, with_inputs
 from metajax.tasks.splits import divide
 
-RATE = 16000  # Hz, what encoders take
+RATE, BATCH = 16000, 32  # Hz, what encoders take; clips embedded at a time
+LEFT_OUT = {"fsdd": ("en",), "speech_commands": ("en",)}  # languages not to be heard before the test; else Semitic ones
+STEPS, INNER = 5, 0.03  # of ProtoMAML
 
 
 @dataclass(frozen=True)
 class Settings:
-    corpus: Literal["fsdd", "arabic", "speech_commands", "manifest"] = "arabic"  # corpus to test on
+    corpus: Literal["espeak", "fsdd", "arabic", "speech_commands", "manifest"] = "espeak"  # corpus to test on
     root: Path | None = None  # its folder, or the manifest file (CSV, TSV or JSON lines)
     encoder: str = "speech_embedding"  # that, or a folder that Transformers has saved
     layer: int | None = None  # of the encoder, negative from the last; None for its output
-    words: Literal["test", "all"] = "test"  # those of the test split, or all words by all speakers
+    words: Literal["test", "all"] = "test"  # those of the test split, or all words by all speakers, none to learn from
+    own: bool = True  # whether to learn from the training words and speakers of the corpus
+    synthetic: int = 6  # synthetic clips of each number to learn from, in 100 other languages; 0 for none
+    outer_steps: int = 600  # of the maps of embeddings, for each method
+    tune: int = 0  # outer steps of ProtoNet on all of the encoder, a second each
+    outer_rate: float = 3e-4  # peak outer learning rate of that; 1e-3 for maps
     seconds: float = 1.0  # of every clip, the loudest part of a longer one
-    silence: float = 0.125  # seconds before and after
     ways: int = 5  # words per episode
+    train_ways: int = 12  # words per training episode
     shots: tuple[int, ...] = (1, 5)  # support clips per word
     queries: int = 15  # query clips per word
     across: Across = "speaker"  # speaker: the query by other speakers; none: speakers ignored; same: one says all
     episodes: int = 1000  # test episodes
-    batch: int = 32  # clips embedded at a time
-    seed: int = 0  # of the splits and the episodes
+    seeds: tuple[int, ...] = (0,)  # of the division of words and speakers, and of all else
     out: Path = Path("runs/pretrained_fewshot")  # folder for the results
 
 
-def placed(wave: np.ndarray, s: Settings) -> np.ndarray:
-    """The part of a wave with the most energy, or all of it, in the middle of silence."""
-    size, around = round(s.seconds * RATE), round(s.silence * RATE)
-    total = np.cumsum(np.concatenate([[0.0], np.square(wave, dtype=np.float64)]))
-    start = int(np.argmax(total[size:] - total[:-size])) if len(wave) > size else 0
-    wave = wave[start : start + size]
-    before = (size - len(wave)) // 2
-    return np.pad(wave, (around + before, around + size - len(wave) - before))
+class Clips(NamedTuple):
+    waves: np.ndarray  # [n, samples], half precision
+    vectors: np.ndarray  # [n, features] of the frozen encoder
+    columns: dict[str, np.ndarray]
+    names: dict[str, tuple[str, ...]]
 
 
-def embed(s: Settings, recordings: Recordings, clips: np.ndarray) -> np.ndarray:
-    """One vector a clip."""
-    if s.encoder == "speech_embedding":
-        encoder, params = pretrained.speech_embedding()
-    else:
-        encoder, params, _ = pretrained.load(s.encoder)
-    apply = jax.jit(pretrained.averaged(encoder, s.layer).apply)
-    found = []
-    for start in range(0, len(clips), s.batch):
-        chosen = np.resize(clips[start : start + s.batch], s.batch)  # the last ones again, so that one program serves
-        waves = []
-        for wave in recordings.read([int(i) for i in chosen], RATE):
-            if isinstance(wave, mj.InputError):
-                raise wave
-            waves.append(placed(wave, s))
-        found.append(apply(params, np.stack(waves)))
-    return np.concatenate(found)[: len(clips)]
+def embed(model: Any, params: Any, waves: np.ndarray) -> np.ndarray:
+    """What the model makes of each clip."""
+    apply, found = jax.jit(model), []
+    for start in range(0, len(waves), BATCH):
+        some = np.resize(waves[start : start + BATCH], (BATCH, waves.shape[1]))  # so that one program serves
+        found.append(np.asarray(apply(params, some.astype(np.float32))))
+    return np.concatenate(found)[: len(waves)]
 
 
-def contestants(ways: int) -> dict[str, mj.Learner]:
-    """Learners on embeddings."""
+def same(params: dict, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+    return x
 
-    def same(params: dict, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        return x
 
-    def unit(params: dict, x: jax.Array, key: jax.Array | None) -> jax.Array:
-        return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+def learned(s: Settings, embed: Any, ways: int, features: int) -> dict[str, mj.Algorithm]:
+    """Methods that learn to learn on embeddings of length 1."""
+
+    def larger(params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
+        return 4 * embed(params, x, key)
 
     return {
-        "class means, cosine": mj.protonet(unit, classify, ways, metric="cosine").learner,
-        "class means, Euclidean": mj.protonet(same, classify, ways).learner,
-        "ridge": mj.ridge(unit, classify, ways, strength=0.1).learner,
+        "ProtoNet": mj.protonet(embed, classify, ways, metric="cosine", temperature=0.1),
+        "ridge": mj.ridge(embed, classify, ways, strength=0.1),
+        "ProtoMAML": mj.proto_maml(larger, classify, optax.sgd(INNER), STEPS, ways),
+        "in-context": mj.in_context(embed, classify, ways, features=features),
     }
 
 
+def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: int) -> dict[str, Any]:
+    """Accuracy of every learner at every number of shots, for one division of the first corpus's words and speakers."""
+    test, key = sets[0], jax.random.key(seed)
+    found: dict[str, Any] = {}
+    split = divide(test.columns, test.names, ways=s.ways, seed=seed)
+    rows = np.flatnonzero(split.test if s.words == "test" else test.columns["label"] >= 0)
+    sources = [(clips, np.flatnonzero(clips.columns["label"] >= 0)) for clips in sets[1:]]
+    if s.own and s.words == "test":
+        sources.append((test, np.flatnonzero(split.train)))
+
+    def sampler(clips: Clips, x: Any, rows: np.ndarray, ways: int, shots: int, queries: int) -> Sampler:
+        columns = [clips.columns[name][rows] for name in ("label", "speaker")]
+        return episodes(x, *columns, ways=ways, shots=shots, queries=queries, across=s.across, name=s.corpus)
+
+    def score(name: str, learner: mj.Learner, theta: Any, x: np.ndarray, steps: int = 1) -> None:
+        curves, found[name] = methods.curves(lambda rate: learner, steps), {}
+        for shots in s.shots:
+            sample = sampler(test, x, rows, s.ways, shots, s.queries)
+            found[name][shots] = methods.scorer(curves, sample, s.episodes, seed + 1)(theta)[:, -1]
+
+    def train(title: str, objective: Any, theta: Any, sample: Sampler, steps: int, rate: float) -> Any:
+        how: dict[str, Any] = {"optimizer": recipes.adamw(rate), "average": 0.98, "title": title}
+        return recipes.meta_train([(1.0, objective)], theta, sample, key, steps, **how).theta
+
+    means = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine")
+    none, unit = {"params": {"none": jnp.zeros(1)}}, lambda p, x, k: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    score("frozen: class means", means(same).learner, none, test.vectors[rows])
+    ridge = mj.ridge(unit, classify, s.ways, strength=0.1).learner
+    score("frozen: ridge", ridge, ridge.init(none["params"], key), test.vectors[rows])
+    if not sources:
+        return found
+    first = np.cumsum([0, *(len(clips.names["label"]) for clips, _ in sources)])
+    label = np.concatenate([clips.columns["label"][r] + n for (clips, r), n in zip(sources, first, strict=False)])
+    white = whitening(np.concatenate([clips.vectors[rows] for clips, rows in sources]), label)
+    flat = whitened(Model(lambda key, x: {}, same, lambda params, x: {}))
+    start = {"encoder": {}, "whitening": white}
+    score("whitened: class means", means(flat.apply).learner, {"params": start}, test.vectors[rows])
+    parts = [sampler(clips, clips.vectors[rows], rows, s.train_ways, 1, 1) for clips, rows in sources]
+    sample = parts[0] if len(parts) == 1 else mixture(parts[0], parts[1], 0.5)
+    many = learned(s, flat.apply, s.train_ways, test.vectors.shape[1])
+    for name, tested in learned(s, flat.apply, s.ways, test.vectors.shape[1]).items():
+        theta = many[name].learner.init(start, key)
+        if s.outer_steps:
+            theta = train(name, many[name].objective, theta, sample, s.outer_steps, 1e-3)
+        score(f"map learned: {name}", tested.learner, theta, test.vectors[rows], STEPS if name == "ProtoMAML" else 1)
+    if s.tune:
+        whole, start = whitened(encoder), {"encoder": params, "whitening": white}
+        objective = mj.protonet(whole.apply, classify, s.train_ways, metric="cosine", temperature=0.1).objective
+        clips, which = sources[-1]
+        change = lambda x, key: acoustics.disturbed(x.astype(jnp.float32), key, RATE)  # noqa: E731
+        sample = with_inputs(sampler(clips, clips.waves[which], which, s.train_ways, 1, 2), change)
+        theta = train("all of it", objective, {"params": start}, sample, s.tune, s.outer_rate)
+        checkpoint.save(s.out / f"theta{seed}", theta)
+        score("all learned: ProtoNet", means(same).learner, none, embed(whole.apply, theta["params"], test.waves[rows]))
+    return found
+
+
 def run(s: Settings) -> None:
-    runs.check(s, seconds=0.1, silence=0, ways=2, shots=1, queries=1, episodes=2, batch=1)
+    """Embed all clips, then every division, then the table."""
+    least: dict[str, Any] = {
+        "ways": 2,
+        "train_ways": 2,
+        "shots": 1,
+        "queries": 1,
+        "episodes": 2,
+        "synthetic": 0,
+        "tune": 0,
+    }
+    runs.check(s, seconds=0.1, outer_steps=0, outer_rate=0, seeds=0, **least)
     runs.check_folder(s.out, runs.config(s), resume=False)
     use_all_cores()
-    recordings = corpora.read(s.corpus, s.root)
-    columns = recordings.columns
-    label, speaker = columns["label"], columns["speaker"]
-    told = label >= 0
-    if s.words == "test":
-        told = divide(columns, recordings.names, ways=s.ways, seed=s.seed).test
-    clips = np.flatnonzero(told)
-    begin = time.perf_counter()
-    features = embed(s, recordings, clips)
-    seconds = time.perf_counter() - begin
+    recordings, known = [corpora.read(s.corpus, s.root)], s.encoder == "speech_embedding"
+    encoder, params, *_ = pretrained.speech_embedding() if known else pretrained.load(s.encoder)
+    model, sets = pretrained.averaged(encoder, s.layer), []
+    if s.synthetic and s.corpus != "espeak":
+        exclude = (*SEMITIC, *LEFT_OUT.get(s.corpus, ()))
+        recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
     runs.open_folder(s.out, runs.config(s))
-    rows, scores = [], {}
-    for name, learner in contestants(s.ways).items():
-        theta = learner.init({"none": jnp.zeros(1)}, jax.random.key(0))
-        cells = []
-        for shots in s.shots:
-            sizes = {"ways": s.ways, "shots": shots, "queries": s.queries}
-            sample = episodes(features, label[clips], speaker[clips], **sizes, across=s.across, name=s.corpus)
-            score = methods.scorer(methods.curves(lambda _, a=learner: a, 1), sample, s.episodes, s.seed + 1)
-            mean, ci95 = (float(a[-1]) for a in mj.mean_ci95(score(theta)))
-            scores.setdefault(name, {})[shots] = {"mean": mean, "ci95": ci95}
-            cells.append(report.percent(scores[name][shots]))
-        rows.append([name, *cells])
-    many = f"{len(set(label[clips]))} words by {len(set(speaker[clips]))} speakers"
-    print(f"{s.corpus}, {many}, {s.ways}-way, {SHARING[s.across]}; {len(clips)} clips embedded in {seconds:.0f} s\n")
-    print(report.markdown(["accuracy (%)", *(f"{shots}-shot" for shots in s.shots)], rows))
-    results = {"of": many, "embedding_seconds": seconds, "accuracy": scores, **report.environment()}
-    checkpoint.write_json(s.out / "results.json", results)
+    for one in recordings:
+        waves = word_waves(one, seconds=s.seconds)
+        sets.append(Clips(waves, embed(model.apply, params, waves), one.columns, one.names))
+    found = [division(s, model, params, sets, seed) for seed in s.seeds]
+    scores: dict[str, dict[int, Any]] = {name: {} for name in found[0]}
+    for name, shots in product(scores, s.shots):
+        tables = [one[name][shots] for one in found]
+        alone = report.curve(*mj.mean_ci95(tables[0][:, None]))[0]
+        scores[name][shots] = over_seeds([float(t.mean()) for t in tables]) if len(tables) > 1 else alone
+    rows = [[name, *(report.percent(cell) for cell in of.values())] for name, of in scores.items()]
+    used = [*(["synthetic"] if len(sets) > 1 else []), *(["its training words"] if s.own and s.words == "test" else [])]
+    title = (
+        f"{s.corpus}, {s.words} words, {s.ways}-way, {SHARING[s.across]}, every query alone, {s.episodes} episodes, "
+        f"seeds {s.seeds}; learned from: {' and '.join(used) or 'nothing'}"
+    )
+    print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *(f'{shots}-shot' for shots in s.shots)], rows)}")
+    checkpoint.write_json(s.out / "results.json", {"title": title, "accuracy": scores, **report.environment()})
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import pytest
 
 import metajax as mj
 from metajax.data.text import error_rates, vocabulary
-from metajax.recognition import across, chosen, error_curves, heard, summary, adapted_errors
+from metajax.recognition import across, adapted_errors, chosen, error_curves, heard, summary
 
 KNOWN = vocabulary(["ab c"])  # blank, space, a, b, c
 

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from metajax import InputError, Utterances
+from metajax.data.acoustics import babble
 from metajax.data.buckets import bucket_bounds, bucket_of, run_in_buckets
 from metajax.data.corpora import fsdd
 from metajax.data.corpora.joined import SAYS, digits, joined
 from metajax.data.corpus import Recordings, load, summary
 from metajax.data.features import FeatureSettings, log_mels
-from metajax.data.speech import by_column, held_out, in_buckets, load_speech, speakers
+from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_speech, speakers
 from metajax.data.text import decode_all, vocabulary
 from metajax.losses.ctc import ctc
 from metajax.models import bilstm
@@ -167,6 +168,9 @@ def test_waves_are_kept_and_heard_as_the_corpus_and_a_task_may_adapt_to_what_it_
     sample = speakers(waves, shots=2, queries=1, scenario=lambda x, key: heard.append(x) or log_mels(x, SETTINGS))
     jax.eval_shape(sample, jax.random.key(0))
     assert [x.frames.shape[0] for x in heard] == [3]  # support and query by one call
+    mine = waves.corpus.columns["speaker"] == SPEAKERS.index("ben")
+    theirs = babble(Utterances(waves.corpus.features[mine], waves.corpus.lengths[mine]), 2, 8000, 3)
+    np.testing.assert_array_equal(crowd(waves, ["ben"], voices=2, seconds=0.5, seed=3), theirs)
     with pytest.raises(InputError, match="waves is True without longest"):
         load(strings, SETTINGS, cache=None, waves=True)
 

@@ -66,8 +66,8 @@ def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "arms"),
     [
-        ((), ("SUTA", "pseudo-labels, meta-learned", "learned error", "FOMAML, support gradient kept")),
-        (("--shots", 2), ("fine-tuned", "Meta-SGD")),
+        ((), ("SUTA", "pseudo-labels, meta-learned", "FOMAML, support gradient kept")),
+        (("--shots", 2), ("fine-tuned", "learned error")),
     ],
 )
 def test_a_small_run(main, tmp_path, capsys, more, arms):
@@ -87,7 +87,8 @@ def test_a_small_run(main, tmp_path, capsys, more, arms):
     train, validation, test = cells[first]["speakers"]
     assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test
     times = {path: path.stat().st_mtime_ns for path in cells if path != first}
-    first.unlink()
+    if more:
+        first.unlink()
     assert main("--arms", *arms, *more) == 0  # finds the other cells, and the recogniser of the first
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert json.loads(first.read_text())["scenarios"] == cells[first]["scenarios"]

@@ -88,8 +88,8 @@ def scenarios(
             jax.vmap(lambda wave: band(wave, low, high, rate)),
             jax.vmap(lambda wave: overdriven(wave, over)),
         )
-        waves = jnp.where(inside, waves, 0)
         for chosen, stage in zip(on, stages, strict=True):
+            # zero past the end again: only the room, which looks back alone, may see anything else there
             waves = jnp.where(inside, jax.lax.cond(chosen, stage, lambda waves: waves, waves), 0)
         heard = log_mels(Utterances(waves, lengths), settings)
         return heard if isinstance(x, Utterances) else heard.frames

@@ -92,6 +92,8 @@ def test_what_is_asked_is_what_is_drawn():
     assert levels.std() < 1.0
     low = 10 * np.log10(np.exp(hear(white._replace(noise=1.0, snr=(0.0, 0.0)), tone, KEY).frames[0, 10:]).mean())
     assert low - levels.mean() == pytest.approx(20, abs=1.5)
+    as_loud = jax.jit(log_mel, static_argnums=1)(NOISES[0] * np.sqrt(600 / 2400), SETTINGS)  # as the tone over all
+    assert low == pytest.approx(10 * np.log10(np.exp(as_loud).mean()), abs=0.7)
 
 
 def test_support_and_query_share_the_scenario_of_a_task():

@@ -317,3 +317,40 @@ def by_support(
         return learner.predict(placed(theta, phi.statistics), phi.phi, x, key)
 
     return Learner(learner.init, start, step, predict, learner.max_steps)
+
+
+class SelfLabelled(NamedTuple):
+    """phi of a learner whose labels are its own."""
+
+    phi: Phi
+    y: PyTree  # of the support set, from the first pass
+
+
+def first_pass(learner: Learner, label: Callable[[PyTree], PyTree]) -> Learner:
+    """The learner on a support set labelled by its own first pass: y = label(predict(theta, phi_0, support.x)).
+
+    The labels are constants: they stay while phi moves, and no gradient runs through them.
+
+    Args:
+      learner: any, whose error takes what `label` gives.
+      label: of the model's outputs, such as `losses.pseudo_labels`.
+
+    Returns:
+      The learner, which never reads the support set's y; train its theta with `query_loss`.
+
+    Example:
+      ``learner = first_pass(descent(model.apply, pseudo, optax.sgd(0.1)), pseudo_labels)``
+    """
+
+    def start(theta: Theta, support: Batch, key: KeyArray) -> SelfLabelled:
+        phi = learner.start(theta, support, key)
+        y = label(learner.predict(theta, phi, support.x, None))
+        return SelfLabelled(phi, jax.lax.stop_gradient(y))
+
+    def step(theta: Theta, phi: SelfLabelled, support: Batch, key: KeyArray) -> SelfLabelled:
+        return phi._replace(phi=learner.step(theta, phi.phi, support._replace(y=phi.y), key))
+
+    def predict(theta: Theta, phi: SelfLabelled, x: PyTree, key: KeyArray | None) -> PyTree:
+        return learner.predict(theta, phi.phi, x, key)
+
+    return Learner(learner.init, start, step, predict, learner.max_steps)

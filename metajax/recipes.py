@@ -1,6 +1,7 @@
 """The recipe that scripts train with: AdamW with warm-up, cosine decay and clipping, tasks spread over the devices."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array
 
+from metajax import checkpoint
 from metajax.core import KeyArray, Objective, Params, Sampler, Theta
 from metajax.parallel import replicate, task_mesh
 from metajax.train import Fit, fit, in_phases, init_state, meta_step
@@ -71,3 +73,10 @@ def meta_train(
     state = replicate(init_state(theta, optimizer, outer_steps, average=average), mesh)
     options = {"block": 25, "validate_every": 100} | options
     return fit(in_phases(steps), state, key, num_tasks=num_tasks, validate=validate, **options)
+
+
+def trained_once(path: Path, phases: list[tuple[float, Objective]], theta: Theta, *args: Any, **how: Any) -> Theta:
+    """The theta of `meta_train(phases, theta, *args, **how)`, or the one that an earlier call left at `path`."""
+    if not checkpoint.exists(path):
+        checkpoint.save(path, meta_train(phases, theta, *args, **how).theta)
+    return checkpoint.restore(path, theta)

@@ -3,18 +3,21 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from metajax import report
-from metajax.core import Metrics, Scalar, Transcripts
+from metajax.core import Error, KeyArray, Learner, Metrics, Sampler, Scalar, Theta, Transcripts
 from metajax.data.text import Vocabulary, decode_all, error_rates
-from metajax.evaluate import mean_ci95, over_seeds
+from metajax.evaluate import evaluate, mean_ci95, over_seeds
 from metajax.losses.ctc import greedy
+from metajax.parallel import hoisted, replicate, task_mesh
 
 Option = TypeVar("Option")
-Errors = dict[str, np.ndarray]  # "word" and "character": [tasks, steps]
+KINDS = ("word", "character", "empty")
+Errors = dict[str, np.ndarray]  # by kind: [tasks, steps]
 
 
 def heard(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Scalar, Metrics]:
@@ -38,7 +41,8 @@ def error_curves(vocabulary: Vocabulary, found: Metrics, steps: Sequence[int]) -
       steps: adaptation steps.
 
     Returns:
-      `word` and `character`, each `[tasks, steps]`: the edits of a task's queries over their words or characters.
+      `word` and `character`, each `[tasks, steps]`: the edits of a task's queries over their words or characters; and
+      `empty`, the share of queries in which nothing is heard, by which a recogniser that has collapsed is known.
 
     Example:
       ``errors = error_curves(vocabulary, evaluate(learner, heard, theta, sample, key, 50, 10), (0, 1, 10))``
@@ -50,9 +54,42 @@ def error_curves(vocabulary: Vocabulary, found: Metrics, steps: Sequence[int]) -
         for step in steps:
             tokens = Transcripts(arrays["heard"][task, step], arrays["heard_lengths"][task, step])
             one = error_rates(said, decode_all(vocabulary, tokens), vocabulary.normalizer)
-            rates.append((one.word, one.character))
-    table = np.array(rates).reshape(len(arrays["said"]), len(steps), 2)
-    return {"word": table[..., 0], "character": table[..., 1]}
+            rates.append((one.word, one.character, float(np.mean(tokens.lengths == 0))))
+    table = np.array(rates).reshape(len(arrays["said"]), len(steps), len(KINDS))
+    return {kind: table[..., i] for i, kind in enumerate(KINDS)}
+
+
+def adapted_errors(
+    vocabulary: Vocabulary,
+    learner: Callable[[Array], Learner],
+    sampler: Callable[[Any], Sampler],
+    key: KeyArray,
+    num_tasks: int,
+    steps: Sequence[int],
+    error: Error = heard,
+) -> Callable[[Theta, float, Any], Errors]:
+    """(theta, rate, given) -> `error_curves` on fresh tasks, the same at every call; one program for all calls.
+
+    Args:
+      vocabulary: of the tokens.
+      learner: how a task is learned, for an inner rate.
+      sampler: of tasks, for what is given, a tree of numbers such as `Scenarios`.
+      key: fixes the tasks.
+      num_tasks: number of tasks, spread over the devices.
+      steps: adaptation steps to tell.
+      error: `heard`, or it on other outputs, such as `of_logits(heard)`.
+    """
+    mesh = task_mesh(num_tasks)
+
+    @hoisted
+    def found(theta: Theta, rate: Array, given: Any) -> Metrics:
+        return evaluate(learner(rate), error, theta, sampler(given), key, num_tasks, max(steps), mesh=mesh)
+
+    def errors(theta: Theta, rate: float, given: Any) -> Errors:
+        numbers = jnp.float32(rate), jax.tree.map(jnp.float32, given)
+        return error_curves(vocabulary, found(replicate(theta, mesh), *numbers), steps)
+
+    return errors
 
 
 def chosen(
@@ -70,7 +107,7 @@ def chosen(
       kind: of the error that chooses.
 
     Returns:
-      As JSON has it: `word` and `character` `[tasks, steps]`; by step the `option` and its `validation` error; and
+      As JSON has it: every kind of error, `[tasks, steps]`; by step the `option` and its `validation` error; and
       `step`, that of least validation error after the first.
     """
     means = {option: errors[kind].mean(0) for option, errors in validation.items()}
@@ -79,7 +116,7 @@ def chosen(
     after = {option: test(option) for option in dict.fromkeys(best)}
     kinds = {
         name: np.stack([after[option][name][:, i] for i, option in enumerate(best)], 1).round(5).tolist()
-        for name in ("word", "character")
+        for name in after[best[0]]
     }
     return kinds | {"option": best, "validation": lowest, "step": steps[1 + int(np.argmin(lowest[1:]))]}
 
@@ -99,14 +136,14 @@ def summary(
       kind: of the error whose reduction is told.
 
     Returns:
-      `word` and `character`, curves; `word_at_step` and `character_at_step`; `less`, the relative reduction of the
-      error there, with an interval over seeds by Student's t, or over tasks where there is one seed; and
+      A curve of each kind of error, such as `word`; as `word_at_step` what it is there; `less`, the relative reduction
+      of the error there, with an interval over seeds by Student's t, or over tasks where there is one seed; and
       lists by seed of `option`, `validation` and `step`.
     """
     row: dict[str, Any] = {name: [cell[name] for cell in cells] for name in ("option", "validation", "step")}
     places = [list(steps).index(step) for step in row["step"]]
     picked: dict[str, list[np.ndarray]] = {}
-    for name in ("word", "character"):
+    for name in (kind for kind in KINDS if kind in cells[0]):
         errors = [np.array(cell[name]) for cell in cells]
         picked[name] = [table[:, place] for table, place in zip(errors, places, strict=True)]
         row[name] = report.curve(*mean_ci95(np.concatenate(errors)), steps)
@@ -115,3 +152,20 @@ def summary(
     less = [(a - b) / max(a.mean(), 1e-9) for a, b in zip(before, picked[kind], strict=True)]
     one = report.curve(*mean_ci95(less[0][:, None]))[0]
     return row | {"less": over_seeds([float(gain.mean()) for gain in less]) if len(less) > 1 else one}
+
+
+def across(
+    found: Mapping[str, Sequence[Mapping[str, dict[str, Any]]]], steps: Mapping[str, Sequence[int]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """By arm and condition, such as a scenario, the `summary` of the word error.
+
+    Args:
+      found: by arm, for every seed, results of `chosen` by condition; without adaptation the first arm's error counts.
+      steps: by arm, of the columns.
+    """
+
+    def of(arm: str, name: str) -> list[dict[str, Any]]:
+        return [cell[name] for cell in found[arm]]
+
+    first, names = next(iter(found)), list(next(iter(found.values()))[0])
+    return {arm: {name: summary(of(arm, name), of(first, name), steps[arm], "word") for name in names} for arm in found}

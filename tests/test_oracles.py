@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from metajax import Batch, Episode, anil, fomaml, maml
+from metajax import Batch, Episode, adapt, anil, ascribe, fomaml, maml, mix
 from metajax.losses import squared_error
 from tests.conftest import as_it_is, assert_close, differs, mlp, mlp_params, quadratic
 
@@ -45,6 +45,33 @@ def test_meta_gradient_of_quadratics_is_the_closed_form(x64, factory, steps):
     value, grads = value_and_grad(objective, as_episode(a, c, b, q))(jnp.asarray(theta))
     np.testing.assert_allclose(value, (phi - q) @ b @ (phi - q) / 2, rtol=1e-12)
     np.testing.assert_allclose(grads, wanted, rtol=0, atol=1e-12 * np.abs(wanted).max())
+
+
+def test_fomaml_without_the_support_gradients_that_some_code_bases_keep(x64):
+    """Those accumulate sum_k A (phi_k - c) into the meta-gradient, which is (theta - phi_K) / rate, Reptile's, on top.
+
+    Where phi_K is the query's optimum theta is as good as can be: FOMAML stays there, the other leaves it.
+    """
+    a, c, b, q, theta = quadratic_task(0)
+    contraction = np.linalg.matrix_power(np.eye(len(a)) - RATE * a, 3)
+    algorithm = fomaml(quadratic, as_it_is, optax.sgd(RATE), 3)
+    episode = as_episode(a, c, b, q)
+
+    def kept(theta, episode, key):
+        """The sum of the support gradients on the way, as an objective."""
+        phi = adapt(algorithm.learner, jax.lax.stop_gradient(theta), episode.support, key, 3)[0].own
+        return ascribe(theta["params"], (theta["params"] - phi) / RATE), {}
+
+    own, wrong = (value_and_grad(f, episode) for f in (algorithm.objective, mix(algorithm.objective, kept, 1.0)))
+    best = c + np.linalg.solve(contraction, q - c)  # from there phi_3 is q
+    for start in (theta, best):
+        path = [start]
+        for _ in range(3):
+            path.append(path[-1] - RATE * a @ (path[-1] - c))
+        support = sum(a @ (phi - c) for phi in path[:3])
+        np.testing.assert_allclose(own(start)[1], b @ (path[3] - q), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(wrong(start)[1], b @ (path[3] - q) + support, rtol=0, atol=1e-11)
+    assert np.abs(own(best)[1]).max() < 1e-12 and np.abs(wrong(best)[1]).max() > 1
 
 
 def test_meta_gradient_with_momentum_is_the_linear_recurrence(x64):

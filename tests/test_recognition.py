@@ -7,7 +7,7 @@ import pytest
 
 import metajax as mj
 from metajax.data.text import error_rates, vocabulary
-from metajax.recognition import chosen, error_curves, heard, summary
+from metajax.recognition import across, adapted_errors, chosen, error_curves, heard, summary
 
 KNOWN = vocabulary(["ab c"])  # blank, space, a, b, c
 
@@ -91,3 +91,42 @@ def test_the_reduction_is_against_no_adaptation_at_the_chosen_step():
     alone = summary(cells[:1], never[:1], (0, 1, 10))
     assert alone["less"]["mean"] == pytest.approx(5 / 8)
     assert alone["less"]["ci95"] == pytest.approx(1.96 * np.std([0.75, 0.5], ddof=1) / 2**0.5)
+
+
+def test_one_program_tells_the_errors_of_every_rate_and_scenario():
+    """A learner whose one step writes as many letters as the rate says, on tasks that say as many as they are given."""
+    written, traced = jnp.stack([spelled([text]) for text in ("", "a", "ab")]), []
+
+    def learner(rate):
+        traced.append(rate)
+        step = lambda t, phi, *_: rate.astype(int)  # noqa: E731
+        predict = lambda t, phi, x, k: written[phi]  # noqa: E731
+        return mj.core.Learner(lambda params, key: {}, lambda *_: jnp.int32(0), step, predict)
+
+    def sampler(letters):
+        y = transcripts(["ab"])._replace(lengths=letters.astype(int)[None])
+        return lambda key: mj.Episode(mj.Batch(jnp.ones(1), ()), mj.Batch(jnp.ones(1), y))
+
+    errors = adapted_errors(KNOWN, learner, sampler, jax.random.key(0), 2, (0, 1))
+    theta = {"w": jnp.ones(1)}
+    for rate, letters, expected in ((2.0, 2, 0.0), (1.0, 2, 0.5), (1.0, 1, 0.0), (0.0, 1, 1.0)):
+        found = errors(theta, rate, letters)
+        np.testing.assert_allclose(found["character"], [[1.0, expected]] * 2)
+        np.testing.assert_array_equal(found["empty"], [[1.0, rate == 0]] * 2)
+    assert len(traced) == 1
+
+
+def test_arms_are_told_by_condition_against_the_first_before_any_step():
+    def cell(word):
+        return {"word": word, "character": word, "empty": [[0.0] * len(word[0])] * 2, "option": [], "validation": [],
+                "step": 1}  # fmt: skip
+
+    found = {
+        "one": [{"loud": cell([[0.4, 0.2], [0.6, 0.4]]), "clean": cell([[0.1, 0.1]] * 2)}],
+        "other": [{"loud": cell([[0.3, 0.1], [0.3, 0.2]]), "clean": cell([[0.3, 0.2]] * 2)}],
+    }
+    rows = across(found, {"one": (0, 1), "other": (0, 1)})
+    assert list(rows) == ["one", "other"] and list(rows["other"]) == ["loud", "clean"]
+    assert rows["other"]["loud"]["less"]["mean"] == pytest.approx(1 - 0.15 / 0.5)
+    assert rows["other"]["clean"]["less"]["mean"] == pytest.approx(-1.0)
+    assert rows["one"]["clean"]["empty_at_step"]["mean"] == 0

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from metajax.data import cache as disk
 from metajax.data.audio import check_wave, read_audio
-from metajax.data.features import FLOOR, FeatureSettings, check_settings, log_mel, loudest
+from metajax.data.features import FLOOR, FeatureSettings, check_settings, frames_of, log_mel, loudest
 from metajax.errors import InputError
 
 # Part of every cache file's key: raise it whenever read_audio, resample, log_mel or `loudest` change their output.
@@ -61,9 +61,10 @@ class Corpus(NamedTuple):
 
     Fields:
         name: of the corpus.
-        features: `[clips, time, mel]` float32 log-mel, on the device.
+        features: `[clips, time, mel]` float32 log-mel, on the device; or `[clips, samples]` the waves themselves.
         lengths: `[clips]` frames that touch the recording itself. The others see only zeros: those after it where
-            whole clips were loaded, else those before and after it, as many on each side to within one.
+            whole clips were loaded, else those before and after it, as many on each side to within one. Of waves their
+            samples.
         columns, names, texts: as in `Recordings`.
         settings: of the features.
         skipped: one sentence for each clip left out under `on_error="skip"`.
@@ -71,7 +72,7 @@ class Corpus(NamedTuple):
     """
 
     name: str
-    features: Float[Array, "clips time mel"]
+    features: Float[Array, "clips time *mel"]
     lengths: Int[Array, " clips"]
     columns: dict[str, Int[np.ndarray, " clips"]]
     names: dict[str, tuple[str, ...]]
@@ -87,6 +88,7 @@ def load(
     *,
     cache: Path | None,
     longest: float | None = None,
+    waves: bool = False,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
 ) -> Corpus:
@@ -102,6 +104,7 @@ def load(
         cache: folder of cached features, None for no cache. One file holds the features of one (contents of the
             recordings, settings, longest); a damaged one is told in a warning and computed again.
         longest: seconds; keeps whole clips, none of which may last longer.
+        waves: keep the waves themselves in place of log-mel, for `tasks.scenarios`; needs `longest`.
         on_error: "raise" stops at the first clip that cannot be used; "skip" leaves such clips out, lists them in
             `Corpus.skipped` and tells their number in a warning.
         progress: whether to show a progress bar on stderr.
@@ -115,14 +118,17 @@ def load(
     check_settings(settings)
     if longest is not None and not settings.window / settings.sample_rate <= longest < float("inf"):
         raise InputError(f"longest is {longest}, expected seconds, at least one window of {settings.window} samples.")
+    if waves and longest is None:
+        raise InputError("waves is True without longest, expected seconds: waves are kept whole.")
     _check(recordings, on_error)
     path = arrays = None
     if cache is not None:
-        key = hashlib.blake2b(repr((FORMAT, recordings.digest(), tuple(settings), longest)).encode()).hexdigest()[:40]
+        content = (FORMAT, recordings.digest(), tuple(settings), longest, *(["waves"] if waves else []))
+        key = hashlib.blake2b(repr(content).encode()).hexdigest()[:40]
         path = Path(cache) / f"{re.sub(r'[^A-Za-z0-9._-]', '_', recordings.name)[:80]}-{key}.features"
         arrays = _cached(path, key)
     if arrays is None:
-        arrays = _compute(recordings, settings, longest, on_error, progress)
+        arrays = _compute(recordings, settings, longest, waves, on_error, progress)
         if path is not None:
             try:
                 disk.write(path, {**arrays, "key": np.array(key)})
@@ -159,7 +165,8 @@ def summary(corpus: Recordings | Corpus) -> dict[str, Any]:
     counts: dict[str, Any] = {"name": corpus.name, "clips": len(columns["label"])}
     counts |= {f"{name}s": len(np.unique(columns[name][columns[name] >= 0])) for name in ("label", "speaker")}
     if isinstance(corpus, Corpus):
-        seconds = np.asarray(corpus.lengths, float).sum() * corpus.settings.hop / corpus.settings.sample_rate
+        unit = corpus.settings.hop if corpus.features.ndim == 3 else 1
+        seconds = np.asarray(corpus.lengths, float).sum() * unit / corpus.settings.sample_rate
         counts |= {"hours": seconds / 3600, "skipped": len(corpus.skipped)}
     return counts
 
@@ -209,7 +216,7 @@ def _features(waves: Float[Array, "batch samples"], settings: FeatureSettings) -
 
 def _whole(wave: Float32[np.ndarray, " samples"], settings: FeatureSettings) -> Float32[np.ndarray, "time mel"]:
     """Return the features of a wave of any length, which is transformed piece by piece."""
-    count, step = 1 + (len(wave) - settings.window) // settings.hop, settings.num_frames * settings.hop
+    count, step = frames_of(len(wave), settings), settings.num_frames * settings.hop
     pieces = -(-count // settings.num_frames)
     frames = []
     for first in range(0, pieces, _PIECES):
@@ -223,7 +230,7 @@ def _whole(wave: Float32[np.ndarray, " samples"], settings: FeatureSettings) -> 
 
 
 def _read(
-    recordings: Recordings, settings: FeatureSettings, longest: float | None, batch: range
+    recordings: Recordings, settings: FeatureSettings, longest: float | None, whole_waves: bool, batch: range
 ) -> list[tuple[np.ndarray, int, bool] | InputError]:
     """Return the features of each clip of a batch, how many of its frames count and whether it was cropped."""
     waves = np.zeros((_BATCH, settings.num_samples), np.float32)
@@ -244,7 +251,7 @@ def _read(
             read.append(error)
             continue
         if longest is not None:
-            frames = _whole(wave, settings)
+            frames = np.asarray(wave, np.float32) if whole_waves else _whole(wave, settings)
             read.append((frames, len(frames), False))
         elif len(wave) > settings.num_samples:
             frames = _whole(wave, settings)
@@ -258,20 +265,27 @@ def _read(
 
 
 def _compute(
-    recordings: Recordings, settings: FeatureSettings, longest: float | None, on_error: str, progress: bool
+    recordings: Recordings,
+    settings: FeatureSettings,
+    longest: float | None,
+    waves: bool,
+    on_error: str,
+    progress: bool,
 ) -> dict[str, np.ndarray]:
     """Return the arrays of the cache: features and lengths of the clips kept, which they are, and what is left out."""
     clips = len(recordings.clip_names)
     most = settings.num_samples if longest is None else int(longest * settings.sample_rate)
-    width = 1 + (most - settings.window) // settings.hop
-    features = np.empty((clips, width, settings.num_mels), np.float32)  # takes no memory before it is written to
+    shape = (most,) if waves else (frames_of(most, settings), settings.num_mels)
+    features = np.empty((clips, *shape), np.float32)  # takes no memory before it is written to
     lengths: list[int] = []
     kept: list[int] = []
     skipped: list[str] = []
     cropped = 0
     batches = [range(start, min(start + _BATCH, clips)) for start in range(0, clips, _BATCH)]
     with tqdm(total=clips, desc=recordings.name, unit="clip", disable=not progress) as bar:
-        for batch, read in zip(batches, _in_order(partial(_read, recordings, settings, longest), batches), strict=True):
+        for batch, read in zip(
+            batches, _in_order(partial(_read, recordings, settings, longest, waves), batches), strict=True
+        ):
             for clip, found in zip(batch, read, strict=True):
                 if isinstance(found, InputError):
                     if on_error == "raise":
@@ -289,7 +303,7 @@ def _compute(
     if longest is not None:
         features = features[: len(kept), : max(lengths)]
         for row, length in zip(features, lengths, strict=True):
-            row[length:] = np.log(FLOOR)
+            row[length:] = 0.0 if waves else np.log(FLOOR)
     return {
         "features": features[: len(kept)],
         "lengths": np.array(lengths, np.int32),

@@ -1,13 +1,16 @@
 """Features of speech: log-mel spectrograms and cepstra, in JAX."""
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from metajax.core import Utterances
 from metajax.errors import InputError
+
+IntLike = TypeVar("IntLike", int, np.ndarray, Array)
 
 FLOOR = 1e-10  # added to the mel power: -100 dB of full scale
 _HUM = 250.0  # Hz: bands below may hold hum, rumble and thumps
@@ -33,7 +36,7 @@ class FeatureSettings(NamedTuple):
     @property
     def num_frames(self) -> int:
         """Frames of a clip; all lie within it."""
-        return 1 + (self.num_samples - self.window) // self.hop
+        return frames_of(self.num_samples, self)
 
 
 def check_settings(settings: FeatureSettings) -> None:
@@ -88,15 +91,31 @@ def log_mel(wave: Float[Array, " samples"], settings: FeatureSettings) -> Float[
         ``features = jax.jit(jax.vmap(lambda wave: log_mel(wave, FeatureSettings())))(waves)``
     """
     filters = mel_filterbank(settings)
-    window, hop = settings.window, settings.hop
+    window = settings.window
     if wave.shape[0] < window:
         raise InputError(f"wave has {wave.shape[0]} samples, expected at least one window of {window}.")
-    starts = hop * np.arange(1 + (wave.shape[0] - window) // hop)
+    starts = settings.hop * np.arange(frames_of(wave.shape[0], settings))
     hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
     frames = wave[starts[:, None] + np.arange(window)] * hann.astype(np.float32)
     spectrum = jnp.fft.rfft(frames, settings.fft_size)
     power = spectrum.real**2 + spectrum.imag**2
     return jnp.log(jnp.dot(power, filters, precision=jax.lax.Precision.HIGHEST) + FLOOR)
+
+
+def log_mels(waves: Utterances, settings: FeatureSettings) -> Utterances:
+    """`log_mel` of each of `[n, samples]` waves with lengths in samples: `[n, time, mel]` with lengths in frames.
+
+    Only frames that lie within a wave's length count; those past them see silence.
+    """
+    lengths = frames_of(waves.lengths, settings)
+    frames = jax.vmap(lambda wave: log_mel(wave, settings))(waves.frames)
+    inside = jnp.arange(frames.shape[1]) < lengths[:, None]
+    return Utterances(jnp.where(inside[..., None], frames, jnp.log(FLOOR)), lengths)
+
+
+def frames_of(samples: IntLike, settings: FeatureSettings) -> IntLike:
+    """Frames that lie within so many samples, one window or more."""
+    return 1 + (samples - settings.window) // settings.hop
 
 
 def loudest(features: Float[np.ndarray, "time mel"], settings: FeatureSettings) -> Float[np.ndarray, "kept mel"]:

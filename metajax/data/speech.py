@@ -1,19 +1,20 @@
 """Speech to recognise: a corpus with its texts as tokens, and tasks that are speakers, languages or other columns."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Float32, PyTree
 
-from metajax.core import KeyArray, Sampler, Transcripts, Utterances
+from metajax.core import Batch, Episode, KeyArray, Sampler, Transcripts, Utterances
+from metajax.data.acoustics import babble
 from metajax.data.augment import augment, normalize, scaled
 from metajax.data.buckets import bucket_of
 from metajax.data.corpus import Corpus, Recordings, load
-from metajax.data.features import FeatureSettings
+from metajax.data.features import FeatureSettings, frames_of, log_mels
 from metajax.data.text import Unit, Vocabulary, encode, vocabulary
 from metajax.errors import InputError
 from metajax.tasks.episodes import with_inputs
@@ -46,6 +47,7 @@ def load_speech(
     longest: float = 20.0,
     stride: int = 4,
     settings: FeatureSettings = _SETTINGS,
+    waves: bool = False,
     cache: Path | None = None,
     on_error: Literal["raise", "skip"] = "raise",
     progress: bool = True,
@@ -60,6 +62,7 @@ def load_speech(
         longest: seconds, of an utterance.
         stride: frames to one of the recogniser's output.
         settings: of the features.
+        waves: keep the waves themselves, for scenarios.
         cache: folder of cached features, None for no cache.
         on_error: "skip" leaves out what cannot be used, counted in a warning and listed in `corpus.skipped`.
         progress: whether to show a progress bar.
@@ -69,13 +72,37 @@ def load_speech(
     """
     if recordings.texts is None:
         raise InputError(f"{recordings.name} has no texts, expected what was said in each recording.")
-    corpus = load(recordings, settings, cache=cache, longest=longest, on_error=on_error, progress=progress)
+    how: dict[str, Any] = {"cache": cache, "longest": longest, "waves": waves}
+    corpus = load(recordings, settings, **how, on_error=on_error, progress=progress)
     texts, names = corpus.texts or (), corpus.clip_names
     known = vocabulary(texts, normalizer, unit) if known is None else known
-    frames = -(-np.asarray(corpus.lengths) // stride)
+    lengths = np.asarray(corpus.lengths)
+    frames = -(-(frames_of(lengths, settings) if waves else lengths) // stride)
     encoded = encode(known, texts, names, frames=frames, on_error=on_error)
     kept = _chosen(corpus, encoded.kept)._replace(skipped=corpus.skipped + encoded.skipped)
     return Speech(kept, known, encoded.transcripts)
+
+
+def crowd(
+    speech: Speech, speakers: Sequence[str], *, voices: int = 6, seconds: float = 30.0, seed: int = 0
+) -> Float32[np.ndarray, " samples"]:
+    """`babble` of some speakers of a corpus of waves, a noise to add to others.
+
+    Args:
+        speech: loaded with `waves=True`.
+        speakers: by name; none who is to be recognised.
+        voices: at a time.
+        seconds: of the noise.
+        seed: of the draw.
+    """
+    names = speech.corpus.names["speaker"]
+    rows = np.isin(speech.corpus.columns["speaker"], [names.index(name) for name in speakers])
+    return babble(
+        Utterances(speech.corpus.features[rows], speech.corpus.lengths[rows]),
+        voices,
+        round(seconds * speech.corpus.settings.sample_rate),
+        seed,
+    )
 
 
 def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:
@@ -130,19 +157,22 @@ def by_column(
     queries: int,
     values: Sequence[str] | None = None,
     apart: str | None = None,
+    scenario: Callable[[PyTree, KeyArray], PyTree] | None = None,
     augmentation: float = 0.0,
 ) -> Sampler:
     """Tasks that are values of a column: utterances of one speaker, language or accent, with what was said in them.
 
-    Utterances are augmented, then each is normalised by its own mean and variance.
+    Utterances are heard in a scenario, augmented, then each is normalised by its own mean and variance.
 
     Args:
         speech: the utterances.
         column: "speaker", "language" or another.
-        shots: support utterances of a task.
+        shots: support utterances of a task; 0 where it adapts to the very utterances that it recognises, whose text the
+            support set then lacks.
         queries: query utterances of a task.
         values: those to draw from, such as one part of `held_out`; None for all that have utterances enough.
         apart: a column of which support and query have different values, such as the `half` of `joined`.
+        scenario: of waves to log-mel, one for a task, from `metajax.tasks.scenarios.scenarios`; None for none.
         augmentation: its strength (1 for the defaults of `Augmentation`), 0 for none.
 
     Returns:
@@ -167,10 +197,19 @@ def by_column(
     change = augment(scaled(augmentation)) if augmentation else None
 
     def prepare(x: PyTree, key: KeyArray) -> PyTree:
+        if scenario is not None:
+            x = scenario(x, jax.random.fold_in(key, 1))
+        elif x.frames.ndim == 2:
+            x = log_mels(x, speech.corpus.settings)
         x = x if change is None else change(x, key)
         return jax.vmap(lambda one: normalize(one, "mean_variance"))(x)
 
-    return with_inputs(sample, prepare)
+    def itself(key: KeyArray) -> Episode:
+        query = prepared(key).query
+        return Episode(Batch(query.x, ()), query)
+
+    prepared = with_inputs(sample, prepare)
+    return prepared if shots else itself
 
 
 # tasks of one speaker, and of one language

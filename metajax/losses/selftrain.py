@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metajax.core import Error, Metrics, Scalar
+from metajax.core import Error, Metrics, Scalar, Transcripts
 from metajax.errors import InputError
+from metajax.losses.ctc import greedy, log_likelihood
 
 
 class Judged(NamedTuple):
@@ -86,3 +87,49 @@ def suta(
     confusion = (shares.sum((1, 2)) - jnp.trace(shares, axis1=1, axis2=2)) / logits.shape[-1]
     loss = (weight * uncertain + (1 - weight) * confusion).mean()
     return loss, {"loss": loss, "entropy": uncertain.mean(), "confusion": confusion.mean()}
+
+
+class PseudoLabels(NamedTuple):
+    """What a recogniser itself heard, in place of labels."""
+
+    transcripts: Transcripts
+    trusted: Float[Array, " n"]  # 1 for an utterance that counts, 0 for one that does not
+
+
+def pseudo_labels(logits: Float[Array, "n time vocabulary"], floor: float = 0.9) -> PseudoLabels:
+    """The transcripts of greedy decoding, of which those count whose confidence reaches a floor; no gradient.
+
+    The confidence of an utterance is the geometric mean of the likeliest token's probability over the frames where that
+    is not the blank; of an utterance in which nothing is heard it is 0, since the label would teach to hear nothing.
+
+    Args:
+      logits: scores, `[n, time, vocabulary]`, certain blanks past each utterance's end (`blank_after`).
+      floor: of the confidence, more than 0 and at most 1.
+
+    Raises:
+      InputError: `floor` is out of range.
+
+    Reference: Kahn, Lee, Hannun, "Self-Training for End-to-End Speech Recognition", ICASSP 2020.
+    """
+    if not 0 < floor <= 1:
+        raise InputError(f"floor is {floor}, expected more than 0 and at most 1.")
+    logits = jax.lax.stop_gradient(logits)
+    best, said = jax.nn.log_softmax(logits).max(-1), logits.argmax(-1) != 0
+    sure = jnp.where(said, best, 0).sum(1) / jnp.maximum(said.sum(1), 1)
+    trusted = said.any(1) & (sure >= jnp.log(floor))
+    return PseudoLabels(greedy(logits), trusted.astype(best.dtype))
+
+
+def pseudo(logits: Float[Array, "n time vocabulary"], y: PseudoLabels) -> tuple[Scalar, Metrics]:
+    """`ctc` of pseudo-labels: nats per token of the utterances that count; 0 where none does.
+
+    Args:
+      logits: scores, `[n, time, vocabulary]`, certain blanks past each utterance's end (`blank_after`).
+      y: labels that no longer change while a task is learned, as `inner.first_pass` keeps them.
+
+    Returns:
+      The loss, and the metrics `loss` and `trusted`, the share of utterances that count.
+    """
+    nats = -log_likelihood(logits, y.transcripts)
+    loss = (y.trusted * nats).sum() / jnp.maximum((y.trusted * y.transcripts.lengths).sum(), 1)
+    return loss, {"loss": loss, "trusted": y.trusted.mean()}

@@ -30,7 +30,7 @@ def groups(
       x: inputs of all clips; an array, `Utterances` or any tree of arrays with the leading axis clips.
       y: targets of all clips, a tree such as `Transcripts`; () where there are none.
       group: value of each clip in a column of the corpus; a clip of group -1, unknown, is in no task.
-      shots: support clips of a task.
+      shots: support clips of a task; 0 for an empty support set.
       queries: query clips of a task.
       apart: value of each clip in another column, such as a session; support and query are then of different ones:
         the support of that of a clip at random, the query of all others. A clip of -1 is in no task.
@@ -45,9 +45,9 @@ def groups(
     Example:
       ``sample = groups(x, (), corpus.columns["speaker"], shots=5, queries=5)``
     """
-    for argument, value in (("shots", shots), ("queries", queries)):
-        if value < 1:
-            raise InputError(f"{argument} is {value}, expected at least 1.")
+    for argument, value, least in (("shots", shots, 0), ("queries", queries, 1)):
+        if value < least:
+            raise InputError(f"{argument} is {value}, expected at least {least}.")
     count_clips(x=x, y=y, group=group, apart=() if apart is None else apart)
     check_column("group", group)
     x, y = jax.tree.map(jnp.asarray, (x, y))

@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from metajax import InputError, Utterances
+from metajax.data.acoustics import babble
 from metajax.data.buckets import bucket_bounds, bucket_of, run_in_buckets
 from metajax.data.corpora import fsdd
-from metajax.data.corpora.joined import SAYS, joined
-from metajax.data.corpus import Recordings, load
-from metajax.data.features import FeatureSettings
-from metajax.data.speech import by_column, held_out, in_buckets, load_speech, speakers
+from metajax.data.corpora.joined import SAYS, digits, joined
+from metajax.data.corpus import Recordings, load, summary
+from metajax.data.features import FeatureSettings, log_mels
+from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_speech, speakers
 from metajax.data.text import decode_all, vocabulary
 from metajax.losses.ctc import ctc
 from metajax.models import bilstm
+from tests.conftest import assert_close
 from tests.shared import shared_data
 
 RATE = 16000
@@ -144,6 +146,35 @@ def test_texts_are_tokens_and_tasks_are_speakers(speech):
     assert np.isfinite(loud.query.x.frames).all()
 
 
+def test_waves_are_kept_and_heard_as_the_corpus_and_a_task_may_adapt_to_what_it_recognises(speech):
+    strings = joined(
+        single(), dict.fromkeys(WORDS, "") | {"one": "ab", "two": "b", "six": "a"}, strings=6, words=(1, 6)
+    )
+    waves = load_speech(strings, waves=True, cache=None, progress=False)
+    assert waves.corpus.features.shape == (18, int(waves.corpus.lengths.max()))
+    for row, (wave, length) in enumerate(zip(waves.corpus.features, waves.corpus.lengths, strict=True)):
+        np.testing.assert_array_equal(wave[:length], next(iter(strings.read([row], RATE))))
+        assert not wave[length:].any()
+    np.testing.assert_array_equal(waves.transcripts.tokens, speech.transcripts.tokens)
+    hours = [summary(one.corpus)["hours"] for one in (waves, speech)]
+    assert hours[0] == pytest.approx(hours[1], rel=0.05)
+    frames, lengths = log_mels(Utterances(waves.corpus.features, waves.corpus.lengths), SETTINGS)
+    np.testing.assert_array_equal(lengths, speech.corpus.lengths)
+    np.testing.assert_allclose(frames, speech.corpus.features, atol=1e-4)
+    one, other = (jax.jit(speakers(corpus, shots=0, queries=2))(jax.random.key(1)) for corpus in (waves, speech))
+    assert one.support.y == ()
+    assert_close((one.support.x, one.query), (one.query.x, other.query), 1e-4)
+    heard = []
+    sample = speakers(waves, shots=2, queries=1, scenario=lambda x, key: heard.append(x) or log_mels(x, SETTINGS))
+    jax.eval_shape(sample, jax.random.key(0))
+    assert [x.frames.shape[0] for x in heard] == [3]  # support and query by one call
+    mine = waves.corpus.columns["speaker"] == SPEAKERS.index("ben")
+    theirs = babble(Utterances(waves.corpus.features[mine], waves.corpus.lengths[mine]), 2, 8000, 3)
+    np.testing.assert_array_equal(crowd(waves, ["ben"], voices=2, seconds=0.5, seed=3), theirs)
+    with pytest.raises(InputError, match="waves is True without longest"):
+        load(strings, SETTINGS, cache=None, waves=True)
+
+
 def test_tasks_that_cannot_be(speech):
     with pytest.raises(InputError, match="speaker 'ben' has 6 utterances, expected 9 for 5 shots and 4 queries"):
         speakers(speech, values=("ben",), shots=5, queries=4)
@@ -258,3 +289,14 @@ def test_joined_real_digits():
     assert len(corpus.texts) == 12 and isinstance(corpus.texts[0], str)
     assert set(" ".join(corpus.texts).split()) <= set(SAYS)
     assert corpus.lengths.min() > 60
+
+
+def test_digits_are_joined_from_the_corpora_that_speak_them(unchecked):
+    pytest.importorskip("espeakng_loader")
+    strings, settings = digits("espeak", strings=2, words=(3, 3))
+    assert len(strings.names["speaker"]) == 43 and len(strings.texts) == 86 and settings.high == 7600.0
+    assert set(" ".join(strings.texts).split()) == set(SAYS)
+    (wave,) = strings.read([5], RATE)
+    assert 0.5 < len(wave) / RATE < 3.5
+    with pytest.raises(InputError, match="The corpus is 'timit', expected one of espeak, arabic, fsdd"):
+        digits("timit")

@@ -83,7 +83,7 @@ def test_support_and_query_are_apart_where_asked():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"shots": 0}, "shots is 0, expected at least 1"),
+        ({"shots": -1}, "shots is -1, expected at least 0"),
         ({"queries": 0}, "queries is 0, expected at least 1"),
         ({"x": ROWS[:9]}, "x 9, group 27"),
         ({"y": ROWS[:9]}, "y 9"),

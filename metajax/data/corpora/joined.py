@@ -8,18 +8,28 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
 
+from metajax.data.corpora import read
 from metajax.data.corpora.fsdd import DIGITS
 from metajax.data.corpus import Recordings
+from metajax.data.features import FeatureSettings
 from metajax.errors import InputError
 
 SAYS = dict(zip(DIGITS, DIGITS, strict=True))
 _ARABIC = ("صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة")
 SAYS_ARABIC = dict(zip(DIGITS, _ARABIC, strict=True))
+# spoken digits: what is written for each label; the upper edge of the mel bands in Hz; options of the reader
+_ENGLISH = {f"en:{number}": word for number, word in enumerate(DIGITS)}
+_SPOKEN: dict[str, tuple[dict[str, str], float, dict[str, Any]]] = {
+    "espeak": (_ENGLISH, 7600.0, {"languages": ["en"], "numbers": range(10), "clips_per_label": 129}),
+    "arabic": (SAYS_ARABIC, 7600.0, {}),
+    "fsdd": (SAYS, 3800.0, {}),
+}
 _FRAME, _MARGIN = 0.01, 2  # trimming: seconds, and frames kept on both sides
 
 
@@ -98,8 +108,11 @@ def joined(
     tails = [max(ends.uniform(*gaps), 0.0) for _ in plan]
 
     def read(indices: Sequence[int], sample_rate: int) -> Iterator[np.ndarray | InputError]:
+        # all clips by one call: eSpeak starts a process for each
+        clips = sorted({word.clip for string in indices for word in plan[string]})
+        found = dict(zip(clips, recordings.read(clips, sample_rate), strict=True))
         for string in indices:
-            read = list(recordings.read([word.clip for word in plan[string]], sample_rate))
+            read = [found[word.clip] for word in plan[string]]
             waves = [wave for wave in read if not isinstance(wave, InputError)]
             bad = [wave for wave in read if isinstance(wave, InputError)]
             yield bad[0] if bad else _join(plan[string], waves, tails[string], sample_rate, fade, trim)
@@ -124,6 +137,25 @@ def joined(
         for i, who in enumerate(columns["speaker"])
     )
     return Recordings(f"{recordings.name}_joined", names, columns, names_of, texts, digest, read)
+
+
+def digits(
+    name: Literal["espeak", "arabic", "fsdd"], root: Path | None = None, **how: Any
+) -> tuple[Recordings, FeatureSettings]:
+    """Strings of digits joined from a corpus of single ones, and settings of the features for its bandwidth.
+
+    Args:
+        name: of the corpus; eSpeak's 43 voices that say English need no folder.
+        root: its folder.
+        how: passed to `joined`, such as `strings` and `words`.
+
+    Raises:
+        InputError: there is no such corpus, as `read`, or as `joined`.
+    """
+    if name not in _SPOKEN:
+        raise InputError(f"The corpus is {name!r}, expected one of {', '.join(_SPOKEN)}.")
+    says, high, options = _SPOKEN[name]
+    return joined(read(name, root, **options), says, **how), FeatureSettings(high=high)
 
 
 def _join(

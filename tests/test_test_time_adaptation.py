@@ -1,0 +1,95 @@
+"""The script about scenarios: what it refuses, what is held out, and what a run of a tiny network leaves behind."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+import test_time_adaptation as script
+from flax import linen as nn
+
+from metajax import runs
+from metajax.models import from_linen
+from metajax.models.frames import frames_of, quarter_rate
+from tests.test_speaker_adaptation import SPEAKERS, digits  # noqa: F401
+
+SIZES = "--strings 10 --words 2 3 --outer-steps 2 --tasks 2 --episodes 4"
+
+
+class Tiny(nn.Module):
+    """Two convolutions, in place of the Conformer, which takes minutes to compile in all the programs of a run."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return quarter_rate(*frames_of(inputs), 8, "layer")[0]
+
+
+@pytest.fixture
+def main(digits, tmp_path, monkeypatch):  # noqa: F811
+    """Runs the script on tones, at tiny sizes; its exit code."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
+    monkeypatch.setattr(script, "recogniser", lambda **_: lambda outputs: from_linen(Tiny()))
+
+    def call(*argv: object) -> int:
+        places = ["--corpus", "fsdd", "--root", digits, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+        argv = [*map(str, places), *SIZES.split(), *map(str, argv)]
+        return runs.main(script.Settings, script.run, script.__doc__, argv)
+
+    return call
+
+
+def test_what_is_tested_was_never_trained_on_nor_chosen_on():
+    trained, chosen, tested = script.TRAINED, script.CHOSEN, script.TESTED
+    for name, given in tested.items():
+        if given.noise:
+            kinds = [set(range(int(one.kinds[0]), int(one.kinds[1]) + 1)) for one in (trained, chosen, given)]
+            assert not kinds[2] & (kinds[0] | kinds[1]) and not kinds[0] & kinds[1]
+            assert given.snr == (script.LEVELS[name],) * 2
+        if given.room:
+            assert trained.rt60[1] <= chosen.rt60[0] and chosen.rt60[1] <= given.rt60[0]
+    assert not any(leaf for leaf in (tested["clean"].noise, tested["clean"].room, tested["clean"].clip))
+
+
+def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
+    for argv, told in (
+        (["--arms", "SUTA", "Meta-SGD"], "arms holds 'Meta-SGD', expected some of SUTA"),
+        (["--arms", "learned error"], "arms begins with 'learned error', expected one that learns jointly"),
+        (["--shots", "-1"], "shots is -1, expected a finite number, 0 or more"),
+    ):
+        assert main(*argv) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and told in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("more", "arms"),
+    [
+        ((), ("pseudo-labels", "FOMAML, support gradient kept")),
+        (("--shots", 2), ("SUTA", "Meta-SGD")),
+    ],
+)
+def test_a_small_run(main, tmp_path, capsys, more, arms):
+    assert main("--arms", *arms, *more) == 0
+    shown = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["rows"]) == list(arms) and all(arm in shown for arm in arms)
+    assert (tmp_path / "out" / "curve.png").stat().st_size > 10_000
+    for arm, row in results["rows"].items():
+        assert list(row) == list(script.TESTED)
+        for one in row.values():
+            assert [point["step"] for point in one["word"]] == list(script.ARMS[arm].steps)
+            assert one["option"] == row["clean"]["option"] and one["step"] == row["clean"]["step"]  # chosen once
+            assert all(rate in script.RATES for rate in one["option"][0]) and 0 <= one["empty_at_step"]["mean"] <= 1
+    cells = {path: json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()}
+    first = next(path for path, cell in cells.items() if cell["arm"] == arms[0])
+    train, validation, test = cells[first]["speakers"]
+    assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test
+    times = {path: path.stat().st_mtime_ns for path in cells if path != first}
+    if more:
+        first.unlink()
+    assert main("--arms", *arms, *more) == 0  # finds the other cells, and the recogniser of the first
+    assert times == {path: path.stat().st_mtime_ns for path in times}
+    assert json.loads(first.read_text())["scenarios"] == cells[first]["scenarios"]
+    assert np.isfinite([leaf for leaf in jax.tree.leaves(results["rows"]) if isinstance(leaf, float)]).all()

@@ -6,11 +6,12 @@ end; what then lies past it does not change what lies before.
 
 from typing import TypeAlias
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
-from metajax.core import Scalar, Utterances
+from metajax.core import KeyArray, Scalar, Utterances
 from metajax.errors import InputError
 
 Wave: TypeAlias = Float[Array, " samples"]
@@ -104,3 +105,27 @@ def babble(waves: Utterances, voices: int, samples: int, seed: int = 0) -> Float
             parts.append(wave / max(float(np.sqrt(np.mean(np.square(wave)))), 1e-9) if len(wave) else wave)
         total += np.concatenate(parts)[:samples]
     return (total / total.std()).astype(np.float32)
+
+
+def disturbed(waves: Float[Array, "n samples"], key: KeyArray, sample_rate: int) -> Float[Array, "n samples"]:
+    """Each wave as from a room, noise, level and place in time of its own: an augmentation.
+
+    RT60 from 0.1 to 0.5 s, direct sound from -3 to 17 dB, noise from white to dull at 5 to 40 dB, level from -20 to
+    0 dB, shift of up to 0.1 s, around the end.
+
+    Args:
+        waves: 0 past their ends.
+        key: of the draw.
+        sample_rate: in Hz.
+    """
+
+    def one(wave: Wave, key: KeyArray) -> Wave:
+        tail, hiss, draw = jax.random.split(key, 3)
+        rt60, direct, level, snr, dull, shift = jax.random.uniform(draw, (6,))
+        response = room(jax.random.normal(tail, (sample_rate // 4,)), 0.1 + 0.4 * rt60, 20 * direct - 3, sample_rate)
+        noise = jax.random.normal(hiss, wave.shape)
+        noise = noise + 3 * dull * jnp.convolve(noise, jnp.ones(8) / 8, "same")
+        heard = jnp.roll(convolved(wave, response), jnp.round((2 * shift - 1) * sample_rate / 10).astype(int))
+        return 10 ** (level - 1) * add_noise(heard, noise, 5 + 35 * snr, len(wave))
+
+    return jax.vmap(one)(waves, jax.random.split(key, len(waves)))

@@ -92,9 +92,10 @@ def normalized(wave: Float[Array, "n samples"], lengths: Int[Array, " n"]) -> Fl
 
 
 def linear(p: Params, x: Array) -> Array:
-    """x @ kernel + bias."""
+    """y = x @ kernel + bias, and y + gelu(y @ down + its bias) @ up + its bias where there is an `adapter`."""
     y = x @ p["kernel"]
-    return y + p["bias"] if "bias" in p else y
+    y = y + p["bias"] if "bias" in p else y
+    return y + linear(p["adapter"]["up"], jax.nn.gelu(linear(p["adapter"]["down"], y))) if "adapter" in p else y
 
 
 def conv(p: Params, x: Array, stride: int = 1, pads: tuple[int, int] = (0, 0), groups: int = 1) -> Array:

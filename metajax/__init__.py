@@ -55,7 +55,7 @@ from metajax.core import (
 )
 from metajax.errors import DivergedError, InputError
 from metajax.evaluate import evaluate, mean_ci95
-from metajax.inner import Fast, Part, Rule, by_support, closed_form, descent, held
+from metajax.inner import Fast, Part, Rule, by_support, cached, closed_form, descent, held
 from metajax.parallel import hoisted
 from metajax.train import Fit, MetaState, fit, in_phases, init_state, meta_step, outer_step, trained
 from metajax.weighted import weighted_step

@@ -12,6 +12,7 @@ from metajax.losses import squared_error
 from metajax.models import mlp
 from metajax.names import named
 from tests.algorithms.test_gradient import KEY, network, parameters, shaken, task
+from tests.conftest import assert_close
 
 X = np.random.default_rng(5).normal(size=(4, 3))
 
@@ -84,6 +85,34 @@ def test_what_is_frozen_is_no_part_of_theta_and_the_rest_learns_alike(x64):
     for name, slope in some.items():
         np.testing.assert_allclose(slope, every[name], rtol=1e-10)
         assert np.abs(slope).max() > 1e-4
+
+
+def test_a_cached_encoder_runs_once_a_task_and_changes_nothing(x64):
+    params, runs, episode = parameters(), [], task()
+
+    def encode(x):
+        runs.append(x)
+        return jnp.tanh(x @ params["dense0"]["kernel"])
+
+    def head(p, z, key=None):
+        return z @ p["kernel"] + p["bias"]
+
+    plain = mj.maml(lambda p, x, key: head(p, encode(x)), squared_error, optax.sgd(0.3), 3)
+    above = mj.descent(head, squared_error, optax.sgd(0.3))
+    objective = mj.query_loss(mj.cached(above, encode), squared_error, 3)
+    results = [
+        jax.jit(jax.value_and_grad(lambda t, f=f: f(t, episode, KEY)[0]))({"params": params["head"]})
+        for f in (plain.objective, objective)
+    ]
+    assert_close(results[1], results[0], 1e-12)
+    learner, theta = mj.cached(above, encode), {"params": params["head"]}
+    runs.clear()
+    phi = learner.start(theta, episode.support, KEY)
+    assert len(runs) == 1
+    phi = learner.step(theta, learner.step(theta, phi, episode.support, KEY), episode.support, KEY)
+    assert len(runs) == 1 and phi.phi.count == 2
+    learner.predict(theta, phi, episode.query.x, None)
+    assert runs[1] is episode.query.x
 
 
 def test_bad_input():

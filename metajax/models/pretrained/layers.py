@@ -28,6 +28,8 @@ class Pretrained(NamedTuple):
     apply: Callable[..., Array]
     statistics: Callable[[Params, PyTree], dict[str, Array]]
     encode: Callable[[Params, PyTree], Encoded]  # parameters, samples at 16 kHz `[n, samples]` or `Utterances` of them
+    # the same from a layer on, 0 the first: its x are `Utterances` of the frames that go into it; None without layers
+    above: "Callable[[int], Pretrained] | None" = None
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -64,6 +66,51 @@ def averaged(model: Pretrained, layer: int | None = None) -> Model:
         return jnp.where(counts, output, 0).sum(1) / jnp.maximum(counts.sum(1), 1).astype(output.dtype)
 
     return Model(model.init, apply, model.statistics)
+
+
+def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTree], Utterances], Pretrained]:
+    """An encoder in two: what lies below a layer, frozen, and that layer and what lies above it.
+
+    `metajax.cached(learner, encode)` computes the lower part once a task; with `metajax.frozen(part, params)` theta
+    holds of the upper one what is learned.
+
+    Args:
+      model: the encoder.
+      params: its parameters, which `encode` closes over.
+      layer: 0 for the first, so that the convolutions are frozen; the number of layers to freeze all of them.
+
+    Returns:
+      `encode(x) -> Utterances` of the frames that go into the layer; a model of these, for the same parameters.
+
+    Raises:
+      InputError: the encoder has no layers, or none of this number.
+
+    Example:
+      ``encode, upper = split(model, params, 10)``; ``model.apply(params, x)`` is ``upper.apply(params, encode(x))``
+    """
+    if model.above is None:
+        raise InputError("The encoder has no layers to be split at.")
+    if not 0 <= layer <= (most := len(params["encoder"]["layers"])):
+        raise InputError(f"layer is {layer}, expected 0..{most}.")
+
+    def encode(x: PyTree) -> Utterances:
+        _, layers, lengths = model.encode(params, x)  # those above are computed in vain, but not once it is compiled
+        return Utterances(layers[layer], lengths)
+
+    return encode, model.above(layer)
+
+
+def last_layers(params: Params, count: int) -> tuple[str, ...]:
+    """Patterns of the last layers of an encoder, for any part: `only(*last_layers(params, 2), "lm_head")`.
+
+    Example:
+      >>> last_layers({"encoder": {"layers": {"0": {}, "1": {}, "2": {}}}}, 2)
+      ('encoder.layers.1', 'encoder.layers.2')
+    """
+    layers = len(params["encoder"]["layers"])
+    if not 1 <= count <= layers:
+        raise InputError(f"count is {count}, expected 1..{layers} layers.")
+    return tuple(f"encoder.layers.{i}" for i in range(layers - count, layers))
 
 
 def samples_of(x: PyTree, reach: int) -> tuple[Float[Array, "n samples"], Int[Array, " n"]]:

@@ -198,15 +198,19 @@ def attention(
     bias: Float[Array, "n heads time time"] | None = None,
 ) -> Float[Array, "n time features"]:
     """Self-attention: softmax(q k^T / sqrt(size) + bias) v over the frames `seen`, for each head."""
-    q, k, v = (linear(p[name], x).reshape(*x.shape[:2], heads, -1) for name in ("q_proj", "k_proj", "v_proj"))
-    scores = jnp.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
+    n, time, _ = x.shape
+    # heads first: with slopes a seventh less time on CPU than with heads behind time
+    q, k, v = (
+        linear(p[name], x).reshape(n, time, heads, -1).transpose(0, 2, 1, 3) for name in ("q_proj", "k_proj", "v_proj")
+    )
+    scores = (q * q.shape[-1] ** -0.5) @ k.swapaxes(2, 3)
     scores = scores.astype(jnp.promote_types(x.dtype, jnp.float32))
     if bias is not None:
         scores = scores + bias
     if seen is not None:  # finite, so that an utterance of no frames gives no NaN
         scores = jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, -1).astype(x.dtype)
-    return linear(p["out_proj"], jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape))
+    return linear(p["out_proj"], (weights @ v).transpose(0, 2, 1, 3).reshape(x.shape))
 
 
 def required(config: dict[str, Any], fields: tuple[str, ...], size: str, heads: str) -> None:

@@ -12,7 +12,7 @@ from metajax.losses import squared_error
 from metajax.models import mlp
 from metajax.names import named
 from tests.algorithms.test_gradient import KEY, network, parameters, shaken, task
-from tests.conftest import assert_close
+from tests.conftest import assert_close, equations
 
 X = np.random.default_rng(5).normal(size=(4, 3))
 
@@ -113,6 +113,19 @@ def test_a_cached_encoder_runs_once_a_task_and_changes_nothing(x64):
     assert len(runs) == 1 and phi.phi.count == 2
     learner.predict(theta, phi, episode.query.x, None)
     assert runs[1] is episode.query.x
+
+
+@pytest.mark.parametrize("remat", ["step", "sqrt"])
+def test_a_gradient_through_many_steps_keeps_the_features_once(remat):
+    def head(p, z, key=None):
+        return jnp.tanh(z @ p["kernel"])
+
+    learner = mj.cached(mj.descent(head, squared_error, optax.sgd(0.3)), jnp.sin)
+    objective = mj.query_loss(learner, squared_error, 9, remat=remat)
+    slope = jax.grad(lambda t, episode: objective(t, episode, KEY)[0])
+    made = equations(slope, {"params": {"kernel": jnp.ones((3, 2))}}, task())
+    shapes = {v.aval.shape for e in made for v in e.outvars if hasattr(v.aval, "shape")}
+    assert (4, 3) in shapes and not {s for s in shapes if s[1:] == (4, 3) or s[2:] == (4, 3)}
 
 
 def test_bad_input():

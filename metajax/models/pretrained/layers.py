@@ -71,9 +71,6 @@ def averaged(model: Pretrained, layer: int | None = None) -> Model:
 def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTree], Utterances], Pretrained]:
     """An encoder in two: what lies below a layer, frozen, and that layer and what lies above it.
 
-    `metajax.cached(learner, encode)` computes the lower part once a task; with `metajax.frozen(part, params)` theta
-    holds of the upper one what is learned.
-
     Args:
       model: the encoder.
       params: its parameters, which `encode` closes over.
@@ -86,7 +83,12 @@ def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTr
       InputError: the encoder has no layers, or none of this number.
 
     Example:
-      ``encode, upper = split(model, params, 10)``; ``model.apply(params, x)`` is ``upper.apply(params, encode(x))``
+      Low-rank changes of the last two of 12 layers, and a head; theta holds no more, a step computes no more::
+
+        encode, upper = split(model, params, 10)
+        part = mj.frozen(mj.lora(4, *last_layers(params, 2)), params)
+        learner = mj.cached(mj.descent(upper.apply, error, optax.sgd(0.1), part=part), encode)
+        theta = learner.init({"lm_head": params["lm_head"]}, key)
     """
     if model.above is None:
         raise InputError("The encoder has no layers to be split at.")

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from peers import agree
-from pretrained_torch import COMMON, RANK, RATE, SIZES, TOKENS, answer, cases, data, median
+from pretrained_torch import COMMON, HEAD_RATE, RANK, RATE, SIZES, TOKENS, answer, cases, data, median
 
 import metajax as mj
 from metajax import checkpoint, report, runs
@@ -59,7 +59,8 @@ def in_metajax(s: dict[str, Any]) -> dict[str, Any]:
         names = [(i, which) for i in range(first, len(layers)) for which in ADAPTED]
         part = mj.lora(RANK, *(f"encoder.layers.{i}.*.{w}" for i, w in names)) if names else mj.only("lm_head")
         part = mj.frozen(part, params)
-        learner = mj.descent((upper if held else model).apply, ctc, optax.sgd(RATE), part=part, first_order=True)
+        inner = optax.sgd(RATE if names else HEAD_RATE)
+        learner = mj.descent((upper if held else model).apply, ctc, inner, part=part, first_order=True)
         learner = mj.cached(learner, encode) if held else learner
         theta = learner.init({"lm_head": params["lm_head"]}, jax.random.key(0))
         for i, which in names:

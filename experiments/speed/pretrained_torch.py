@@ -21,7 +21,7 @@ SIZES: dict[str, dict[str, Any]] = {
 CONVOLUTIONS = {"conv_stride": [5, 2, 2, 2, 2, 2, 2], "conv_kernel": [10, 3, 3, 3, 3, 2, 2]}
 COMMON = {"model_type": "wav2vec2", "architectures": ["Wav2Vec2ForCTC"], "conv_dim": [512] * 7} | CONVOLUTIONS
 COMMON |= {"num_conv_pos_embeddings": 128, "num_conv_pos_embedding_groups": 16, "vocab_size": 32}
-RANK, RATE, TOKENS = 8, 0.05, 20
+RANK, RATE, HEAD_RATE, TOKENS = 8, 0.05, 0.001, 20
 
 
 def cases(s: dict[str, Any]) -> dict[str, int]:
@@ -97,7 +97,7 @@ def run(s: dict[str, Any]) -> dict[str, Any]:
             parameters += [p for one in both if i >= first for p in (one.a, one.b)]
         for p in parameters:
             p.requires_grad_(True)
-        optimizer = torch.optim.SGD(parameters, RATE)
+        optimizer = torch.optim.SGD(parameters, RATE if first < len(plain) else HEAD_RATE)
         with torch.no_grad():
             held = below() if hold else None
 

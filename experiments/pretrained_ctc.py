@@ -94,7 +94,9 @@ def opened(s: Settings) -> Encoder:
         model, params, _ = pretrained.load(s.encoder)
         head, known = params.get("lm_head"), None
         if head is not None:
-            known = read_vocabulary(s.encoder / "vocab.json", "upper_letters")
+            known = read_vocabulary(s.encoder / "vocab.json", "letters")
+            if any(len(token) == 1 and token.isupper() for token in known.tokens):
+                known = known._replace(normalizer="upper_letters")
             head = {name: leaf[..., np.array(known.ids)] for name, leaf in head.items()}  # the blank at 0
     count = len(params["encoder"]["layers"])
     last = s.layers or count

@@ -15,6 +15,8 @@ from tests.models.pretrained.tiny import write
 @pytest.mark.parametrize("kind", ["random", "read"])
 def test_a_small_run(tmp_path, capsys, monkeypatch, kind):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
+    arms = script.ARMS[::3] if kind == "random" else script.ARMS[:3]
+    monkeypatch.setattr(script, "ARMS", arms)
     tones = write_tones(tmp_path, 3, 4, 2, further=(",text", ",ä"))
     sizes = "--seeds 0 --shots 1 --queries 2 --num-steps 1 --head-steps 2 --outer-steps 2 --episodes 4 --layers 1"
     argv = ["--root", str(tones), "--corpus", "manifest", "--out", str(tmp_path / "out"), *sizes.split()]
@@ -25,7 +27,7 @@ def test_a_small_run(tmp_path, capsys, monkeypatch, kind):
     shown = capsys.readouterr().out
     assert ("RANDOM encoder, which knows nothing of speech" in shown) == (kind == "random")
     results = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert list(results["rows"]) == list(script.ARMS) and all(arm in shown for arm in script.ARMS)
+    assert list(results["rows"]) == list(arms) and all(arm in shown for arm in arms)
     assert (tmp_path / "out" / "curve.png").stat().st_size > 10_000
     for row in results["rows"].values():
         assert [point["step"] for point in row["character"]] == list(script.STEPS)

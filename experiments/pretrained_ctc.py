@@ -100,8 +100,7 @@ def opened(s: Settings) -> Encoder:
             head = {name: leaf[..., np.array(known.ids)] for name, leaf in head.items()}  # the blank at 0
     count = len(params["encoder"]["layers"])
     last = s.layers or count
-    layers = pretrained.last_layers(params, last)
-    patterns = tuple(f"{layer}.{pattern}" for layer in layers for pattern in s.patterns)
+    patterns = tuple(f"{a}.{b}" for a in pretrained.last_layers(params, last) for b in s.patterns)
     return Encoder(*pretrained.split(model, params, count - last), params, head, known, patterns)
 
 
@@ -171,12 +170,14 @@ def run(s: Settings) -> None:
     least = dict.fromkeys(("rank", "shots", "queries", "num_steps", "head_steps", "outer_steps", "tasks", "layers"), 1)
     runs.check(s, ("plot",), longest=1, seeds=0, episodes=4, **least)
     use_all_cores()
-    config, encoder = runs.config(s, ("out", "seeds")), opened(s)
+    config, resume = runs.config(s, ("out", "seeds")), (s.out / "config.json").exists()
+    runs.check_folder(s.out, config, resume=resume)
+    encoder = opened(s)
     told = f"the encoder {s.encoder}" if s.encoder else "a RANDOM encoder, which knows nothing of speech"
     print(f"Adapting {told}.", flush=True)
     known = {"known": encoder.vocabulary, "normalizer": "letters", "longest": s.longest, "on_error": "skip"}
     speech = load_encoded(read(s.corpus, s.root), encoder.lower, **known)
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
+    runs.open_folder(s.out, config, resume=resume)
     of_seed = lru_cache(1)(lambda seed: bench(s, encoder, speech, seed))
     wanted = [Cell(seed, arm) for seed in s.seeds for arm in ARMS]
     done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm))

@@ -195,13 +195,13 @@ def adapters(size: int, *patterns: str) -> Part:
 
     Args:
       size: of the bottleneck.
-      *patterns: of the layers, such as `*.out_proj` and `*.output_dense`; none for all.
+      *patterns: of the layers, such as `*.out_proj` and `*.output_dense`; none for all. Convolutions get none.
 
     Returns:
       The part; theta gets `adapters`, `{"down": {"kernel": [out, size], "bias"}, "up": {...}}` by dotted name.
 
     Raises:
-      InputError: `size` is below 1; when called, a pattern matches no parameter or matches no matrix, with the names.
+      InputError: `size` is below 1; when called, a pattern matches no parameter or no linear layer, with the names.
 
     Reference: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019.
     """
@@ -209,7 +209,9 @@ def adapters(size: int, *patterns: str) -> Part:
         raise InputError(f"size is {size}, expected 1 or more.")
 
     def init(params: Params, key: KeyArray) -> Theta:
-        chosen = {name: w for name, w in _matrices(params, patterns, "adapters").items() if name.endswith("kernel")}
+        leaves = _matrices(params, patterns, "adapters")
+        if not (chosen := {name: w for name, w in leaves.items() if name.endswith("kernel") and w.ndim == 2}):
+            raise InputError(f"adapters follow linear layers, but the patterns match none: {', '.join(leaves)}.")
         keys, theta = jax.random.split(key, len(chosen)), {}
         for (name, w), one in zip(chosen.items(), keys, strict=True):
             out = w.shape[-1]

@@ -137,6 +137,8 @@ def test_bad_input():
     ):
         with pytest.raises(InputError, match=told):
             part.init(parameters(), KEY)
+    with pytest.raises(InputError, match=r"adapters follow linear layers, but the patterns match none: conv\.kernel"):
+        mj.adapters(2).init({"conv": {"kernel": jnp.zeros((3, 2, 4))}}, KEY)
     with pytest.raises(InputError, match="size is 0, expected 1 or more"):
         mj.adapters(0)
     model = mlp(2)

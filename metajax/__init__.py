@@ -17,7 +17,20 @@ from metajax.algorithms.matching import matching
 from metajax.algorithms.meta_curvature import meta_curvature
 from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.multi_step import multi_step_loss, multi_step_phases, multi_step_weights
-from metajax.algorithms.parts import context, everything, film, lora, norms_by_step, nothing, only, warped, without
+from metajax.algorithms.parts import (
+    adapters,
+    context,
+    everything,
+    film,
+    frozen,
+    lhuc,
+    lora,
+    norms_by_step,
+    nothing,
+    only,
+    warped,
+    without,
+)
 from metajax.algorithms.proto_maml import proto_maml
 from metajax.algorithms.protonet import protonet
 from metajax.algorithms.relation import relation
@@ -42,7 +55,7 @@ from metajax.core import (
 )
 from metajax.errors import DivergedError, InputError
 from metajax.evaluate import evaluate, mean_ci95
-from metajax.inner import Fast, Part, Rule, by_support, closed_form, descent, first_pass, held
+from metajax.inner import Fast, Part, Rule, by_support, cached, closed_form, descent, first_pass, held
 from metajax.parallel import hoisted
 from metajax.train import Fit, MetaState, fit, in_phases, init_state, meta_step, outer_step, trained
 from metajax.weighted import weighted_step

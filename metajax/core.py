@@ -137,22 +137,44 @@ def adapt(
         return phi, probe(phi) if probe else None
 
     keys = jax.random.split(key, num_steps)
-    if remat != "none":
-        body = jax.checkpoint(body, prevent_cse=False)
+    run: Callable[[Phi, Any], tuple[Phi, Any]] = body if remat == "none" else _recomputed(body)
     if remat == "sqrt":
         length = max(math.isqrt(num_steps), 1)
         whole = num_steps // length * length
 
-        @partial(jax.checkpoint, prevent_cse=False)
+        @_recomputed
         def segment(phi: Phi, keys: Key[Array, " steps"]) -> tuple[Phi, Any]:
-            return jax.lax.scan(body, phi, keys)
+            return jax.lax.scan(run, phi, keys)
 
         phi, trace = jax.lax.scan(segment, phi, keys[:whole].reshape(-1, length))
         phi, rest = segment(phi, keys[whole:])
         rest = jax.tree.map(lambda a, b: jnp.concatenate([a.reshape(whole, *a.shape[2:]), b]), trace, rest)
     else:
-        phi, rest = jax.lax.scan(body, phi, keys)
+        phi, rest = jax.lax.scan(run, phi, keys)
     return phi, jax.tree.map(lambda a, b: jnp.concatenate([jnp.asarray(a)[None], b]), first, rest)
+
+
+def _recomputed(f: Callable[[Phi, Any], tuple[Phi, Any]]) -> Callable[[Phi, Any], tuple[Phi, Any]]:
+    """`jax.checkpoint(f)`, which hands on by itself what f leaves as it is: else every step keeps a copy of it."""
+
+    def call(phi: Phi, x: Any) -> tuple[Phi, Any]:
+        old, tree = jax.tree.flatten(phi)
+        same: list[bool] = []
+
+        @partial(jax.checkpoint, prevent_cse=False)
+        def run(phi: Phi, x: Any) -> tuple[Phi, Any]:
+            after, found = f(phi, x)
+            if jax.tree.structure(after) == tree:  # type: ignore[operator]
+                same[:] = [a is b for a, b in zip(jax.tree.leaves(after), jax.tree.leaves(phi), strict=True)]
+            return after, found
+
+        after, found = run(phi, x)
+        if not any(same):
+            return after, found
+        leaves = zip(same, old, jax.tree.leaves(after), strict=True)
+        return jax.tree.unflatten(tree, [a if kept else b for kept, a, b in leaves]), found
+
+    return call
 
 
 def query_loss(learner: Learner, error: Error, num_steps: int, *, remat: Remat = "step") -> Objective:

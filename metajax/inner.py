@@ -354,3 +354,39 @@ def first_pass(learner: Learner, label: Callable[[PyTree], PyTree]) -> Learner:
         return learner.predict(theta, phi.phi, x, key)
 
     return Learner(learner.init, start, step, predict, learner.max_steps)
+
+
+class Cached(NamedTuple):
+    """phi of a learner on the features of a frozen encoder."""
+
+    phi: Phi
+    features: PyTree  # of the support set
+
+
+def cached(learner: Learner, encode: Callable[[PyTree], PyTree]) -> Learner:
+    """The learner on what a frozen encoder makes of x: `start` encodes the support set once, and phi keeps it.
+
+    A step thus costs what lies above the encoder, such as a head.
+
+    Args:
+      learner: of the features.
+      encode: x to features, of the same leading axis; closes over its parameters, none of which is in theta.
+
+    Returns:
+      The learner of x.
+    """
+
+    def of(support: Batch, features: PyTree) -> Batch:
+        return support._replace(x=features)
+
+    def start(theta: Theta, support: Batch, key: KeyArray) -> Cached:
+        features = encode(support.x)
+        return Cached(learner.start(theta, of(support, features), key), features)
+
+    def step(theta: Theta, phi: Cached, support: Batch, key: KeyArray) -> Cached:
+        return phi._replace(phi=learner.step(theta, phi.phi, of(support, phi.features), key))
+
+    def predict(theta: Theta, phi: Cached, x: PyTree, key: KeyArray | None) -> PyTree:
+        return learner.predict(theta, phi.phi, encode(x), key)
+
+    return Learner(learner.init, start, step, predict, learner.max_steps)

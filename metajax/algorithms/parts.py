@@ -7,7 +7,7 @@ from jaxtyping import Array
 from metajax.core import KeyArray, Params, Theta
 from metajax.errors import InputError
 from metajax.inner import Own, Part, combined, everything, held  # noqa: F401  (everything is a part, too)
-from metajax.names import match, named, renewed, replaced
+from metajax.names import match, merged, named, renewed, replaced
 
 
 def nothing() -> Part:
@@ -102,10 +102,7 @@ def lora(rank: int, *patterns: str) -> Part:
         raise InputError(f"rank is {rank}, expected 1 or more.")
 
     def init(params: Params, key: KeyArray) -> Theta:
-        leaves = match(params, patterns) if patterns else named(params)
-        chosen = {name: w.reshape(-1, w.shape[-1]) for name, w in leaves.items() if w.ndim > 1}
-        if not chosen:
-            raise InputError(f"lora changes matrices, but the patterns match vectors alone: {', '.join(leaves)}.")
+        chosen = {name: w.reshape(-1, w.shape[-1]) for name, w in _matrices(params, patterns, "lora").items()}
         keys = dict(zip(chosen, jax.random.split(key, len(chosen)), strict=True))
         return {
             "lora": {
@@ -155,6 +152,114 @@ def film(*patterns: str) -> Part:
         return renewed(theta["params"], change)
 
     return Part(init, lambda theta: held(theta, "film"), join)
+
+
+def lhuc(*patterns: str) -> Part:
+    """Learning hidden unit contributions: unit i counts 2 sigmoid(a_i) times, so within 0..2; own = a, 0 at first.
+
+    What a kernel reads is scaled, whatever nonlinearity made it, by scaling the kernel's rows: (r h) W = h (r W).
+
+    Args:
+      *patterns: of the kernels `[*taps, in, out]` that read the units, such as `*.output_dense`; none for all. Units
+        that several kernels read have factors for each.
+
+    Returns:
+      The part; theta gets `lhuc`, an array `[in]` by dotted name.
+
+    Raises:
+      InputError: when called, a pattern matches no parameter or matches no matrix, with the names.
+
+    Reference: Swietojanski, Renals, "Learning Hidden Unit Contributions for Unsupervised Speaker Adaptation of Neural
+    Network Acoustic Models", SLT 2014.
+    """
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        return {
+            "lhuc": {name: jnp.zeros(w.shape[-2], w.dtype) for name, w in _matrices(params, patterns, "lhuc").items()}
+        }
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        def change(name: str, w: Array) -> Array:
+            return w * (2 * jax.nn.sigmoid(own[name]))[:, None] if name in own else w
+
+        return renewed(theta["params"], change)
+
+    return Part(init, lambda theta: held(theta, "lhuc"), join)
+
+
+def adapters(size: int, *patterns: str) -> Part:
+    """Bottlenecks after linear layers: y + gelu(y D + d) U + u; D random, the others 0 in theta; own = all four.
+
+    No change of a kernel can do this, so the model must look for `adapter` beside the kernel, as those of
+    `models.pretrained` do. Houlsby et al. put them after the last layer of each block, before the residual sum.
+
+    Args:
+      size: of the bottleneck.
+      *patterns: of the layers, such as `*.out_proj` and `*.output_dense`; none for all. Convolutions get none.
+
+    Returns:
+      The part; theta gets `adapters`, `{"down": {"kernel": [out, size], "bias"}, "up": {...}}` by dotted name.
+
+    Raises:
+      InputError: `size` is below 1; when called, a pattern matches no parameter or no linear layer, with the names.
+
+    Reference: Houlsby et al., "Parameter-Efficient Transfer Learning for NLP", ICML 2019.
+    """
+    if size < 1:
+        raise InputError(f"size is {size}, expected 1 or more.")
+
+    def init(params: Params, key: KeyArray) -> Theta:
+        leaves = _matrices(params, patterns, "adapters")
+        if not (chosen := {name: w for name, w in leaves.items() if name.endswith("kernel") and w.ndim == 2}):
+            raise InputError(f"adapters follow linear layers, but the patterns match none: {', '.join(leaves)}.")
+        keys, theta = jax.random.split(key, len(chosen)), {}
+        for (name, w), one in zip(chosen.items(), keys, strict=True):
+            out = w.shape[-1]
+            down = _normal(one, (out, size), w.dtype) / out**0.5
+            theta[name.removesuffix("kernel") + "adapter"] = {
+                "down": {"kernel": down, "bias": jnp.zeros(size, w.dtype)},
+                "up": {"kernel": jnp.zeros((size, out), w.dtype), "bias": jnp.zeros(out, w.dtype)},
+            }
+        return {"adapters": theta}
+
+    def join(theta: Theta, own: Own, count: Array) -> Params:
+        return merged(theta["params"], named(own))
+
+    return Part(init, lambda theta: held(theta, "adapters"), join)
+
+
+def frozen(part: Part, params: Params) -> Part:
+    """The part on a model that has `params` too, which are closed over: theta["params"] holds only what is learned.
+
+    So neither the outer gradient nor the outer optimiser's state nor a checkpoint has the size of a large encoder.
+
+    Args:
+      part: what a task learns, of theta's parameters or of the closed-over ones, which a task may change but no outer
+        step does.
+      params: of the model; those that theta has are theta's.
+
+    Returns:
+      The part; `init` takes the parameters that are learned.
+
+    Example:
+      >>> import metajax as mj, optax
+      >>> params = {"body": {"kernel": jnp.ones((2, 3))}, "head": {"kernel": jnp.ones((3, 1))}}
+      >>> apply = lambda p, x, key: x @ p["body"]["kernel"] @ p["head"]["kernel"]
+      >>> part = frozen(lora(1, "body"), params)
+      >>> learner = mj.descent(apply, mj.losses.squared_error, optax.sgd(0.1), part=part)
+      >>> sorted(learner.init({"head": params["head"]}, jax.random.key(0)))
+      ['lora', 'params']
+    """
+
+    def whole(theta: Theta) -> Theta:
+        return theta | {"params": merged(params, named(theta["params"]))}
+
+    return Part(
+        lambda learned, key: part.init(merged(params, named(learned)), key),
+        lambda theta: part.split(whole(theta)),
+        lambda theta, own, count: part.join(whole(theta), own, count),
+        part.max_steps,
+    )
 
 
 def warped(part: Part) -> Part:
@@ -225,6 +330,14 @@ def norms_by_step(num_steps: int, *patterns: str, part: Part | None = None) -> P
 
 def _adds_nothing(params: Params, key: KeyArray) -> Theta:
     return {}
+
+
+def _matrices(params: Params, patterns: tuple[str, ...], part: str) -> dict[str, Array]:
+    """The leaves of several axes, all or those that match."""
+    leaves = match(params, patterns) if patterns else named(params)
+    if not (chosen := {name: w for name, w in leaves.items() if w.ndim > 1}):
+        raise InputError(f"{part} changes matrices, but the patterns match vectors alone: {', '.join(leaves)}.")
+    return chosen
 
 
 def _vectors(params: Params, patterns: tuple[str, ...]) -> dict[str, Array]:

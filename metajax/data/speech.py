@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float32, PyTree
+from tqdm import tqdm
 
 from metajax.core import Batch, Episode, KeyArray, Sampler, Transcripts, Utterances
 from metajax.data.acoustics import babble
@@ -17,6 +19,7 @@ from metajax.data.corpus import Corpus, Recordings, load
 from metajax.data.features import FeatureSettings, frames_of, log_mels
 from metajax.data.text import Unit, Vocabulary, encode, vocabulary
 from metajax.errors import InputError
+from metajax.parallel import hoisted
 from metajax.tasks.episodes import with_inputs
 from metajax.tasks.groups import groups
 from metajax.tasks.splits import random_parts
@@ -74,11 +77,58 @@ def load_speech(
         raise InputError(f"{recordings.name} has no texts, expected what was said in each recording.")
     how: dict[str, Any] = {"cache": cache, "longest": longest, "waves": waves}
     corpus = load(recordings, settings, **how, on_error=on_error, progress=progress)
-    texts, names = corpus.texts or (), corpus.clip_names
-    known = vocabulary(texts, normalizer, unit) if known is None else known
+    known = vocabulary(corpus.texts or (), normalizer, unit) if known is None else known
     lengths = np.asarray(corpus.lengths)
-    frames = -(-(frames_of(lengths, settings) if waves else lengths) // stride)
-    encoded = encode(known, texts, names, frames=frames, on_error=on_error)
+    return _spoken(corpus, known, -(-(frames_of(lengths, settings) if waves else lengths) // stride), on_error)
+
+
+def load_encoded(
+    recordings: Recordings,
+    encoder: Callable[[Utterances], Utterances],
+    known: Vocabulary | None = None,
+    *,
+    normalizer: str = "nfc",
+    unit: Unit = "character",
+    longest: float = 20.0,
+    on_error: Literal["raise", "skip"] = "raise",
+    progress: bool = True,
+) -> Speech:
+    """Read utterances whole, as a frozen encoder gives them, and their texts as tokens.
+
+    Args:
+        recordings: with texts, from a reader of `metajax.data.corpora`.
+        encoder: samples at 16 kHz within -1..1, `Utterances` of `[1, samples]`, to frames; one that padding does not
+            change, such as the lower part of `models.pretrained.split`. The recogniser's output has as many frames.
+        known, normalizer, unit, longest, on_error, progress: as in `load_speech`.
+
+    Returns:
+        The utterances, whose features are frames. `by_column(..., normalization="none")` leaves them as they are.
+
+    Raises:
+        InputError: as `load_speech`.
+    """
+    if recordings.texts is None:
+        raise InputError(f"{recordings.name} has no texts, expected what was said in each recording.")
+    corpus = load(recordings, _SETTINGS, cache=None, longest=longest, waves=True, on_error=on_error, progress=progress)
+    rate, run, found = _SETTINGS.sample_rate, hoisted(encoder), []
+    pairs = zip(corpus.features, np.asarray(corpus.lengths), strict=True)
+    for wave, length in tqdm(pairs, f"{recordings.name}, encoded", len(corpus.lengths), disable=not progress):
+        # padded to whole seconds, so that few shapes are compiled
+        padded = np.pad(np.asarray(wave)[:length], (0, -length % rate))
+        frames, lengths = run(Utterances(jnp.asarray(padded[None]), jnp.asarray([length])))
+        found.append(np.asarray(frames[0, : int(lengths[0])]))
+    counts = np.array([len(one) for one in found], np.int32)
+    features = np.zeros((len(found), counts.max(), found[0].shape[1]), found[0].dtype)
+    for row, one in zip(features, found, strict=True):
+        row[: len(one)] = one
+    corpus = corpus._replace(features=jnp.asarray(features), lengths=jnp.asarray(counts))
+    known = vocabulary(corpus.texts or (), normalizer, unit) if known is None else known
+    return _spoken(corpus, known, counts, on_error)
+
+
+def _spoken(corpus: Corpus, known: Vocabulary, frames: np.ndarray, on_error: Literal["raise", "skip"]) -> Speech:
+    """What is said in a corpus, in so many frames of a recogniser's output."""
+    encoded = encode(known, corpus.texts or (), corpus.clip_names, frames=frames, on_error=on_error)
     kept = _chosen(corpus, encoded.kept)._replace(skipped=corpus.skipped + encoded.skipped)
     return Speech(kept, known, encoded.transcripts)
 
@@ -159,6 +209,7 @@ def by_column(
     apart: str | None = None,
     scenario: Callable[[PyTree, KeyArray], PyTree] | None = None,
     augmentation: float = 0.0,
+    normalization: Literal["mean_variance", "none"] = "mean_variance",
 ) -> Sampler:
     """Tasks that are values of a column: utterances of one speaker, language or accent, with what was said in them.
 
@@ -174,6 +225,7 @@ def by_column(
         apart: a column of which support and query have different values, such as the `half` of `joined`.
         scenario: of waves to log-mel, one for a task, from `metajax.tasks.scenarios.scenarios`; None for none.
         augmentation: its strength (1 for the defaults of `Augmentation`), 0 for none.
+        normalization: "none" for features that are no log-mel: neither augmented nor normalised.
 
     Returns:
         `sample(key) -> Episode` with x as `Utterances` and y as `Transcripts`.
@@ -194,6 +246,9 @@ def by_column(
     sides = None if apart is None else _column(speech, apart)
     sizes = {"shots": shots, "queries": queries}
     sample = groups(x, speech.transcripts, group, **sizes, apart=sides, name=speech.corpus.name)
+    if normalization == "none" and (augmentation or scenario is not None):
+        told = f"augmentation is {augmentation}, expected 0" if augmentation else "there is a scenario, expected none"
+        raise InputError(f"{told} where normalization is 'none'.")
     change = augment(scaled(augmentation)) if augmentation else None
 
     def prepare(x: PyTree, key: KeyArray) -> PyTree:
@@ -208,7 +263,7 @@ def by_column(
         query = prepared(key).query
         return Episode(Batch(query.x, ()), query)
 
-    prepared = with_inputs(sample, prepare)
+    prepared = sample if normalization == "none" else with_inputs(sample, prepare)
     return prepared if shots else itself
 
 

@@ -12,7 +12,7 @@ from jaxtyping import Array, PyTree
 
 from metajax.core import KeyArray, Params
 from metajax.errors import InputError
-from metajax.names import renewed
+from metajax.names import named, renewed
 
 
 class Model(NamedTuple):
@@ -40,6 +40,8 @@ def from_linen(module: nn.Module) -> Model:
     """
 
     def run(params: Params, x: PyTree, **options: Any) -> Any:
+        if unread := [name for name in named(params) if ".adapter." in name]:
+            raise InputError(f"params hold {unread[0]}, but this model reads no adapters; pretrained ones do.")
         try:
             return module.apply({"params": params}, x, **options)
         except (errors.ScopeParamShapeError, errors.ScopeParamNotFoundError) as error:

@@ -36,6 +36,8 @@ PARTS = {
     "context": mj.context(3),
     "lora": mj.lora(2),
     "film": mj.film(),
+    "lhuc": mj.lhuc(),
+    "adapters": mj.adapters(2, "head"),
     "norms_by_step": mj.norms_by_step(STEPS),
     "warped": mj.warped(mj.only("dense0", "norm0.bias")),
 }
@@ -187,7 +189,9 @@ def test_the_meta_gradient_of_a_method_is_its_finite_difference(x64, name):
     np.testing.assert_allclose(*slopes(*made(name)), rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize(
+    "part", [pytest.param(p, marks=pytest.mark.slow) if p in ("lhuc", "adapters") else p for p in PARTS]
+)
 def test_the_meta_gradient_of_every_part_under_every_rule_is_its_finite_difference(x64, part):
     for rule in RULES.values():
         np.testing.assert_allclose(*slopes(*made("maml", PARTS[part], rule)), rtol=1e-6, atol=1e-9)

@@ -34,6 +34,7 @@ from metajax import (
     tnet,
 )
 from metajax.losses import squared_error
+from metajax.models.pretrained.layers import linear
 from metajax.names import named
 from tests.conftest import as_it_is, assert_close, differs
 
@@ -43,10 +44,9 @@ STEPS = 3
 
 
 def network(params, x, key=None):
-    """A smooth network with the names of real ones."""
-    dense, norm, head = (params[name] for name in ("dense0", "norm0", "head"))
-    hidden = jnp.tanh(x @ dense["kernel"] * norm["scale"] + norm["bias"])
-    return hidden @ head["kernel"] + head["bias"]
+    """A smooth network with the names of real ones, whose linear layers read adapters."""
+    hidden = linear(params["dense0"], x)
+    return linear(params["head"], jnp.tanh(hidden * params["norm0"]["scale"] + params["norm0"]["bias"]))
 
 
 def loss(params, batch):

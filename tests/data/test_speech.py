@@ -15,7 +15,7 @@ from metajax.data.corpora import fsdd
 from metajax.data.corpora.joined import SAYS, digits, joined
 from metajax.data.corpus import Recordings, load, summary
 from metajax.data.features import FeatureSettings, log_mels
-from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_speech, speakers
+from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_encoded, load_speech, speakers
 from metajax.data.text import decode_all, vocabulary
 from metajax.losses.ctc import ctc
 from metajax.models import bilstm
@@ -199,6 +199,37 @@ def test_utterances_that_cannot_be_are_counted_and_listed(speech):
     assert len(found.corpus.features) == len(found.transcripts.tokens) == 3
     with pytest.raises(InputError, match="words_joined has no texts"):
         load_speech(strings._replace(texts=None), cache=None, progress=False)
+
+
+def test_utterances_as_an_encoder_gives_them():
+    """Here one that gives the samples themselves, 320 a frame; it sees whole seconds, and what counts of them."""
+    strings = joined(single(broken=(4,)), {"one": "ab", "six": "a"}, strings=3, words=(1, 4))
+    shapes = []
+
+    def encoder(x):
+        shapes.append(x.frames.shape)
+        return Utterances(x.frames.reshape(1, -1, 320), x.lengths // 320)
+
+    seconds = [len(wave) / RATE for wave in strings.read(range(9), RATE)]
+    longest = sorted(seconds)[-2]
+    with pytest.raises(InputError, match=f"lasts {max(seconds):.2f} s, expected at most"):
+        load_encoded(strings, encoder, longest=longest, progress=False)
+    with pytest.warns(UserWarning, match="words_joined: 1 of 9 clips are left out; the first: words:.* lasts"):
+        found = load_encoded(strings, encoder, longest=longest, on_error="skip", progress=False)
+    assert all(size % RATE == 0 for _, size in shapes) and len(shapes) < 6
+    kept = [i for i in range(9) if seconds[i] <= longest]
+    assert found.corpus.texts == tuple(strings.texts[i] for i in kept) and len(found.corpus.skipped) == 1
+    for row, length, i in zip(*found.corpus[1:3], kept, strict=True):
+        (wave,) = strings.read([i], RATE)
+        assert length == len(wave) // 320 and not row[length:].any()
+        np.testing.assert_array_equal(row[:length].reshape(-1), wave[: 320 * length])
+    sample = speakers(found, shots=1, queries=1, normalization="none")
+    x = sample(jax.random.key(0)).support.x
+    assert any(np.array_equal(x.frames[0], row) for row in found.corpus.features)
+    with pytest.raises(InputError, match="augmentation is 0.5, expected 0 where normalization is 'none'"):
+        speakers(found, shots=1, queries=1, augmentation=0.5, normalization="none")
+    with pytest.raises(InputError, match="words_joined has no texts"):
+        load_encoded(strings._replace(texts=None), encoder)
 
 
 def test_bounds_leave_the_least_padding():

@@ -15,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "speed"))
 import adaptation
 import hypergradient_cost
 import peers
+import pretrained
 import training_speed
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is the other side")
@@ -109,6 +110,28 @@ def test_a_workload_from_end_to_end(tmp_path, capsys):
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["outer"]["ratio"] > 0 and row["warm"]["first_step_s"] > 0
     assert "sinusoid" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+@needs_torch
+def test_adaptation_of_a_tiny_pretrained_encoder_from_end_to_end(tmp_path, capsys):
+    argv = ["--size", "tiny", "--seconds", "0.5", "--repeats", "1", "--out", str(tmp_path / "times")]
+    assert runs.main(pretrained.Settings, pretrained.run, pretrained.__doc__, argv) == 0
+    ours, theirs = json.loads((tmp_path / "times" / "results.json").read_text())["found"]
+    assert set(ours["found"]) - set(theirs["found"]) == {"all layers, held by neither"}
+    assert ours["found"]["all layers"][1] < ours["found"]["the head"][1] + 1  # losses, which agree with PyTorch's
+    assert "| all layers, held by both |" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_memory_of_maml_over_a_tiny_pretrained_encoder(tmp_path, capsys):
+    argv = ["--memory", "--sizes", "tiny", "--seconds", "0.5", "--out", str(tmp_path / "memory")]
+    assert runs.main(pretrained.Settings, pretrained.run, pretrained.__doc__, argv) == 0
+    (found,) = json.loads((tmp_path / "memory" / "results.json").read_text())["found"].values()
+    kinds = found["found"]
+    assert kinds["run"] == kinds["5 steps"] and kinds["10 steps"]["temporaries"] < 1.5 * kinds["5 steps"]["temporaries"]
+    assert found["peak"] > 100 and "| tiny | 0.1 |" in capsys.readouterr().out
 
 
 @pytest.mark.slow

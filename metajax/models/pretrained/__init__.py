@@ -10,8 +10,8 @@ from metajax.core import KeyArray, Params
 from metajax.data.checkpoints import document, read_files, read_tensors, write_files
 from metajax.errors import InputError
 from metajax.models.pretrained import wav2vec2, whisper
-from metajax.models.pretrained.layers import Encoded, Pretrained, averaged
-from metajax.models.pretrained.layout import Settings, common, fitted, fresh, to_params, to_tensors
+from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split
+from metajax.models.pretrained.layout import Settings, Shapes, common, fitted, fresh, to_params, to_tensors
 from metajax.models.pretrained.speech_embedding import speech_embedding
 from metajax.names import named
 
@@ -45,18 +45,13 @@ def load(
     files = read_files(path)
     config = document(files, "config.json")
     kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
-    if kind not in _READERS or (architecture and not architecture.endswith(_READERS[kind].ARCHITECTURES)):
-        raise InputError(
-            f"config.json names {architecture or kind!r}, expected a "
-            f"{', '.join(dict.fromkeys(wav2vec2.ARCHITECTURES + whisper.ARCHITECTURES))} of {', '.join(_READERS)}."
-        )
+    reader = _reader(kind, architecture)
     head = architecture.endswith("ForCTC") or (not architecture and "lm_head.weight" in files.tensors)
     heard = document(files, "preprocessor_config.json")
     heard = heard or document(files, "processor_config.json").get("feature_extractor", {})
     if (rate := heard.get("sampling_rate", 16000)) != 16000:
         raise InputError(f"preprocessor_config.json: sampling_rate is {rate}, expected 16000 Hz.")
     normalize = bool(heard.get("do_normalize", False)) if normalize is None else normalize
-    reader = _READERS[kind]
     c = reader.checked(config)
     shapes = reader.shapes(c, head)
     if head and c["pad_token_id"] not in range(shapes["lm_head.weight"][0]):
@@ -67,7 +62,7 @@ def load(
     rest = {name: files.tensors[name] for name in files.tensors if name not in set(names.values())}
     vocabulary = document(files, "vocab.json")
     settings = Settings(config, vocabulary, normalize, shapes, names, types, files._replace(tensors=rest))
-    return _model(c, settings, head, dtype), params, settings
+    return _model(c, shapes, normalize, head, dtype), params, settings
 
 
 def adapter(path: str | Path, settings: Settings, *, dtype: DTypeLike = jnp.float32) -> dict[str, Array]:
@@ -113,15 +108,49 @@ def save(folder: str | Path, params: Params, settings: Settings) -> None:
     write_files(folder, settings.files._replace(tensors=tensors))
 
 
-def _model(c: dict[str, Any], settings: Settings, head: bool, dtype: DTypeLike) -> Pretrained:
+def random(config: dict[str, Any], *, dtype: DTypeLike = jnp.float32) -> Pretrained:
+    """A model by its config.json alone, whose `init(key, ())` draws parameters: it knows nothing of speech.
+
+    Args:
+      config: `model_type` and what such a model needs; with a CTC head where `architectures` has one.
+      dtype: of the parameters.
+
+    Returns:
+      The model, which normalises each utterance.
+
+    Raises:
+      InputError: an architecture is not read, or a field is missing.
+    """
+    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
+    reader, head = _reader(kind, architecture), architecture.endswith("ForCTC")
+    c = reader.checked(config)
+    return _model(c, reader.shapes(c, head), True, head, dtype)
+
+
+def _reader(kind: Any, architecture: str) -> Any:
+    """The module that reads a kind of model."""
+    if kind not in _READERS or (architecture and not architecture.endswith(_READERS[kind].ARCHITECTURES)):
+        raise InputError(
+            f"config.json names {architecture or kind!r}, expected a "
+            f"{', '.join(dict.fromkeys(wav2vec2.ARCHITECTURES + whisper.ARCHITECTURES))} of {', '.join(_READERS)}."
+        )
+    return _READERS[kind]
+
+
+def _model(
+    c: dict[str, Any], shapes: Shapes, normalize: bool, head: bool, dtype: DTypeLike, first: int | None = None
+) -> Pretrained:
     def init(key: KeyArray, x: PyTree) -> Params:
-        return fresh(key, settings.shapes, dtype)
+        return fresh(key, shapes, dtype)
 
     def encode(params: Params, x: PyTree) -> Encoded:
-        return _READERS[c["model_type"]].encode(c, params, x, settings.normalize)
+        return _READERS[c["model_type"]].encode(c, params, x, normalize, first)
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
         encoded = encode(params, x)
         return wav2vec2.logits(c, params, encoded) if head else encoded.output
 
-    return Pretrained(init, apply, lambda params, x: {}, encode)
+    def above(layer: int) -> Pretrained:
+        return _model(c, shapes, normalize, head, dtype, layer)
+
+    return Pretrained(init, apply, lambda params, x: {}, encode, above)

@@ -130,7 +130,7 @@ def reach(c: dict[str, Any]) -> int:
     return samples
 
 
-def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Encoded:
+def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first: int | None = None) -> Encoded:
     """Frames of utterances; what lies past an utterance's end is 0.
 
     Args:
@@ -138,6 +138,7 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Enc
       params: of the model.
       x: samples at 16 kHz, `[n, samples]`, or `Utterances` of them.
       normalize: whether to give each utterance mean 0 and variance 1 first.
+      first: the layer to begin at; x are then `Utterances` of the frames that go into it.
 
     Returns:
       The encoder's frames; the layers of a model with `do_stable_layer_norm` are those before the last normalisation.
@@ -145,6 +146,24 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Enc
     Raises:
       InputError: x is of another shape, or too short for one frame.
     """
+    p, stable = params["encoder"], c["do_stable_layer_norm"]
+    hidden, lengths = _entered(c, params, x, normalize) if first is None else x
+    seen = within(lengths, hidden.shape[1])
+    bias = None
+    if c["model_type"] == "wavlm":
+        bias = _relative(c, p["layers"]["0"]["attention"]["rel_attn_embed"]["embedding"], hidden.shape[1])
+    layers = [hidden]
+    for i in range(first or 0, c["num_hidden_layers"]):
+        layers.append(_layer(c, p["layers"][str(i)], layers[-1], seen if isinstance(x, Utterances) else None, bias))
+    output = layer_norm(p["layer_norm"], layers[-1], c["layer_norm_eps"]) if stable else layers[-1]
+    output, *layers = (jnp.where(seen[..., None], a, 0) for a in (output, *layers))
+    return Encoded(output, tuple(layers), lengths)
+
+
+def _entered(
+    c: dict[str, Any], params: Params, x: PyTree, normalize: bool
+) -> tuple[Float[Array, "n frames features"], Int[Array, " n"]]:
+    """What goes into the first layer."""
     dtype = params["feature_projection"]["projection"]["kernel"].dtype
     wave, lengths = samples_of(x, reach(c))
     hidden, lengths = _features(c, params, (normalized(wave, lengths) if normalize else wave).astype(dtype), lengths)
@@ -153,19 +172,9 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Enc
     hidden = linear(params["feature_projection"]["projection"], hidden)
     seen = within(lengths, hidden.shape[1])
     hidden = jnp.where(seen[..., None], hidden, 0)
-    p, stable = params["encoder"], c["do_stable_layer_norm"]
+    p = params["encoder"]
     hidden = hidden + _positions(c, p["pos_conv_embed"], hidden, seen)
-    if not stable:
-        hidden = layer_norm(p["layer_norm"], hidden, c["layer_norm_eps"])
-    bias = None
-    if c["model_type"] == "wavlm":
-        bias = _relative(c, p["layers"]["0"]["attention"]["rel_attn_embed"]["embedding"], hidden.shape[1])
-    layers = [hidden]
-    for i in range(c["num_hidden_layers"]):
-        layers.append(_layer(c, p["layers"][str(i)], layers[-1], seen if isinstance(x, Utterances) else None, bias))
-    output = layer_norm(p["layer_norm"], layers[-1], c["layer_norm_eps"]) if stable else layers[-1]
-    output, *layers = (jnp.where(seen[..., None], a, 0) for a in (output, *layers))
-    return Encoded(output, tuple(layers), lengths)
+    return hidden if c["do_stable_layer_norm"] else layer_norm(p["layer_norm"], hidden, c["layer_norm_eps"]), lengths
 
 
 def logits(c: dict[str, Any], params: Params, encoded: Encoded) -> Float[Array, "n frames vocabulary"]:

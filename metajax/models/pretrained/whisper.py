@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from metajax.core import Params
 from metajax.data.features import FeatureSettings, mel_filterbank
@@ -57,7 +57,7 @@ def shapes(c: dict[str, Any], head: bool) -> Shapes:
     return found | norm_shapes("encoder.layer_norm", size)
 
 
-def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Encoded:
+def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first: int | None = None) -> Encoded:
     """Frames of utterances, one every 20 ms; all of them see the silence behind, so that none is set to 0.
 
     Args:
@@ -65,6 +65,7 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Enc
       params: of the model.
       x: samples at 16 kHz within -1..1, `[n, samples]`, or `Utterances` of them.
       normalize: whether to give each utterance mean 0 and variance 1 first.
+      first: the layer to begin at; x are then `Utterances` of the frames that go into it.
 
     Returns:
       Half a minute of frames, 1,500 of Whisper; those that count touch the utterance. The layers are those before the
@@ -73,16 +74,25 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool) -> Enc
     Raises:
       InputError: x is of another shape, shorter than a window or longer than what the encoder takes.
     """
+    p = params["encoder"]
+    hidden, lengths = _entered(c, p, x, normalize) if first is None else x
+    layers = [hidden]
+    for i in range(first or 0, c["encoder_layers"]):
+        layers.append(_layer(c, p["layers"][str(i)], layers[-1]))
+    return Encoded(layer_norm(p["layer_norm"], layers[-1], 1e-5), tuple(layers), lengths)
+
+
+def _entered(
+    c: dict[str, Any], p: Params, x: PyTree, normalize: bool
+) -> tuple[Float[Array, "n frames features"], Int[Array, " n"]]:
+    """What goes into the first layer."""
     wave, lengths = samples_of(x, WINDOW)
-    p, num_frames = params["encoder"], 2 * c["max_source_positions"]
+    num_frames = 2 * c["max_source_positions"]
     wave = normalized(wave, lengths) if normalize else wave
     hidden = log_mel(wave, c["num_mel_bins"], num_frames).astype(p["conv1"]["kernel"].dtype)
     gelu = ACTIVATIONS["gelu"]
     hidden = gelu(conv(p["conv2"], gelu(conv(p["conv1"], hidden, pads=(1, 1))), 2, (1, 1)))
-    layers = [hidden + p["embed_positions"]["embedding"]]
-    for i in range(c["encoder_layers"]):
-        layers.append(_layer(c, p["layers"][str(i)], layers[-1]))
-    return Encoded(layer_norm(p["layer_norm"], layers[-1], 1e-5), tuple(layers), -(-lengths // (2 * HOP)))
+    return hidden + p["embed_positions"]["embedding"], -(-lengths // (2 * HOP))
 
 
 def log_mel(wave: Float[Array, "n samples"], num_mels: int, num_frames: int = 3000) -> Float[Array, "n time mel"]:

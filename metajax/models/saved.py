@@ -1,22 +1,28 @@
 """A recogniser in a folder: theta, and all that recognising and adapting with it needs."""
 
-from collections.abc import Callable
+import math
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
+from jaxtyping import Array, PyTree
 
-from metajax import checkpoint, runs
+from metajax import checkpoint, core, runs
 from metajax.algorithms.parts import context, film, lora
 from metajax.algorithms.rules import rates
-from metajax.core import Error, Learner, Theta
+from metajax.core import Batch, Error, Learner, Phi, Theta, Utterances
+from metajax.data.buckets import run_in_buckets
+from metajax.data.decode import Heard, timed_text
 from metajax.data.features import FeatureSettings, check_settings
-from metajax.data.speech import Speech
+from metajax.data.speech import Pieces, Speech, normalized
 from metajax.data.text import Vocabulary, read_vocabulary, write_vocabulary
-from metajax.errors import InputError
+from metajax.errors import DivergedError, InputError
 from metajax.inner import Part, descent, everything, plain
 from metajax.losses import ctc, entropy, of_logits, suta, verdict
 from metajax.models.judged import judged
@@ -152,3 +158,75 @@ def load_recogniser(folder: Path) -> Saved:
     except InputError as error:
         other = "of another vocabulary, other features or another network"
         raise InputError(f"theta does not fit {path}, so is {other}, or is damaged: {error}") from error
+
+
+class Transcriber(NamedTuple):
+    """A recogniser made ready, compiled for few shapes, whatever the recordings.
+
+    Fields:
+      adapt: utterances, not normalised, and what was said in them, () for what adapts without text -> phi.
+      hear: pieces of a recording, and phi, None for none -> what is said, with times.
+      compiling: seconds of each compilation so far, which the calls took besides their own time.
+    """
+
+    adapt: Callable[[Utterances, PyTree], Phi]
+    hear: Callable[[Pieces, Phi | None], Heard]
+    compiling: list[float]
+
+
+def transcriber(
+    saved: Saved, search: Callable[[np.ndarray], Sequence[int]] | None = None, batch: int = 8
+) -> Transcriber:
+    """Make a recogniser ready to adapt as `saved.way` tells, and to transcribe.
+
+    Args:
+      saved: the recogniser; what its way of adapting needs beyond its theta is added as it starts.
+      search: logits of a piece to tokens, as of `timed_text`.
+      batch: pieces at a time, where a recording has more than one.
+
+    Returns:
+      The transcriber; its `adapt` raises a `DivergedError` where phi is not finite.
+
+    Example:
+      ``heard = (t := transcriber(load_recogniser(run))).hear(pieces, t.adapt(pieces.x, ()))``
+    """
+    learner, key, compiling = adapting(saved), jax.random.key(0), list[float]()
+    theta = learner.init(saved.theta["params"], key) | saved.theta
+    unadapted = learner.start(theta, Batch((), ()), key)
+    frames = saved.longest * saved.features.sample_rate / saved.features.hop
+    bounds = sorted({8 * math.ceil(frames / part / 8) for part in (4, 2, 1)})
+
+    def compiled(f: Callable[..., Any]) -> Callable[..., Any]:
+        ready: dict[Any, Any] = {}
+
+        def call(*args: Any) -> Any:
+            if (kind := str(jax.tree.map(jnp.shape, args))) not in ready:
+                begin = time.perf_counter()
+                ready[kind] = jax.jit(f).lower(*args).compile()
+                compiling.append(time.perf_counter() - begin)
+            return jax.block_until_ready(ready[kind](*args))
+
+        return call
+
+    @compiled
+    def adapted(theta: Theta, x: Utterances, y: PyTree) -> Phi:
+        return core.adapt(learner, theta, Batch(normalized(x), y), key, saved.way.steps)[0]
+
+    @compiled
+    def logits(theta: Theta, phi: Phi, x: Utterances) -> Array:
+        return learner.predict(theta, phi, normalized(x), None).logits
+
+    def adapt(x: Utterances, y: PyTree) -> Phi:
+        # to the length of training: some errors count the frames past the end
+        more = max(bounds[-1] - x.frames.shape[1], 0)
+        phi = adapted(theta, Utterances(jnp.pad(x.frames, ((0, 0), (0, more), (0, 0))), x.lengths), y)
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(phi)):
+            raise DivergedError(f"Adaptation diverged at rate {saved.way.rate:g}; a smaller one is the usual cure.")
+        return phi
+
+    def hear(pieces: Pieces, phi: Phi | None = None) -> Heard:
+        model = partial(logits, theta, unadapted if phi is None else phi)
+        found = run_in_buckets(model, pieces.x, bounds, batch if len(pieces.starts) > 1 else 1)
+        return timed_text(saved.vocabulary, found, pieces.starts, saved.features, search=search)
+
+    return Transcriber(adapt, hear, compiling)

@@ -124,11 +124,12 @@ def at_silences(wave: np.ndarray, sample_rate: int, longest: float) -> list[tupl
     """
     if not longest >= 0.5:
         raise InputError(f"longest is {longest} s, expected 0.5 or more.")
-    most, size = int(longest * sample_rate), max(sample_rate // 100, 1)
+    most, size, bounds = int(longest * sample_rate), max(sample_rate // 100, 1), [0]
+    if len(wave) <= most:
+        return [(0, len(wave))]
     # sums over 20 frames of 10 ms; sums[i] is around the end of frame i + 9
     power = np.square(wave[: len(wave) // size * size], dtype=np.float64).reshape(-1, size).sum(1)
     sums = np.convolve(power, np.ones(20), "valid")
-    bounds = [0]
     while len(wave) - bounds[-1] > most:
         # no piece is shorter than a quarter of the longest, the last too
         low, high = bounds[-1] + most // 2, min(bounds[-1] + most, len(wave) - most // 4)

@@ -229,7 +229,7 @@ class Heard(NamedTuple):
 
 def timed_text(
     vocabulary: Vocabulary,
-    logits: Sequence[Float[np.ndarray, "time vocabulary"]],
+    logits: Sequence[np.ndarray],
     starts: Sequence[float],
     settings: FeatureSettings,
     stride: int = 4,
@@ -239,7 +239,7 @@ def timed_text(
 
     Args:
       vocabulary: what the outputs stand for.
-      logits: of each piece, those of its own frames.
+      logits: of each piece `[time, vocabulary]`, those of its own frames.
       starts: of the pieces, in seconds.
       settings: of the features.
       stride: feature frames to one of the output.

@@ -185,7 +185,7 @@ def transcriber(
       batch: pieces at a time, where a recording has more than one.
 
     Returns:
-      The transcriber; its `adapt` raises a `DivergedError` where phi is not finite.
+      The transcriber; its `hear` raises a `DivergedError` where the outputs are not finite.
 
     Example:
       ``heard = (t := transcriber(load_recogniser(run))).hear(pieces, t.adapt(pieces.x, ()))``
@@ -219,14 +219,13 @@ def transcriber(
     def adapt(x: Utterances, y: PyTree) -> Phi:
         # to the length of training: some errors count the frames past the end
         more = max(bounds[-1] - x.frames.shape[1], 0)
-        phi = adapted(theta, Utterances(jnp.pad(x.frames, ((0, 0), (0, more), (0, 0))), x.lengths), y)
-        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(phi)):
-            raise DivergedError(f"Adaptation diverged at rate {saved.way.rate:g}; a smaller one is the usual cure.")
-        return phi
+        return adapted(theta, Utterances(jnp.pad(x.frames, ((0, 0), (0, more), (0, 0))), x.lengths), y)
 
     def hear(pieces: Pieces, phi: Phi | None = None) -> Heard:
         model = partial(logits, theta, unadapted if phi is None else phi)
         found = run_in_buckets(model, pieces.x, bounds, batch if len(pieces.starts) > 1 else 1)
+        if any(np.isnan(one).any() for one in found):
+            raise DivergedError(f"Adaptation diverged at rate {saved.way.rate:g}; a smaller one is the usual cure.")
         return timed_text(saved.vocabulary, found, pieces.starts, saved.features, search=search)
 
     return Transcriber(adapt, hear, compiling)

@@ -270,7 +270,12 @@ def test_a_recording_longer_than_any_utterance_is_read_in_pieces(tmp_path):
     assert one.starts == (0.0,) and one.x.frames.shape == (1, 68, 40)
     np.testing.assert_allclose(one.x.frames[0], log_mel(jnp.asarray(wave[: 2 * 5600]), SETTINGS), atol=1e-3)
     soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
-    for name, sentence in (("silent", "silent.wav is silent"), ("none", "none.wav does not exist")):
+    soundfile.write(tmp_path / "tiny.wav", wave[2000:2100], RATE)
+    for name, sentence in (
+        ("silent", "silent.wav is silent"),
+        ("none", "none.wav does not exist"),
+        ("tiny", "tiny.wav has 100 samples, expected at least 400"),
+    ):
         with pytest.raises(InputError, match=sentence):
             read_pieces(tmp_path / f"{name}.wav", 1.5)
 

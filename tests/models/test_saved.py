@@ -39,6 +39,7 @@ def test_a_recogniser_is_read_as_it_was_written(tmp_path, way):
     save_recogniser(tmp_path / "deep" / "one", saved)
     found = load_recogniser(tmp_path / "deep" / "one")
     assert_close(found.theta, saved.theta, 0)
+    assert ("rates" in found.theta) == way.get("learned_rates", False)
     assert found._replace(theta=None) == saved._replace(theta=None)
     listed = json.loads((tmp_path / "deep" / "one" / "vocab.json").read_text(encoding="utf-8"))
     assert listed == {token: i for i, token in enumerate(KNOWN.tokens)}  # as Transformers reads it
@@ -50,8 +51,8 @@ def test_saving_replaces_a_recogniser_whole_or_not_at_all_and_nothing_else(tmp_p
     save_recogniser(folder, saved)
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr("metajax.models.saved.write_vocabulary", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-        save_recogniser(folder, saved._replace(longest=9.0))
-    assert load_recogniser(folder).longest == 2.5
+        save_recogniser(folder, saved._replace(theta=jax.tree.map(jnp.negative, saved.theta), longest=9.0))
+    assert_close(load_recogniser(folder).theta, saved.theta, 0)
     save_recogniser(folder, saved._replace(longest=9.0))
     assert load_recogniser(folder).longest == 9.0
     (tmp_path / "mine").mkdir()

@@ -9,7 +9,7 @@ every arm goes on for an equal time: jointly (the start of plain fine-tuning and
 published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates). Its inner steps take the text's loss or an
 error that needs none: SUTA's, the entropy, or one that is learned; its outer steps always the text's. For every arm and
 number of steps, validation speakers choose the inner rate and what adapts. Tokens are whole digits, the error theirs by
-greedy decoding, on speakers never heard. The same command goes on where it was stopped. Not timed whole yet.
+greedy decoding, on speakers never heard. Goes on where it stopped; `transcribe.py` reads `recognisers`. Not timed yet.
 """
 
 import sys
@@ -26,28 +26,25 @@ import optax
 
 import metajax as mj
 from metajax import checkpoint, recipes, recognition, report, runs
-from metajax.core import Error, Sampler, Theta
+from metajax.core import Sampler, Theta
 from metajax.data.cache import default_folder
 from metajax.data.corpora import read
 from metajax.data.corpora.joined import SAYS, SAYS_ARABIC, joined
 from metajax.data.features import FeatureSettings
 from metajax.data.speech import Speech, held_out, load_speech, speakers
-from metajax.losses import ctc, entropy, of_logits, suta, verdict
-from metajax.models import judged, recogniser
+from metajax.losses import of_logits
+from metajax.models.saved import ERRORS, PARTS, Saved, Way, adapting, judging, save_recogniser, trained_on
 from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
 
 STEPS = (0, 1, 2, 5, 10)  # after which the error is told
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
 ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
-PARTS = {"all": mj.inner.everything, "film": mj.film, "lora": partial(mj.lora, 4), "context": partial(mj.context, 16)}
-TEXT = of_logits(ctc)
+TEXT = ERRORS["text"]
 
 
-class Arm(NamedTuple):
-    """What theta descends, and how it adapts."""
-
+class Arm(NamedTuple):  # what theta descends, and how it adapts
     kind: Literal["joint", "fomaml", "reptile", "meta_sgd"]
-    error: Error  # of the support set
+    error: str  # of the support set, one of `ERRORS`
     parts: tuple[str, ...]  # what adapts; meta-trained once for each
     rate: float = 0.0  # inner rate while training, from which learned rates start
     adam: bool = False  # in place of gradient descent, when tested
@@ -55,14 +52,14 @@ class Arm(NamedTuple):
 
 CORPORA = {"arabic": (SAYS_ARABIC, 7600.0), "fsdd": (SAYS, 3800.0)}  # what is said; upper edge of the mel bands, Hz
 ARMS = {
-    "fine-tuned": Arm("joint", TEXT, ("all", "film", "lora")),
-    "FOMAML": Arm("fomaml", TEXT, ("all",), 0.03),
-    "Reptile": Arm("reptile", TEXT, ("all",), 0.03),
-    "Meta-SGD": Arm("meta_sgd", TEXT, ("all", "film"), 0.03),
-    "SUTA": Arm("joint", of_logits(suta), ("film", "all"), adam=True),
-    "SUTA, meta-learned": Arm("meta_sgd", of_logits(suta), ("film",), 0.3),
-    "entropy, meta-learned": Arm("meta_sgd", of_logits(entropy), ("film",), 0.3),
-    "learned error": Arm("meta_sgd", verdict, ("film",), 0.3),
+    "fine-tuned": Arm("joint", "text", ("all", "film", "lora")),
+    "FOMAML": Arm("fomaml", "text", ("all",), 0.03),
+    "Reptile": Arm("reptile", "text", ("all",), 0.03),
+    "Meta-SGD": Arm("meta_sgd", "text", ("all", "film"), 0.03),
+    "SUTA": Arm("joint", "suta", ("film", "all"), adam=True),
+    "SUTA, meta-learned": Arm("meta_sgd", "suta", ("film",), 0.3),
+    "entropy, meta-learned": Arm("meta_sgd", "entropy", ("film",), 0.3),
+    "learned error": Arm("meta_sgd", "learned", ("film",), 0.3),
 }
 
 
@@ -102,7 +99,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
     sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": "half"}
     episodes = speakers(speech, values=parts[0], augmentation=s.augment, **sizes)
     many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
-    model = judged(recogniser(width=s.width, num_layers=2)(None), len(speech.vocabulary.tokens))
+    kept, network = s.out / "recognisers" / f"seed{seed}", {"width": s.width, "num_layers": 2}
+    model = judging(network, speech.vocabulary)
 
     def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> dict[str, Any]:
         path, like = s.out / f"seed{seed}" / title, {"theta": theta, "outer_steps": jnp.int32(0)}
@@ -118,39 +116,42 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
     jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, s.outer_rate / 2)
     fresh = {"params": recipes.fresh(model.init, many, key)}
     start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)["theta"]
+    save_recogniser(kept / "start", trained_on(speech, network, start))
 
     def trained(title: str, arm: Arm, name: str) -> dict[str, Any]:
-        part = PARTS[name]()
         if arm.kind == "joint":
             found = train("joint", jointly, start, many, *further)
-            return found | {"theta": found["theta"] | part.init(found["theta"]["params"], key)}
-        steps, inner = s.num_steps if arm.error is TEXT else s.blind_steps, optax.sgd(arm.rate)
-        method = getattr(mj, arm.kind)(model.apply, TEXT, inner, steps, support_error=arm.error, part=part)
+            return found | {"theta": found["theta"] | PARTS[name]().init(found["theta"]["params"], key)}
+        steps, how = s.num_steps if arm.error == "text" else s.blind_steps, {"support_error": ERRORS[arm.error]}
+        method = getattr(mj, arm.kind)(model.apply, TEXT, optax.sgd(arm.rate), steps, part=PARTS[name](), **how)
         theta = method.learner.init(start["params"], key)
         return train(f"{title}, {name}", method.objective, theta, episodes, *further)
 
-    def tester(arm: Arm, part: mj.Part, values: tuple[str, ...], num: int, salt: int) -> Callable[..., Any]:
+    def ready(arm: Arm, theta: Theta, part: str, rate: Any, steps: int) -> Saved:
+        rate = rate * ADAM if arm.adam else rate
+        return trained_on(speech, network, theta, Way(arm.error, part, rate, steps, arm.kind == "meta_sgd", arm.adam))
+
+    def tester(arm: Arm, part: str, values: tuple[str, ...], num: int, salt: int) -> Callable[..., Any]:
         sample, mesh = speakers(speech, values=values, **sizes), task_mesh(num)
-        rule = mj.rates() if arm.kind == "meta_sgd" else mj.plain()
 
         @hoisted
         def found(theta: Theta, rate: jax.Array) -> Any:
-            inner = optax.adam(rate * ADAM) if arm.adam else optax.sgd(rate)
-            learner = mj.descent(model.apply, arm.error, inner, part=part, rule=rule, first_order=True)
-            draw, hear = jax.random.fold_in(key, salt), of_logits(recognition.heard)
-            return mj.evaluate(learner, hear, theta, sample, draw, num, max(STEPS), mesh=mesh)
+            learner, draw = adapting(ready(arm, theta, part, rate, 0)), jax.random.fold_in(key, salt)
+            return mj.evaluate(learner, of_logits(recognition.heard), theta, sample, draw, num, max(STEPS), mesh=mesh)
 
         curves = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
         return lambda theta, rate: curves(found(replicate(theta, mesh), jnp.float32(rate)))
 
     def cell(title: str, arm: Arm) -> dict[str, Any]:
-        validation, tests, counts = {}, {}, {}
+        validation, tests, counts, thetas = {}, {}, {}, {}
         for name in arm.parts:
-            theta, counts[name] = (found := trained(title, arm, name))["theta"], int(found["outer_steps"])
-            score = tester(arm, PARTS[name](), parts[1], s.episodes // 2, 1)
-            validation |= {(name, rate): score(theta, rate) for rate in RATES}
-            tests[name] = partial(tester(arm, PARTS[name](), parts[2], s.episodes, 2), theta)
+            thetas[name], counts[name] = (found := trained(title, arm, name))["theta"], int(found["outer_steps"])
+            score = tester(arm, name, parts[1], s.episodes // 2, 1)
+            validation |= {(name, rate): score(thetas[name], rate) for rate in RATES}
+            tests[name] = partial(tester(arm, name, parts[2], s.episodes, 2), thetas[name])
         found = recognition.chosen(validation, lambda option: tests[option[0]](option[1]), STEPS, "word")
+        part, rate = found["option"][STEPS.index(found["step"])]
+        save_recogniser(kept / title, ready(arm, thetas[part], part, rate, found["step"]))
         return found | {"outer_steps": counts, "speakers": parts}
 
     return cell
@@ -174,17 +175,16 @@ def run(s: Settings) -> None:
     done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm, ARMS[cell.arm]))
     by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
     rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
-    split = [len(part) for part in done[wanted[0]]["speakers"]]
     title = (
-        f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {split} speakers to train, "
-        f"choose and test on, {s.episodes} test tasks, seeds {s.seeds},\n"
+        f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {s.episodes} test tasks, "
+        f"{[*map(len, done[wanted[0]]['speakers'])]} speakers to train, choose and test on, seeds {s.seeds},\n"
         f"digit error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     )
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     never, panels, lines = rows[s.arms[0]]["word"][0], {}, []
     for told, labelled in (("with text", True), ("without text", False)):
-        panels[told] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error is TEXT) == labelled}
+        panels[told] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error == "text") == labelled}
         panels[told] |= {"never adapted": [never | {"step": step} for step in STEPS]}
     for arm, row in rows.items():
         tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]

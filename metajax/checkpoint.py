@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,27 @@ import numpy as np
 from jaxtyping import PyTree
 
 from metajax.errors import InputError
+from metajax.names import named
 
 
 def save(path: Path, tree: PyTree) -> None:
     """Write a pytree of arrays to the folder `path`, whole or not at all; an older one there is replaced."""
     import orbax.checkpoint as ocp  # half a second, which a script that saves nothing need not wait for
 
+    def fill(fresh: Path) -> None:
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(fresh, jax.tree.map(_bare, tree), force=True)
+
+    replace_folder(path, fill)
+
+
+def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Replace the folder `path` by what `fill` writes into one of another name, whole or not at all."""
     path = path.absolute()
     fresh = path.with_name(f"{path.name}.new")
     if fresh.is_dir() and not path.is_dir():  # a crash left the only good copy there
         fresh.rename(path)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(fresh, jax.tree.map(_bare, tree), force=True)
+    fill(fresh)
     old = path.with_name(f"{path.name}.old")
     shutil.rmtree(old, ignore_errors=True)
     if path.is_dir():
@@ -77,17 +87,21 @@ def restore(path: Path, like: PyTree) -> PyTree:
         raise InputError(f"{path.with_suffix('')}: no checkpoint there.")
     wanted = jax.tree.map(lambda a: jnp.empty(a.shape, a.dtype) if isinstance(a, jax.ShapeDtypeStruct) else a, like)
     like = jax.tree.map(_bare, wanted)
+    plain = tree = None
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             # without a target first: given one, orbax casts to its dtypes silently
-            plain = jax.tree.leaves(checkpointer.restore(path))
+            plain = checkpointer.restore(path)
             tree = checkpointer.restore(path, like)
     except (ValueError, KeyError, OSError) as error:
-        raise InputError(f"{path}: the checkpoint is damaged or of another model: {error!s:.200}") from error
-    kinds = [sorted((a.shape, str(a.dtype)) for a in leaves) for leaves in (plain, jax.tree.leaves(like))]
-    if kinds[0] != kinds[1]:
-        found, expected = next((a, b) for a, b in zip(*kinds, strict=False) if a != b)
-        raise InputError(f"{path}: the checkpoint holds an array {found[1]}{list(found[0])}, expected one {expected}.")
+        if plain is None:
+            raise InputError(f"{path}: the checkpoint is damaged: {error!s:.200}") from error
+    kinds = [sorted((a.shape, str(a.dtype)) for a in jax.tree.leaves(some)) for some in (plain, like)]
+    if tree is None or kinds[0] != kinds[1]:
+        found, expected = ({n: f"{a.dtype}{list(a.shape)}" for n, a in named(some).items()} for some in (plain, like))
+        odd = next((n for n in {**expected, **found} if found.get(n) != expected.get(n)), "its structure")
+        told = f"{odd} is {found.get(odd, 'missing')} in the checkpoint, expected {expected.get(odd, 'none')}"
+        raise InputError(f"{path}: {told}: it is of another model.")
     return jax.tree.map(_typed, tree, wanted)
 
 
@@ -105,11 +119,16 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def append_line(path: Path, value: dict[str, Any]) -> None:
@@ -120,9 +139,7 @@ def append_line(path: Path, value: dict[str, Any]) -> None:
 
 def write_lines(path: Path, values: list[dict[str, Any]]) -> None:
     """Write a file of JSON lines anew, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(value) + "\n" for value in values))
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ LAYERS = {
 TOUCH_FILES = ("data/", "checkpoint.py", "runs.py", "report.py")
 # these take folders from the caller and open nothing; `os` counts the cores
 TAKE_PATHS = {"train.py": {"pathlib"}, "parallel.py": {"pathlib", "os"}, "recipes.py": {"pathlib"},
-              "models/pretrained/__init__.py": {"pathlib"}}  # fmt: skip
+              "models/pretrained/__init__.py": {"pathlib"}, "models/saved.py": {"pathlib"}}  # fmt: skip
 
 
 def module(path):

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import soundfile
 import speaker_adaptation
-from speaker_adaptation import ARMS, RATES, STEPS, Settings
+from speaker_adaptation import ADAM, ARMS, RATES, STEPS, Settings
 
 from metajax import runs
+from metajax.models.saved import load_recogniser
 
 RATE, SPEAKERS = 8000, 5
 
@@ -70,6 +71,13 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys):
     assert never["SUTA"] == never["fine-tuned"]  # one start, one set of tasks
     train, validation, test = next(iter(cells.values()))["speakers"]
     assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test
+    for arm, row in results["rows"].items():
+        kept = load_recogniser(tmp_path / "out" / "recognisers" / "seed0" / arm)
+        (step,), (options,) = row["step"], row["option"]
+        part, rate = options[STEPS.index(step)]
+        assert kept.way[:2] == (ARMS[arm].error, part) and kept.way.steps == step
+        assert kept.way.rate == pytest.approx(rate * (ADAM if arm == "SUTA" else 1))
+        assert kept.vocabulary.tokens[0] == "<pad>" and kept.features.high == 3800 and 1 < kept.longest < 2
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     assert main("--arms", *arms) == 0  # finds every cell
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -102,6 +103,40 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarr
     if wave.ndim != 1:
         raise InputError(f"wave has shape {wave.shape}, expected one dimension.")
     return wave if from_rate == to_rate else soxr.resample(wave, from_rate, to_rate)
+
+
+def at_silences(wave: np.ndarray, sample_rate: int, longest: float) -> list[tuple[int, int]]:
+    """Where to cut a wave into pieces of at most `longest` seconds: each at the quietest 0.2 s of its second half.
+
+    Args:
+        wave: mono samples.
+        sample_rate: in Hz.
+        longest: seconds, 0.5 or more.
+
+    Returns:
+        First sample of each piece and the one after its last; together they are the whole wave.
+
+    Raises:
+        InputError: `longest` is below 0.5.
+
+    Example:
+        ``pieces = [wave[first:last] for first, last in at_silences(wave, 16000, 20.0)]``
+    """
+    if not longest >= 0.5:
+        raise InputError(f"longest is {longest} s, expected 0.5 or more.")
+    most, size, bounds = int(longest * sample_rate), max(sample_rate // 100, 1), [0]
+    if len(wave) <= most:
+        return [(0, len(wave))]
+    # sums over 20 frames of 10 ms; sums[i] is around the end of frame i + 9
+    power = np.square(wave[: len(wave) // size * size], dtype=np.float64).reshape(-1, size).sum(1)
+    sums = np.convolve(power, np.ones(20), "valid")
+    while len(wave) - bounds[-1] > most:
+        # no piece is shorter than a quarter of the longest, the last too
+        low, high = bounds[-1] + most // 2, min(bounds[-1] + most, len(wave) - most // 4)
+        frames = np.arange(-(-low // size), high // size + 1)
+        quiet = sums[np.clip(frames - 10, 0, len(sums) - 1)]
+        bounds.append(int(frames[len(quiet) - 1 - quiet[::-1].argmin()]) * size)
+    return list(pairwise([*bounds, len(wave)]))
 
 
 def check_wave(

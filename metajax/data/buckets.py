@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -74,7 +73,7 @@ def run_in_buckets(
     joined.
 
     Args:
-        apply: the encoder, of the utterances alone; compiled once for each bucket.
+        apply: the encoder, of the utterances alone; under `jax.jit` compiled once for each bucket.
         utterances: of any lengths.
         bounds: of the buckets, multiples of the encoder's stride.
         batch: utterances at a time.
@@ -82,7 +81,6 @@ def run_in_buckets(
     Returns:
         One array `[ceil(length / stride), *features]` an utterance.
     """
-    apply = jax.jit(apply)
     frames, lengths = np.asarray(utterances.frames), np.asarray(utterances.lengths)
     if len(long := np.flatnonzero(lengths > bounds[-1])):
         told = f"{len(long)} of {len(lengths)} utterances are longer than the largest bucket, {bounds[-1]} frames"

@@ -1,6 +1,7 @@
 """Decoding on the host: prefix beam search with a language model, alignment of a transcript, and times of words."""
 
 import math
+import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
@@ -193,6 +194,8 @@ def words_with_times(
 ) -> list[Timed]:
     """The words of an utterance and when they were said, from the frames of their tokens.
 
+    Where tokens stand apart by spaces, and none is `|`, each is a word.
+
     Args:
       vocabulary: what the tokens stand for.
       tokens: of one utterance.
@@ -202,17 +205,103 @@ def words_with_times(
       stride: feature frames to one of the output.
     """
     seconds = stride * settings.hop / settings.sample_rate
+    single = vocabulary.unit == "phoneme" and SPACE not in vocabulary.tokens
     words: list[tuple[list[int], float, float]] = []
     fresh = True
     for token, start, end in zip(tokens, first, last, strict=True):
         if vocabulary.tokens[token] == SPACE:
             fresh = True
             continue
-        if fresh:
+        if fresh or single:
             words.append(([], start * seconds, 0.0))
         words[-1] = ([*words[-1][0], token], words[-1][1], end * seconds)
         fresh = False
     return [Timed(decode(vocabulary, word), start, end) for word, start, end in words]
+
+
+class Heard(NamedTuple):
+    """What is said in a recording, and when."""
+
+    text: str
+    words: tuple[Timed, ...]
+    tokens: tuple[Timed, ...]  # `|` for a space
+
+
+def timed_text(
+    vocabulary: Vocabulary,
+    logits: Sequence[np.ndarray],
+    starts: Sequence[float],
+    settings: FeatureSettings,
+    stride: int = 4,
+    search: Callable[[Float[np.ndarray, "time vocabulary"]], Sequence[int]] | None = None,
+) -> Heard:
+    """What is said in the pieces of one recording, by the best path or a search, with times.
+
+    Args:
+      vocabulary: what the outputs stand for.
+      logits: of each piece `[time, vocabulary]`, those of its own frames.
+      starts: of the pieces, in seconds.
+      settings: of the features.
+      stride: feature frames to one of the output.
+      search: the tokens of one piece; None for the likeliest of every frame, repetitions merged, blanks left out.
+
+    Example:
+      ``timed_text(known, logits, starts, settings, search=lambda one: beam_search(one, known)[0].tokens)``
+    """
+    texts, words, tokens = [], [], []
+    seconds = stride * settings.hop / settings.sample_rate
+    for piece, start in zip(logits, starts, strict=True):
+        found = (best_path if search is None else search)(piece)
+        first, last = align(piece, found)
+        texts.append(decode(vocabulary, found))
+        timed = words_with_times(vocabulary, found, first.tolist(), last.tolist(), settings, stride)
+        words += [Timed(word, start + a, start + b) for word, a, b in timed]
+        rows = zip(found, first.tolist(), last.tolist(), strict=True)
+        tokens += [Timed(vocabulary.tokens[k], start + a * seconds, start + b * seconds) for k, a, b in rows]
+    return Heard(" ".join(text for text in texts if text), tuple(words), tuple(tokens))
+
+
+def best_path(logits: Float[np.ndarray, "time vocabulary"]) -> list[int]:
+    """The likeliest token of every frame, repetitions merged, blanks left out: `losses.ctc.greedy` on the host."""
+    best = logits.argmax(-1)
+    return [int(k) for k in best[(best != 0) & (np.diff(best, prepend=0) != 0)]]
+
+
+def subtitles(words: Sequence[Timed], *, width: int = 42, pause: float = 0.8, longest: float = 6.0) -> str:
+    """Words as a SubRip file (SRT): at most two lines at a time, shown for a second at least where there is room.
+
+    Args:
+      words: in order, such as those of `timed_text`.
+      width: characters of a line; a longer word is not broken.
+      pause: seconds without a word that end a subtitle.
+      longest: seconds that one is shown, unless a single word lasts longer.
+    """
+    groups: list[list[Timed]] = []
+    for word in words:
+        old = groups[-1] if groups else None
+        fits = old and len(_lines([*old, word], width)) <= 2 and word.end - old[0].start <= longest
+        if old and fits and word.start - old[-1].end < pause:
+            old.append(word)
+        else:
+            groups.append([word])
+    blocks = []
+    for i, group in enumerate(groups):
+        begin, end = group[0].start, max(group[-1].end, group[0].start + 1)
+        if i + 1 < len(groups):
+            end = max(min(end, groups[i + 1][0].start), group[-1].end)
+        lines = "\n".join(_lines(group, width))
+        blocks.append(f"{i + 1}\n{_clock(begin)} --> {_clock(end)}\n{lines}\n")
+    return "\n".join(blocks)
+
+
+def _lines(words: Sequence[Timed], width: int) -> list[str]:
+    text = " ".join(word.text for word in words)
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
+
+
+def _clock(seconds: float) -> str:
+    rest, ms = divmod(round(1000 * seconds), 1000)
+    return f"{rest // 3600:02}:{rest // 60 % 60:02}:{rest % 60:02},{ms:03}"
 
 
 def _log_softmax(logits: Float[np.ndarray, "time vocabulary"]) -> Float[np.ndarray, "time vocabulary"]:

@@ -1,5 +1,6 @@
 """Speech to recognise: a corpus with its texts as tokens, and tasks that are speakers, languages or other columns."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ from tqdm import tqdm
 
 from metajax.core import Batch, Episode, KeyArray, Sampler, Transcripts, Utterances
 from metajax.data.acoustics import babble
+from metajax.data.audio import at_silences, read_audio
 from metajax.data.augment import augment, normalize, scaled
 from metajax.data.buckets import bucket_of
 from metajax.data.corpus import Corpus, Recordings, load
@@ -256,8 +258,7 @@ def by_column(
             x = scenario(x, jax.random.fold_in(key, 1))
         elif x.frames.ndim == 2:
             x = log_mels(x, speech.corpus.settings)
-        x = x if change is None else change(x, key)
-        return jax.vmap(lambda one: normalize(one, "mean_variance"))(x)
+        return normalized(x if change is None else change(x, key))
 
     def itself(key: KeyArray) -> Episode:
         query = prepared(key).query
@@ -270,6 +271,54 @@ def by_column(
 # tasks of one speaker, and of one language
 speakers = partial(by_column, column="speaker")
 languages = partial(by_column, column="language")
+
+
+def normalized(x: PyTree) -> PyTree:
+    """`Utterances`, each normalised by its own mean and variance, as what `by_column` draws."""
+    return jax.vmap(lambda one: normalize(one, "mean_variance"))(x)
+
+
+class Pieces(NamedTuple):
+    """One recording, cut at silences."""
+
+    x: Utterances  # frames padded to the longest piece; not normalised
+    starts: tuple[float, ...]  # seconds into the recording, of each
+    seconds: float  # of the recording
+
+
+def read_pieces(path: Path, longest: float, settings: FeatureSettings = _SETTINGS) -> Pieces:
+    """Read a recording that may be longer than any utterance; a warning tells if it is cut.
+
+    Args:
+        path: of the audio file.
+        longest: seconds of a piece.
+        settings: of the features.
+
+    Raises:
+        InputError: it cannot be read, is shorter than one window or silent; a piece that is silent is left out, which
+            a warning tells.
+
+    Example:
+        ``x, starts, seconds = read_pieces(Path("lecture.flac"), 20.0)``
+    """
+    rate, name = settings.sample_rate, str(path)
+    wave = read_audio(path, rate)
+    cuts, seconds = at_silences(wave, rate, longest), len(wave) / rate
+    names = tuple(name if len(cuts) == 1 else f"{name}, {a / rate:.2f} to {b / rate:.2f} s" for a, b in cuts)
+    if len(cuts) > 1:
+        told = f"{name} lasts {seconds:.1f} s and is split at silences into {len(cuts)} pieces"
+        warnings.warn(f"{told} of at most {longest:.1f} s.", stacklevel=2)
+    unknown = np.full(len(cuts), -1, np.int32)
+    columns = {"label": unknown, "speaker": unknown, "piece": np.arange(len(cuts), dtype=np.int32)}
+
+    def read(pieces: Sequence[int], sample_rate: int) -> list[np.ndarray]:
+        return [wave[slice(*cuts[piece])] for piece in pieces]
+
+    recordings = Recordings(name, names, columns, {"label": (), "speaker": (), "piece": names}, None, str, read)
+    how: Literal["raise", "skip"] = "skip" if len(cuts) > 1 else "raise"
+    corpus = load(recordings, settings, cache=None, longest=longest, on_error=how, progress=False)
+    starts = tuple(cuts[piece][0] / rate for piece in corpus.columns["piece"])
+    return Pieces(Utterances(corpus.features, corpus.lengths), starts, seconds)
 
 
 def _column(speech: Speech, column: str) -> np.ndarray:

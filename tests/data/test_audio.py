@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from metajax.data.audio import check_wave, read_audio, resample
+from metajax.data.audio import at_silences, check_wave, read_audio, resample
 from metajax.errors import InputError
 
 RATE = 16000
@@ -452,3 +452,21 @@ def test_an_offset_or_hum_is_no_sound(seconds):
             check_wave(wave, "a", 400)
         check_wave(wave + 0.01 * sine(500, RATE, seconds), "a", 400)
     check_wave(0.01 * sine(7800, 48000, seconds), "a", 400, sample_rate=48000, high=20000.0)
+
+
+def test_long_waves_are_cut_where_they_are_quietest():
+    rate, draw = 1000, np.random.default_rng(0)
+    wave = draw.normal(size=20 * rate).astype(np.float32)
+    for second in (2.6, 5.9, 8.5, 11.0, 13.5, 16.1, 18.2):
+        wave[round((second - 0.15) * rate) : round((second + 0.15) * rate)] *= 0.01
+    pieces = at_silences(wave, rate, 4.0)
+    bounds = [first for first, _ in pieces] + [len(wave)]
+    assert bounds == [0, *(last for _, last in pieces)] and len(pieces) > 5  # together they are the wave
+    np.testing.assert_allclose(np.array(bounds[1:-1]) / rate, [2.6, 5.9, 8.5, 11.0, 13.5, 16.1], atol=0.06)
+    assert at_silences(wave[: 4 * rate], rate, 4.0) == [(0, 4 * rate)]
+    for size in (4001, 4100, 7999, 8001, 12345):  # nothing to prefer: no piece is too long or next to nothing
+        for even in (np.zeros(size, np.float32), draw.normal(size=size).astype(np.float32)):
+            sizes = [last - first for first, last in at_silences(even, rate, 4.0)]
+            assert sum(sizes) == size and max(sizes) <= 4000 and min(sizes) >= 990
+    with pytest.raises(InputError, match="longest is 0.1 s, expected 0.5 or more"):
+        at_silences(wave, rate, 0.1)

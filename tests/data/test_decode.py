@@ -1,5 +1,6 @@
 """Beam search and alignment against all paths, and the language model against its definition."""
 
+import re
 from itertools import groupby, product
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError
-from metajax.data.decode import align, beam_search, ngram, words_with_times
+from metajax.data.decode import Timed, align, beam_search, best_path, ngram, subtitles, timed_text, words_with_times
 from metajax.data.features import FeatureSettings
 from metajax.data.text import Vocabulary, decode
 from metajax.losses.ctc import spans
@@ -116,6 +117,70 @@ def test_words_have_times():
     rows = [np.asarray(a)[0, : lengths[0]].tolist() for a in (tokens, first, last)]
     found = words_with_times(VOCABULARY, *rows, FeatureSettings(), stride=4)
     assert [(w.text, round(w.start, 6), round(w.end, 6)) for w in found] == [("ab", 0.04, 0.2), ("ab", 0.32, 0.4)]
+
+
+def test_where_phonemes_stand_apart_and_no_token_parts_words_each_is_one():
+    known = Vocabulary(("<pad>", "three", "one"), "nfc", "phoneme", (0, 1, 2))
+    found = words_with_times(known, [1, 2, 2], [0, 3, 5], [2, 4, 6], FeatureSettings())
+    assert [(w.text, round(w.start, 6), round(w.end, 6)) for w in found] == [
+        ("three", 0, 0.08), ("one", 0.12, 0.16), ("one", 0.2, 0.24)]  # fmt: skip
+    parted = known._replace(tokens=("<pad>", "|", "w", "n"), ids=(0, 1, 2, 3))
+    assert [w.text for w in words_with_times(parted, [2, 3, 1, 3], [0, 1, 2, 3], [1, 2, 3, 4], FeatureSettings())] == [
+        "w n", "n"]  # fmt: skip
+
+
+def test_the_text_of_pieces_has_the_tokens_and_times_of_greedy_decoding():
+    """Tokens and frames of `spans`, which merges on the device, shifted to where each piece begins."""
+    draw = np.random.default_rng(2)
+    pieces = [draw.normal(size=(size, 4), scale=4) for size in (9, 30, 17)]
+    found = timed_text(VOCABULARY, pieces, (0.0, 2.0, 7.5), FeatureSettings())
+    wanted, texts = [], []
+    for logits, start in zip(pieces, (0.0, 2.0, 7.5), strict=True):
+        (tokens, (length,)), first, last = spans(jnp.asarray(logits)[None])
+        tokens, first, last = (np.asarray(a)[0, :length].tolist() for a in (tokens, first, last))
+        assert best_path(logits) == tokens
+        texts.append(decode(VOCABULARY, tokens))
+        rows = zip(tokens, first, last, strict=True)
+        wanted += [(VOCABULARY.tokens[k], start + 0.04 * a, start + 0.04 * b) for k, a, b in rows]
+    assert found.text == " ".join(texts) and [one.text for one in found.tokens] == [text for text, *_ in wanted]
+    np.testing.assert_allclose([one[1:] for one in found.tokens], [one[1:] for one in wanted], atol=1e-6)
+    assert [word.text for word in found.words] == " ".join(texts).split()
+    starts = {round(one.start, 6) for one in found.tokens}
+    assert all(round(word.start, 6) in starts for word in found.words)
+    blanks = np.eye(4)[[0] * 5]
+    assert timed_text(VOCABULARY, [blanks], (0.0,), FeatureSettings()) == ("", (), ())
+    ab = timed_text(VOCABULARY, pieces[:1], (0.0,), FeatureSettings(), search=lambda logits: [2, 3])
+    assert ab.text == "ab" and len(ab.tokens) == 2
+
+
+def parsed(srt):
+    """Numbers, seconds and lines of a SubRip file, read by another reader than what wrote it."""
+    found = []
+    for block in srt.split("\n\n"):
+        number, clock, *lines = block.rstrip("\n").split("\n")
+        hours = re.fullmatch(
+            r"(\d\d):([0-5]\d):([0-5]\d),(\d{3}) --> (\d\d):([0-5]\d):([0-5]\d),(\d{3})", clock
+        ).groups()
+        h, m, s, ms = (np.array([int(hours[i]), int(hours[i + 4])]) for i in range(4))
+        found.append((int(number), *(3600 * h + 60 * m + s + ms / 1000), lines))
+    return found
+
+
+def test_subtitles():
+    words = [Timed("one", 0.9996, 1.4), Timed("two", 1.6, 1.9), Timed("three", 2.8, 2.85), Timed("four", 3.2, 3.3),
+             Timed("x" * 50, 3600.0, 3607.0), Timed("late", 86399.5, 86399.9)]  # fmt: skip
+    found = parsed(subtitles(words))
+    assert [number for number, *_ in found] == [1, 2, 3, 4]
+    assert [lines for *_, lines in found] == [["one two"], ["three four"], ["x" * 50], ["late"]]
+    wanted = [(1.0, 2.0), (2.8, 3.8), (3600, 3607), (86399.5, 86400.5)]
+    np.testing.assert_allclose([row[1:3] for row in found], wanted, atol=6e-4)
+    many = [Timed(f"word{i}", 0.5 * i, 0.5 * i + 0.4) for i in range(100)]
+    blocks = parsed(subtitles(many, width=20, longest=4.0))
+    assert " ".join(line for *_, lines in blocks for line in lines).split() == [word.text for word in many]
+    for (_, begin, end, lines), after in zip(blocks, [*blocks[1:], (0, np.inf)], strict=True):
+        assert len(lines) <= 2 and max(map(len, lines)) <= 20 and end - begin <= 4 and begin < end <= after[1]
+    assert all(3 < end - begin <= 4 for _, begin, end, _ in parsed(subtitles(many, width=200, longest=4.0))[:-1])
+    assert subtitles([]) == ""
 
 
 def test_what_does_not_fit_is_refused():

@@ -7,15 +7,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 
 from metajax import InputError, Utterances
 from metajax.data.acoustics import babble
+from metajax.data.audio import resample
 from metajax.data.buckets import bucket_bounds, bucket_of, run_in_buckets
 from metajax.data.corpora import fsdd
 from metajax.data.corpora.joined import SAYS, digits, joined
 from metajax.data.corpus import Recordings, load, summary
-from metajax.data.features import FeatureSettings, log_mels
-from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_encoded, load_speech, speakers
+from metajax.data.features import FeatureSettings, log_mel, log_mels
+from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_encoded, load_speech, read_pieces, speakers
 from metajax.data.text import decode_all, vocabulary
 from metajax.losses.ctc import ctc
 from metajax.models import bilstm
@@ -269,6 +271,7 @@ def test_bucketed_outputs_and_losses_are_those_without_buckets():
     whole = np.asarray(jax.jit(model.apply)(params, x))
     compiled = []
 
+    @jax.jit
     def apply(utterances):
         compiled.append(utterances.frames.shape)
         return model.apply(params, utterances)
@@ -310,6 +313,33 @@ def test_buckets_of_speech_have_shapes_of_their_own(speech):
     np.testing.assert_allclose(sum(nats), whole, rtol=1e-5)
     with pytest.raises(InputError, match="no utterance is in the bucket of 8 frames"):
         in_buckets(speech, (8, *bounds))
+
+
+def test_a_recording_longer_than_any_utterance_is_read_in_pieces(tmp_path):
+    """Bursts with silence between: what is cut and where it began is told, a silent piece left out."""
+    wave = np.concatenate([word(0), word(1), np.zeros(5 * RATE, np.float32), word(2)])
+    soundfile.write(tmp_path / "long.wav", resample(wave, RATE, 44100), 44100)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        x, starts, seconds = read_pieces(tmp_path / "long.wav", 1.5)
+    told = [str(one.message) for one in told]
+    assert "long.wav lasts 6.0 s and is split at silences into" in told[0] and "of at most 1.5 s" in told[0]
+    assert "clips are left out; the first: " in told[1] and "is silent" in told[1]
+    assert seconds == pytest.approx(6.05, abs=0.01) and len(x.lengths) == len(starts) < 5
+    assert starts[0] == 0 and starts[-1] > 3 and (np.asarray(x.lengths) * 0.01 < 1.5).all()
+    soundfile.write(tmp_path / "short.wav", wave[: 2 * 5600], RATE, "FLOAT")
+    one = read_pieces(tmp_path / "short.wav", 1.5)
+    assert one.starts == (0.0,) and one.x.frames.shape == (1, 68, 40)
+    np.testing.assert_allclose(one.x.frames[0], log_mel(jnp.asarray(wave[: 2 * 5600]), SETTINGS), atol=1e-3)
+    soundfile.write(tmp_path / "silent.wav", np.zeros(RATE), RATE)
+    soundfile.write(tmp_path / "tiny.wav", wave[2000:2100], RATE)
+    for name, sentence in (
+        ("silent", "silent.wav is silent"),
+        ("none", "none.wav does not exist"),
+        ("tiny", "tiny.wav has 100 samples, expected at least 400"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            read_pieces(tmp_path / f"{name}.wav", 1.5)
 
 
 def test_joined_real_digits():

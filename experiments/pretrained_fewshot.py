@@ -183,8 +183,8 @@ def run(s: Settings) -> None:
     scores: dict[str, dict[int, Any]] = {name: {} for name in found[0]}
     for name, shots in product(scores, s.shots):
         tables = [one[name][shots] for one in found]
-        alone = report.curve(*mj.mean_ci95(tables[0][:, None]))[0]
-        scores[name][shots] = over_seeds([float(t.mean()) for t in tables]) if len(tables) > 1 else alone
+        alone, each = report.curve(*mj.mean_ci95(tables[0][:, None]))[0], [float(table.mean()) for table in tables]
+        scores[name][shots] = (over_seeds(each) if len(each) > 1 else alone) | {"each": each}
     rows = [[name, *(report.percent(cell) for cell in of.values())] for name, of in scores.items()]
     used = [*(["synthetic"] if len(sets) > 1 else []), *(["its training words"] if s.own and s.words == "test" else [])]
     title = (

@@ -1,7 +1,7 @@
 """Does a meta-learned start of low-rank matrices adapt a pretrained encoder to a speaker better than one of zeros?
 
     python experiments/pretrained_ctc.py --root DIR --encoder FOLDER
-    python experiments/pretrained_ctc.py --root DIR
+    python experiments/pretrained_ctc.py --root manifest.csv
 
 An encoder that Transformers has saved, frozen, with a CTC head of characters, its own if it has one, and low-rank
 changes of its attention. A task is a speaker: a few sentences with their text to adapt to, others to recognise. From
@@ -10,7 +10,7 @@ and LoRA's start jointly, or by MAML or Meta-SGD, whose outer steps run through 
 of steps, validation speakers choose the inner rate. Character error by greedy decoding, on speakers never heard. What
 lies below the first low-rank matrix is computed once for the whole corpus. Without `--encoder` a tiny random one is
 made: it knows nothing of speech, and its errors tell that the script runs, no more. The same command goes on where it
-was stopped. About 15 minutes on 2 CPU cores with the random encoder; not run with a trained one here.
+was stopped. Run here with the random encoder alone, at small sizes; not timed whole yet.
 """
 
 import sys

@@ -149,14 +149,28 @@ def attention(
     seen: Bool[Array, "n time"] | None = None,
     bias: Float[Array, "n heads time time"] | None = None,
 ) -> Float[Array, "n time features"]:
-    """Self-attention: softmax(q k^T / sqrt(size) + bias) v over the frames `seen`, for each head."""
-    q, k, v = (linear(p[name], x).reshape(*x.shape[:2], heads, -1) for name in ("q_proj", "k_proj", "v_proj"))
+    """Self-attention over the frames `seen`."""
+    seen = None if seen is None else seen[:, None, None]
+    return attend(p, x, linear(p["k_proj"], x), linear(p["v_proj"], x), heads, seen, bias)
+
+
+def attend(
+    p: Params,
+    x: Float[Array, "n queries features"],
+    keys: Float[Array, "n keys features"],
+    values: Float[Array, "n keys features"],
+    heads: int,
+    seen: Bool[Array, "..."] | None = None,
+    bias: Float[Array, "n heads queries keys"] | None = None,
+) -> Float[Array, "n queries features"]:
+    """Attention: softmax(q k^T / sqrt(size) + bias) v where `seen`, for each head."""
+    q, k, v = (a.reshape(*a.shape[:2], heads, -1) for a in (linear(p["q_proj"], x), keys, values))
     scores = jnp.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
     scores = scores.astype(jnp.promote_types(x.dtype, jnp.float32))
     if bias is not None:
         scores = scores + bias
     if seen is not None:  # finite, so that an utterance of no frames gives no NaN
-        scores = jnp.where(seen[:, None, None], scores, jnp.finfo(scores.dtype).min)
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     weights = jax.nn.softmax(scores, -1).astype(x.dtype)
     return linear(p["out_proj"], jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(x.shape))
 

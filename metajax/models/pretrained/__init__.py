@@ -27,7 +27,8 @@ def load(
     """Read an encoder that Transformers has saved: wav2vec 2.0, HuBERT, WavLM, with a CTC head if any, or Whisper.
 
     Parameters have the checkpoint's names, without the prefix of a model with a head: `encoder.layers.0.attention.
-    q_proj.kernel`; kernels are `[*taps, in, out]`, scales of normalisations `scale`.
+    q_proj.kernel`; kernels are `[*taps, in, out]`, scales of normalisations `scale`. Whisper's encoder reads only
+    `params["encoder"]`, its decoder is for `transcriber`.
 
     Args:
       path: the folder, or a file of tensors in it.
@@ -38,7 +39,7 @@ def load(
     Returns:
       The model, whose `apply` takes samples at 16 kHz, `[n, samples]` or `Utterances` of them, and gives the CTC head's
       scores `[n, frames, vocabulary]`, or frames `[n, frames, features]` where there is no head; the parameters; what
-      `save` and, for Whisper's decoder, `transcriber` need beside them. Scores are in the checkpoint's order, the blank
+      `save` and `transcriber` need beside them. Scores are in the checkpoint's order, the blank
       at its `pad_token_id`; with `scores[..., np.array(read_vocabulary(...).ids)]` it is at 0, where `ctc`, `suta` and
       decoding expect it.
 

@@ -32,7 +32,7 @@ class Transcriber(NamedTuple):
     prompt: tuple[int | None, ...]  # what a text begins with; None for the language, if it is heard in each utterance
     ends: tuple[int, ...]  # what a text ends with
     logits: Callable[[Params, Encoded, Array], Array]  # tokens [n, length] -> [n, length, vocabulary]: what comes next
-    generate: Callable[[Params, Encoded], Transcripts]  # the best text found, without prompt and end; compiled
+    generate: Callable[[Params, Encoded], Transcripts]  # the best text found, without prompt and end; 0 is no blank
     text: Callable[[Transcripts], list[str]]  # as it is written
 
 
@@ -204,7 +204,9 @@ def _beams(
         count = jnp.maximum(at + 1.0 - free, 1)
         scores, cache = scored(texts.reshape(n * beams, -1), at, cache)
         sums = (sums[..., None] + scores.reshape(n, beams, -1)).reshape(n, -1)
-        sums, which = jax.lax.top_k(sums, beams * (1 + np.size(g["eos_token_id"])))  # so many that beams of them do not end
+        sums, which = jax.lax.top_k(
+            sums, beams * (1 + np.size(g["eos_token_id"]))
+        )  # so many that beams of them do not end
         parent, token = which // scores.shape[1], which % scores.shape[1]
         grown = picked(texts, parent).at[:, :, at + 1].set(token)
         ends = ending(token, at) | (at + 1 == last)

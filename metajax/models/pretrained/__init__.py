@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, DTypeLike, PyTree
 
 from metajax.core import KeyArray, Params
@@ -13,18 +14,21 @@ from metajax.models.pretrained import wav2vec2, whisper
 from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split
 from metajax.models.pretrained.layout import Settings, Shapes, common, fitted, fresh, to_params, to_tensors
 from metajax.models.pretrained.speech_embedding import speech_embedding
+from metajax.models.pretrained.transcriber import Transcriber, transcriber
 from metajax.names import named
 
 _READERS = {kind: module for module in (wav2vec2, whisper) for kind in module.KINDS}
+_PROJECTION, _TOKENS = "proj_out.weight", "decoder.embed_tokens.weight"  # of Whisper, which a file may hold both
 
 
 def load(
     path: str | Path, *, dtype: DTypeLike = jnp.float32, normalize: bool | None = None
 ) -> tuple[Pretrained, Params, Settings]:
-    """Read an encoder that Transformers has saved: wav2vec 2.0, HuBERT, WavLM, with a CTC head if any, or Whisper's.
+    """Read an encoder that Transformers has saved: wav2vec 2.0, HuBERT, WavLM, with a CTC head if any, or Whisper.
 
     Parameters have the checkpoint's names, without the prefix of a model with a head: `encoder.layers.0.attention.
-    q_proj.kernel`; kernels are `[*taps, in, out]`, scales of normalisations `scale`.
+    q_proj.kernel`; kernels are `[*taps, in, out]`, scales of normalisations `scale`. Whisper's encoder reads only
+    `params["encoder"]`, its decoder is for `transcriber`.
 
     Args:
       path: the folder, or a file of tensors in it.
@@ -35,8 +39,9 @@ def load(
     Returns:
       The model, whose `apply` takes samples at 16 kHz, `[n, samples]` or `Utterances` of them, and gives the CTC head's
       scores `[n, frames, vocabulary]`, or frames `[n, frames, features]` where there is no head; the parameters; what
-      `save` needs beside them. Scores are in the checkpoint's order, the blank at its `pad_token_id`; with
-      `scores[..., np.array(read_vocabulary(...).ids)]` it is at 0, where `ctc`, `suta` and decoding expect it.
+      `save` and `transcriber` need beside them. Scores are in the checkpoint's order, the blank
+      at its `pad_token_id`; with `scores[..., np.array(read_vocabulary(...).ids)]` it is at 0, where `ctc`, `suta` and
+      decoding expect it.
 
     Raises:
       InputError: the folder is no checkpoint, an architecture is not read, a shard or a tensor is missing, a tensor is
@@ -46,7 +51,10 @@ def load(
     config = document(files, "config.json")
     kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
     reader = _reader(kind, architecture)
-    head = architecture.endswith("ForCTC") or (not architecture and "lm_head.weight" in files.tensors)
+    if reader is whisper:
+        head = any(common(name).startswith("decoder.") for name in files.tensors)
+    else:
+        head = architecture.endswith("ForCTC") or (not architecture and "lm_head.weight" in files.tensors)
     heard = document(files, "preprocessor_config.json")
     heard = heard or document(files, "processor_config.json").get("feature_extractor", {})
     if (rate := heard.get("sampling_rate", 16000)) != 16000:
@@ -54,7 +62,7 @@ def load(
     normalize = bool(heard.get("do_normalize", False)) if normalize is None else normalize
     c = reader.checked(config)
     shapes = reader.shapes(c, head)
-    if head and c["pad_token_id"] not in range(shapes["lm_head.weight"][0]):
+    if "lm_head.weight" in shapes and c["pad_token_id"] not in range(shapes["lm_head.weight"][0]):
         raise InputError(f"config.json: pad_token_id is {c['pad_token_id']!r}, expected a token of the CTC head.")
     tensors, names = fitted(files.tensors, shapes, reader.CARRIED)
     params = to_params(tensors, shapes, dtype)
@@ -62,7 +70,9 @@ def load(
     rest = {name: files.tensors[name] for name in files.tensors if name not in set(names.values())}
     vocabulary = document(files, "vocab.json")
     settings = Settings(config, vocabulary, normalize, shapes, names, types, files._replace(tensors=rest))
-    return _model(c, shapes, normalize, head, dtype), params, settings
+    if _TOKENS in names and not np.array_equal(rest.get(_PROJECTION, tensors[_TOKENS]), tensors[_TOKENS]):
+        raise InputError(f"The checkpoint's {_PROJECTION} differs from {names[_TOKENS]}, where config.json ties them.")
+    return _model(c, shapes, normalize, dtype), params, settings
 
 
 def adapter(path: str | Path, settings: Settings, *, dtype: DTypeLike = jnp.float32) -> dict[str, Array]:
@@ -105,6 +115,8 @@ def save(folder: str | Path, params: Params, settings: Settings) -> None:
       InputError: the parameters are not those of the checkpoint, or the folder cannot be made.
     """
     tensors = to_tensors(params, settings) | settings.files.tensors
+    if _PROJECTION in settings.files.tensors and _TOKENS in settings.names:
+        tensors[_PROJECTION] = tensors[settings.names[_TOKENS]]
     write_files(folder, settings.files._replace(tensors=tensors))
 
 
@@ -124,7 +136,7 @@ def random(config: dict[str, Any], *, dtype: DTypeLike = jnp.float32) -> Pretrai
     kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
     reader, head = _reader(kind, architecture), architecture.endswith("ForCTC")
     c = reader.checked(config)
-    return _model(c, reader.shapes(c, head), True, head, dtype)
+    return _model(c, reader.shapes(c, head), True, dtype)
 
 
 def _reader(kind: Any, architecture: str) -> Any:
@@ -138,7 +150,7 @@ def _reader(kind: Any, architecture: str) -> Any:
 
 
 def _model(
-    c: dict[str, Any], shapes: Shapes, normalize: bool, head: bool, dtype: DTypeLike, first: int | None = None
+    c: dict[str, Any], shapes: Shapes, normalize: bool, dtype: DTypeLike, first: int | None = None
 ) -> Pretrained:
     def init(key: KeyArray, x: PyTree) -> Params:
         return fresh(key, shapes, dtype)
@@ -148,9 +160,9 @@ def _model(
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
         encoded = encode(params, x)
-        return wav2vec2.logits(c, params, encoded) if head else encoded.output
+        return wav2vec2.logits(c, params, encoded) if "lm_head.weight" in shapes else encoded.output
 
     def above(layer: int) -> Pretrained:
-        return _model(c, shapes, normalize, head, dtype, layer)
+        return _model(c, shapes, normalize, dtype, layer)
 
     return Pretrained(init, apply, lambda params, x: {}, encode, above)

@@ -1,6 +1,9 @@
-"""Whisper's encoder: a transformer on the log-mel of half a minute, silence after shorter utterances."""
+"""Whisper: a transformer on the log-mel of half a minute, silence after shorter utterances, and one on tokens of text.
 
-from typing import Any
+What its decoder writes is found by `pretrained.transcriber`.
+"""
+
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +16,7 @@ from metajax.errors import InputError
 from metajax.models.pretrained.layers import (
     ACTIVATIONS,
     Encoded,
+    attend,
     attention,
     conv,
     known,
@@ -28,33 +32,50 @@ from metajax.models.pretrained.layout import norm as norm_shapes
 
 KINDS = ("whisper",)
 ARCHITECTURES = ("Model", "ForConditionalGeneration")
-CARRIED = r"decoder\.|proj_out\."  # the decoder is not read
+CARRIED = r"proj_out\.weight$"  # the embedding of tokens once more, where config.json does not part them
 WINDOW, HOP = 400, 160
 _NEEDED = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
+_DECODER = ("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "vocab_size")
+Cache: TypeAlias = list[tuple[Array, Array]]  # keys and values of each layer, [n, positions or frames, features]
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
     """config.json with what it leaves out; an `InputError` where it lacks a field, or one has a value not read."""
-    c = {"max_source_positions": 1500, "activation_function": "gelu"} | config
+    c = {"max_source_positions": 1500, "max_target_positions": 448, "activation_function": "gelu"} | config
     required(c, _NEEDED, "d_model", "encoder_attention_heads")
     known(c["activation_function"], ACTIVATIONS, "activation_function")
     return c
 
 
 def shapes(c: dict[str, Any], head: bool) -> Shapes:
-    """What the encoder reads, by common name, as PyTorch has it."""
+    """What the encoder reads, and the decoder if it is there, by common name, as PyTorch has it."""
     size = c["d_model"]
     found: Shapes = {"encoder.embed_positions.weight": (c["max_source_positions"], size)}
     for name, into in (("conv1", c["num_mel_bins"]), ("conv2", size)):
         found |= {f"encoder.{name}.weight": (size, into, 3), f"encoder.{name}.bias": (size,)}
-    for i in range(c["encoder_layers"]):
-        name = f"encoder.layers.{i}"
-        for which in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            found |= linear_shapes(f"{name}.self_attn.{which}", size, size, bias=which != "k_proj")
-        found |= norm_shapes(f"{name}.self_attn_layer_norm", size) | norm_shapes(f"{name}.final_layer_norm", size)
-        found |= linear_shapes(f"{name}.fc1", c["encoder_ffn_dim"], size)
-        found |= linear_shapes(f"{name}.fc2", size, c["encoder_ffn_dim"])
-    return found | norm_shapes("encoder.layer_norm", size)
+    found |= _layer_shapes(c, "encoder", ("self_attn",))
+    if head:
+        required(c, _DECODER, "d_model", "decoder_attention_heads")
+        found["decoder.embed_tokens.weight"] = (c["vocab_size"], size)
+        found["decoder.embed_positions.weight"] = (c["max_target_positions"], size)
+        found |= _layer_shapes(c, "decoder", ("self_attn", "encoder_attn"))
+        if not c.get("tie_word_embeddings", True):
+            found["proj_out.weight"] = (c["vocab_size"], size)
+    return found
+
+
+def _layer_shapes(c: dict[str, Any], side: str, attentions: tuple[str, ...]) -> Shapes:
+    size, found = c["d_model"], norm_shapes(f"{side}.layer_norm", c["d_model"])
+    for i in range(c[f"{side}_layers"]):
+        name = f"{side}.layers.{i}"
+        for part in attentions:
+            for which in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                found |= linear_shapes(f"{name}.{part}.{which}", size, size, bias=which != "k_proj")
+            found |= norm_shapes(f"{name}.{part}_layer_norm", size)
+        found |= norm_shapes(f"{name}.final_layer_norm", size)
+        found |= linear_shapes(f"{name}.fc1", c[f"{side}_ffn_dim"], size)
+        found |= linear_shapes(f"{name}.fc2", size, c[f"{side}_ffn_dim"])
+    return found
 
 
 def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first: int | None = None) -> Encoded:
@@ -126,5 +147,53 @@ def log_mel(wave: Float[Array, "n samples"], num_mels: int, num_frames: int = 30
 
 def _layer(c: dict[str, Any], p: Params, x: Array) -> Array:
     x = x + attention(p["self_attn"], layer_norm(p["self_attn_layer_norm"], x, 1e-5), c["encoder_attention_heads"])
+    return x + _feed(c, p, x)
+
+
+def _feed(c: dict[str, Any], p: Params, x: Array) -> Array:
     hidden = ACTIVATIONS[c["activation_function"]](linear(p["fc1"], layer_norm(p["final_layer_norm"], x, 1e-5)))
-    return x + linear(p["fc2"], hidden)
+    return linear(p["fc2"], hidden)
+
+
+def caches(
+    c: dict[str, Any], params: Params, frames: Float[Array, "n frames features"], rows: int, size: int
+) -> tuple[Cache, Cache]:
+    """What the decoder's layers look up: of the encoder's frames, and room for it of rows of so many tokens."""
+    layers = [params["decoder"]["layers"][str(i)]["encoder_attn"] for i in range(c["decoder_layers"])]
+    room = jnp.zeros((rows, size, c["d_model"]), frames.dtype)
+    return [(linear(p["k_proj"], frames), linear(p["v_proj"], frames)) for p in layers], [(room, room) for _ in layers]
+
+
+def decode(
+    c: dict[str, Any], params: Params, tokens: Int[Array, "rows length"], start: Any, heard: Cache, cache: Cache
+) -> tuple[Float[Array, "rows length vocabulary"], Cache]:
+    """Scores of what follows each of the tokens that stand at `start` and after it.
+
+    Args:
+      c: the configuration, `checked`.
+      params: of the model.
+      tokens: rows of them, one or several for each utterance.
+      start: how many tokens of each row are in the cache.
+      heard: from `caches`, of each utterance.
+      cache: from `caches`, of each row, with what came before.
+
+    Returns:
+      Scores, and the cache with these tokens in it.
+    """
+    p, heads, length = params["decoder"], c["decoder_attention_heads"], tokens.shape[1]
+    positions = jax.lax.dynamic_slice_in_dim(p["embed_positions"]["embedding"], start, length)
+    hidden, after = p["embed_tokens"]["embedding"][tokens] + positions, []
+    seen = jnp.arange(cache[0][0].shape[1]) <= start + jnp.arange(length)[:, None]
+    for i, (pair, (k, v)) in enumerate(zip(cache, heard, strict=True)):
+        q = p["layers"][str(i)]
+        x, new = layer_norm(q["self_attn_layer_norm"], hidden, 1e-5), []
+        for old, which in zip(pair, ("k_proj", "v_proj"), strict=True):
+            new.append(jax.lax.dynamic_update_slice_in_dim(old, linear(q["self_attn"][which], x), start, 1))
+        after.append((new[0], new[1]))
+        hidden = hidden + attend(q["self_attn"], x, *after[-1], heads, seen)
+        x = layer_norm(q["encoder_attn_layer_norm"], hidden, 1e-5).reshape(len(k), -1, c["d_model"])
+        hidden = hidden + attend(q["encoder_attn"], x, k, v, heads).reshape(hidden.shape)
+        hidden = hidden + _feed(c, q, hidden)
+    hidden = layer_norm(p["layer_norm"], hidden, 1e-5)
+    kernel = params["proj_out"]["kernel"] if "proj_out" in params else p["embed_tokens"]["embedding"].T
+    return hidden @ kernel, after

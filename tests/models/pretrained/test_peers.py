@@ -258,14 +258,15 @@ def test_equals_the_encoder_of_whisper(tmp_path, mels):
     for layer, wanted in zip(ours.layers[:-1], encoded.hidden_states[:-1], strict=True):
         close(layer, wanted, 1e-4)
     slopes = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
-    assert len(slopes) >= len(settings.shapes) - 1  # positions are not trained there
+    inside = [name for name in settings.shapes if name.startswith("encoder.")]
+    assert len(slopes) >= len(inside) - 1  # positions are not trained there
     compare(grads, slopes, settings, 1e-4)
 
 
 def test_whisper_is_written_back_with_its_decoder(tmp_path):
     theirs = whisper(tmp_path / "a", num_mel_bins=80, max_source_positions=50)
     model, params, settings = pretrained.load(tmp_path / "a")
-    assert not [name for name in named(params) if not name.startswith("encoder.")]
+    assert len(settings.files.tensors) == 0 and params.keys() == {"encoder", "decoder"}
     pretrained.save(tmp_path / "b", params, settings)
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     type(theirs).from_pretrained(tmp_path / "b")

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from metajax.data.checkpoints import Files, write_files
-from metajax.models.pretrained import wav2vec2
+from metajax.models.pretrained import wav2vec2, whisper
 
 SMALL = {
     "hidden_size": 16,
@@ -60,3 +60,40 @@ def write(folder, **options):
 
 def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+WHISPER = {
+    "model_type": "whisper",
+    "d_model": 8,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 10,
+    "num_mel_bins": 80,
+    "max_source_positions": 10,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "decoder_ffn_dim": 10,
+    "vocab_size": 12,
+    "max_target_positions": 9,
+}  # 3,200 samples
+GENERATION = {
+    "decoder_start_token_id": 5,
+    "eos_token_id": 6,
+    "lang_to_id": {"<|en|>": 7, "<|de|>": 8},
+    "task_to_id": {"transcribe": 9, "translate": 10},
+    "no_timestamps_token_id": 11,
+    "suppress_tokens": [5, 7, 8, 9, 10, 11],
+    "begin_suppress_tokens": [6, 40],
+}
+
+
+def whisper_files(head=True, generation=GENERATION, **changes):
+    """A Whisper, with its decoder if `head`."""
+    c, draw = WHISPER | changes, np.random.default_rng(0)
+    tensors = {}
+    for name, shape in whisper.shapes(whisper.checked(c), head).items():
+        ones = len(shape) == 1 and name.endswith("weight")
+        name = name if name == "proj_out.weight" else f"model.{name}"
+        tensors[name] = (ones + draw.normal(size=shape)).astype(np.float32)
+    documents = {"config.json": json.dumps(c).encode(), "generation_config.json": json.dumps(generation).encode()}
+    return Files(documents, tensors, dict.fromkeys(tensors, "model.safetensors"), {"model.safetensors": None})

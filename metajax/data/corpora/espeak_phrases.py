@@ -7,6 +7,7 @@ Speakers: 63. Utterances: 5,294. Licence and engine: see `espeak`.
 
 from collections.abc import Sequence
 from typing import Literal
+from unicodedata import normalize
 
 from metajax.data.corpora import espeak
 from metajax.data.corpus import Recordings
@@ -56,4 +57,5 @@ def read(
         raise InputError(f"text is {text!r}, expected 'phonemes' or 'characters'.")
     job = {"numbers": [], "phrases": utterances, "sizes": letters}
     chosen = (languages, exclude, voices, seed, workers)
-    return espeak.spoken("espeak_phrases", job, *chosen, written=text == "characters")
+    found = espeak.spoken("espeak_phrases", job, *chosen, written=text == "characters")
+    return found._replace(texts=tuple(normalize("NFC", one) for one in found.texts or ()))

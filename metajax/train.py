@@ -268,8 +268,13 @@ def streamed_block_of(
 
     first: dict[str, Any] = {}  # shapes and types of the first episodes, by name
 
+    def added(total: Any, metrics: Metrics) -> Any:
+        there = jax.tree.map(np.asarray, metrics)  # an operation of JAX would wait for the step under way
+        return there if total is None else jax.tree.map(np.add, total, there)
+
     def block(state: MetaState, count: Array) -> tuple[MetaState, Metrics]:
         total: Any = None
+        metrics: Any = None
         for _ in range(int(count)):
             try:
                 items = next(episodes)
@@ -284,9 +289,9 @@ def streamed_block_of(
                 raise InputError(
                     f"episodes hold {now} in {changed[0]} at outer step {at}, expected {then}, as at first."
                 )
-            state, metrics = one(state, items)
-            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-        return state, jax.tree.map(lambda a: a / count, total)
+            before, (state, metrics) = metrics, one(state, items)
+            total = total if before is None else added(total, before)  # so at most two steps are under way
+        return state, jax.tree.map(lambda a: a / count, added(total, metrics))
 
     return block
 

@@ -1,11 +1,11 @@
 """Meta-training: one outer step on given episodes, and the loop around it."""
 
+import itertools
 import math
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -268,8 +268,13 @@ def streamed_block_of(
 
     first: dict[str, Any] = {}  # shapes and types of the first episodes, by name
 
+    def added(total: Any, metrics: Metrics) -> Any:
+        there = jax.tree.map(np.asarray, metrics)  # an operation of JAX would wait for the step under way
+        return there if total is None else jax.tree.map(np.add, total, there)
+
     def block(state: MetaState, count: Array) -> tuple[MetaState, Metrics]:
         total: Any = None
+        metrics: Any = None
         for _ in range(int(count)):
             try:
                 items = next(episodes)
@@ -284,9 +289,9 @@ def streamed_block_of(
                 raise InputError(
                     f"episodes hold {now} in {changed[0]} at outer step {at}, expected {then}, as at first."
                 )
-            state, metrics = one(state, items)
-            total = metrics if total is None else jax.tree.map(jnp.add, total, metrics)
-        return state, jax.tree.map(lambda a: a / count, total)
+            before, (state, metrics) = metrics, one(state, items)
+            total = total if before is None else added(total, before)  # so at most two steps are under way
+        return state, jax.tree.map(lambda a: a / count, added(total, metrics))
 
     return block
 
@@ -309,7 +314,7 @@ def fit(
     num_tasks: int | None = None,
     block: int = 50,
     seconds: float | None = None,
-    episodes: Iterator[PyTree] | None = None,
+    episodes: Iterator[PyTree] | Callable[[int], PyTree] | None = None,
     validate: Callable[[Theta], float] | None = None,
     validate_every: int = 250,
     folder: Path | None = None,
@@ -326,8 +331,9 @@ def fit(
       num_tasks: tasks per outer step, to tell their rate; None to tell that of outer steps alone.
       block: outer steps in one compiled call; each gives one line of metrics, their means over the block.
       seconds: a budget of time on outer steps in place of their number; `state.total` then follows the rate measured.
-      episodes: stacked episodes from the host, one for each outer step of an `outer_step`; a resumed run passes over
-        those of the steps taken. None where the step draws its own.
+      episodes: stacked episodes from the host, one for each outer step of an `outer_step`: an iterator, of which a
+        resumed run passes over those of the steps taken, or a function of the step's number, as of a `Stream`. None
+        where the step draws its own.
       validate: score of a theta, larger is better.
       validate_every: outer steps between validations and checkpoints, in whole blocks.
       folder: gets `metrics.jsonl` and the checkpoints `last` (a `MetaState`) and `best` (a theta).
@@ -354,8 +360,10 @@ def fit(
         state = state._replace(total=planned)
     state = jax.device_put(state, places)
     done, first_step_seconds = int(state.count), 0.0
-    if episodes is not None:
-        next(islice(episodes, done, done), None)
+    if callable(episodes):
+        episodes = map(episodes, itertools.count(done))
+    elif episodes is not None:
+        next(itertools.islice(episodes, done, done), None)
     run = block_of(step, key) if episodes is None else streamed_block_of(step, key, episodes)
     here, rate = 0, 0.0  # outer steps timed in this call, and how many in a second
     validated = done

@@ -1,6 +1,7 @@
 """Tasks that are values of a column: one speaker, one language, one accent each."""
 
 import warnings
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -88,3 +89,39 @@ def groups(
         return divided(Batch(*jax.tree.map(lambda a: a[chosen], (x, y))), shots)
 
     return sample
+
+
+def of_each(
+    x: PyTree,
+    y: PyTree,
+    group: Int[np.ndarray, " clips"],
+    values: Sequence[int] | Int[np.ndarray, " values"],
+    *,
+    shots: int,
+    queries: int,
+    seed: int,
+    name: str = "corpus",
+) -> Episode:
+    """One task of each of some groups, drawn on the host: to test with, so that intervals are over groups.
+
+    Args:
+      x, y, group, shots, queries, name: as in `groups`.
+      values: the groups, in the order of the tasks.
+      seed: of the draw, of the same clips in the same order however many `queries` there are.
+
+    Returns:
+      Stacked episodes: leaves `[values, shots, ...]` and `[values, queries, ...]`.
+
+    Raises:
+      InputError: there is no group, or one has too few clips.
+    """
+    draw, rows, need = np.random.default_rng(seed), [], shots + queries
+    if not len(values):
+        raise InputError(f"{name}: values is empty, expected one group or more.")
+    for value in values:
+        rows.append(draw.permutation(np.flatnonzero(group == value))[:need])
+        if len(rows[-1]) < need:
+            raise InputError(f"{name}: group {value} has {len(rows[-1])} clips, expected {need}.")
+    table = np.stack(rows)
+    support, query = (jax.tree.map(lambda a, at=at: jnp.asarray(a)[at], (x, y)) for at in np.split(table, [shots], 1))
+    return Episode(Batch(*support), Batch(*query))

@@ -1,12 +1,14 @@
 """Tasks that are values of a column."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from metajax import InputError, Transcripts, Utterances
-from metajax.tasks.groups import groups
+from metajax.tasks.groups import groups, of_each
 
 GROUP = np.random.default_rng(0).permutation(np.repeat([-1, 2, 3, 7, 9], [4, 5, 3, 9, 6]))  # 3: too few of them
 ROWS = np.arange(len(GROUP))
@@ -98,3 +100,21 @@ def test_what_cannot_be_drawn_is_refused(unchecked, change, message):
     arguments = {"x": ROWS, "y": (), "group": GROUP, "shots": 3, "queries": 2} | change
     with pytest.raises(InputError, match=message):
         groups(**arguments)
+
+
+def test_one_task_of_each_group_is_of_its_clips_none_twice():
+    group = np.array([0, 1, 2, 1, 0, 1, 2, 2, 0, 1, -1])
+    x = np.arange(len(group))
+    drawn = partial(of_each, x, (), group, seed=1)
+    episode = drawn([2, 0], shots=1, queries=2)
+    assert isinstance(episode.support.x, jax.Array) and episode.support.y == ()
+    clips = np.concatenate([episode.support.x, episode.query.x], 1)
+    assert [{*group[task]} for task in clips] == [{2}, {0}] and [len({*task}) for task in clips] == [3, 3]
+    fewer = drawn([2, 0], shots=1, queries=1)
+    np.testing.assert_array_equal(fewer.query.x, episode.query.x[:, :1])
+    orders = {tuple(np.ravel(of_each(x, (), group, [1], shots=2, queries=2, seed=seed).support.x)) for seed in range(9)}
+    assert len(orders) > 3
+    with pytest.raises(InputError, match="corpus: group 2 has 3 clips, expected 4"):
+        drawn([1, 2], shots=2, queries=2)
+    with pytest.raises(InputError, match="values is empty"):
+        drawn([], shots=2, queries=2)

@@ -9,6 +9,7 @@ from metajax.data.corpora import (
     audiofolder,
     common_voice,
     espeak,
+    espeak_phrases,
     fsdd,
     kaldi,
     lhotse,
@@ -39,7 +40,9 @@ READERS: dict[str, Callable[..., Recordings]] = {
     "audiofolder": audiofolder.read,
     "lhotse": lhotse.read,
     "speechbrain": speechbrain.read,
+    "espeak_phrases": espeak_phrases.read,
 }
+_SPOKEN = ("espeak", "espeak_phrases")  # which read no folder
 _WORDS = ("espeak", "fsdd", "arabic", "speech_commands")  # whose readers take no on_error
 _LISTS = ("manifest", "nemo", "kaldi", "lhotse", "speechbrain")  # whose paths may be of another folder
 _NOISE: dict[str, Callable[[str | Path], list[Path]]] = {
@@ -55,7 +58,7 @@ def read(
 
     Args:
         name: one of `READERS`; "auto" for the one that `recognise` finds.
-        root: the corpus's folder, or the list's file; None for espeak, which speaks its clips itself.
+        root: the corpus's folder, or the list's file; None where eSpeak NG speaks the clips.
         on_error: "skip" leaves missing files of a list to `load(..., on_error="skip")`.
         options: further arguments of the reader, e.g. `languages` of espeak; of a list `folder`, which its paths are
             relative to and must lie in.
@@ -70,10 +73,10 @@ def read(
         name = recognise(root)
     if name not in READERS:
         raise InputError(f"The corpus is {name!r}, expected one of {', '.join(READERS)}.")
-    if name == "espeak":
+    if name in _SPOKEN:
         if root is not None:
-            raise InputError(f"The corpus espeak is made on the spot and reads no folder, found root = {root}.")
-        return espeak.read(**options)
+            raise InputError(f"The corpus {name} is made on the spot and reads no folder, found root = {root}.")
+        return READERS[name](**options)
     if root is None:
         raise InputError(f"The corpus {name} needs a root: the folder that holds it, or the list's file.")
     if name not in _WORDS:

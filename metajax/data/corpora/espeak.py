@@ -107,18 +107,44 @@ def read(
     Example:
         ``corpus = metajax.data.corpus.load(read(languages=["de", "sw"]), FeatureSettings(), cache=None)``
     """
-    data = _find_data()
-    workers = os.cpu_count() or 1 if workers is None else workers
-    _at_least(0, pseudowords=pseudowords, numbers=min(numbers, default=0))
-    _at_least(1, clips_per_label=clips_per_label, workers=workers)
+    at_least(0, pseudowords=pseudowords, numbers=min(numbers, default=0))
+    at_least(1, clips_per_label=clips_per_label)
     if not seconds > 0:
         raise InputError(f"seconds is {seconds}, expected more than 0.")
+    job = {"numbers": list(numbers), "pseudowords": pseudowords}
+    chosen = (languages, exclude, voices, seed, workers)
+    return spoken("espeak", job, *chosen, clips_per_label=clips_per_label, seconds=seconds)
+
+
+def spoken(
+    name: str,
+    job: dict[str, Any],
+    languages: Sequence[str] | None,
+    exclude: Sequence[str],
+    voices: Sequence[str] | None,
+    seed: int,
+    workers: int | None,
+    *,
+    clips_per_label: int = 1,
+    seconds: float | None = None,
+    written: bool = False,
+) -> Recordings:
+    """List what a job has the languages say; arguments as in `read`, but:
+
+    Args:
+        name: of the corpus; but for "espeak" there are no labels.
+        job: what is said: `numbers`, `pseudowords`, `phrases`; see the worker.
+        seconds: None for any length.
+        written: whether texts are what was written, else phonemes.
+    """
+    data = _find_data()
+    workers = os.cpu_count() or 1 if workers is None else workers
+    at_least(1, workers=workers)
     variants = sorted(path.name for path in (data / "voices" / "!v").iterdir())
     _check_known("voice", voices or (), variants)
     voices = sorted({name for name in variants if not UNUSED_VOICES.fullmatch(name)} if voices is None else set(voices))
 
-    job = {"languages": languages, "numbers": list(numbers), "kin": NUMBERS, "pseudowords": pseudowords, "seed": seed}
-    listing = json.loads(_run(data, job)[0])
+    listing = json.loads(_run(data, job | {"languages": languages, "kin": NUMBERS, "seed": seed})[0])
     found: dict[str, dict[str, Any]] = listing["languages"]
     _check_known("language", [*(languages or ()), *exclude], found)
     chosen = [code for code in found if code == _base(code)] if languages is None else languages
@@ -129,11 +155,14 @@ def read(
     pool = ThreadPoolExecutor(workers)
     say = partial(_speak, data, pool)
     words, lost = _distinct({code: found[code]["words"] for code in chosen})
-    lengths = _lengths(say, [(found[code]["voice"], word) for code, word in words], voices)
-    long = {word for word, length in zip(words, lengths, strict=True) if length > seconds}
+    long: set[tuple[str, str]] = set()
+    if seconds is not None:
+        lengths = _lengths(say, [(found[code]["voice"], word) for code, word in words], voices)
+        long = {word for word, length in zip(words, lengths, strict=True) if length > seconds}
     words = {word: phonemes for word, phonemes in words.items() if word not in long}
     if not words:
-        raise InputError(f"no word is left: {lost}, {len(long)} that crash or last longer than {seconds} s.")
+        told = "" if seconds is None else f", {len(long)} that crash or last longer than {seconds} s"
+        raise InputError(f"no word is left: {lost}{told}.")
 
     def kindred(a: str, b: str) -> bool:
         pairs = zip(found[a]["kin"].values(), found[b]["kin"].values(), strict=True)
@@ -143,7 +172,7 @@ def read(
     language_split = _split(kin, [code for code, _ in words], _LABEL_SHARES, seed)
     versions = {family(voice): [other for other in voices if family(other) == family(voice)] for voice in voices}
     speaker_split = _split({speaker: speaker for speaker in versions}, list(versions), _SPEAKER_SHARES, seed)
-    rows: list[tuple[str, ...]] = []
+    rows: list[tuple[Any, ...]] = []
     clips: list[Clip] = []
     for (code, word), phonemes in words.items():
         split = language_split[code]
@@ -154,8 +183,9 @@ def read(
         for speaker in islice(cycle(draw.sample(cast, len(cast))), clips_per_label):
             voice = draw.choice(versions[speaker])
             pitch, rate, span = style = tuple(draw.randint(*ends) for ends in (PITCHES, RATES, RANGES))
-            name = "espeak:{}+{}-p{}-r{}-i{}:{}".format(code, voice, *style, word)
-            rows.append((f"{code}:{word}", speaker, code, split, phonemes, name))
+            label, text = f"{code}:{word}" if name == "espeak" else None, word if written else phonemes
+            clip_name = "{}:{}+{}-p{}-r{}-i{}:{}".format(name, code, voice, *style, word)
+            rows.append((label, speaker, code, split, text, clip_name))
             clips.append((f"{found[code]['voice']}+{voice}", word, pitch, rate, span, draw.getrandbits(31)))
 
     labels, speakers, codes, splits, texts, clip_names = zip(*rows, strict=True)
@@ -169,10 +199,10 @@ def read(
         return [_finish(sample_rate, wave, clip_names[clip]) for clip, wave in zip(indices, waves, strict=True)]
 
     digest = hashlib.blake2b(repr(settings).encode()).hexdigest()
-    return Recordings("espeak", clip_names, columns, names, texts, lambda: digest, speak)
+    return Recordings(name, clip_names, columns, names, texts, lambda: digest, speak)
 
 
-def _at_least(least: int, **values: int) -> None:
+def at_least(least: int, **values: int) -> None:
     for name, value in values.items():
         if value < least:
             raise InputError(f"{name} holds {value}, expected at least {least}.")

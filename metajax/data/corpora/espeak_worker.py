@@ -17,11 +17,34 @@ import os
 import random
 import struct
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 SYNCHRONOUS, UTF8, IPA = 2, 1, 2
-TRIES = 20  # drawn words per invented word asked for, before a language is given up
-ONSETS, VOWELS, CODAS = "bdfgklmnprstvz", "aeiou", ["", "", "", "n", "s", "r", "l"]
+TRIES = 20  # drawn texts per text asked for, before a language is given up
+Letters = tuple[Sequence[str], ...]  # that begin a syllable, its vowels, and what ends it
+LATIN: Letters = ("bdfgklmnprstvz", "aeiou", ["", "", "", "n", "s", "r", "l"])
+# other letters by language; those of India add a sign for the vowel to a consonant
+ALPHABETS: dict[str, Letters] = {
+    "ba be bg cv kk ky mk nog ru sr tt uk": ("бдфгклмнпрствз", "аеиоу", ["", "", "", "н", "с", "р", "л"]),
+    "el grc": ("βδφγκλμνπρστ", "αειου"),
+    "ka": ("ბდგკლმნპრსტვზ", "აეიოუ"),
+    "hy hyw": ("բդֆգկլմնպրստվզ", "աեիու"),
+    "hi mr ne": ("बदगकलमनपरसतवज", "ािीुूेो"),
+    "as bn bpy": ("বদগকলমনপসতজ", "ািুেো"),
+    "gu": ("બદગકલમનપરસતવજ", "ાિુેો"),
+    "pa": ("ਬਦਗਕਲਮਨਪਰਸਤਵਜ", "ਾਿੁੇੋ"),
+    "or": ("ବଦଗକଲମନପରସତଜ", "ାିୁେୋ"),
+    "ta": ("கசதபமநரலவட", "ாிுெொ"),
+    "te": ("బదగకలమనపరసతవజ", "ాిుెొ"),
+    "kn": ("ಬದಗಕಲಮನಪರಸತವಜ", "ಾಿುೆೊ"),
+    "ml": ("ബദഗകലമനപരസതവജ", "ാിുെൊ"),
+    "si": ("බදගකලමනපරසතවජ", "ාිුෙො"),
+    "fa sd ur": ("بدفگکلمنپرستز", "اوی"),
+    "ja": ("かきくけこさしすせそたちつてとなにぬねのまみむめもらりるれろ", ["", "", "", "ん"]),
+    "ko": ("가고구기나노누니다도두디라로루리마모무미바보부비사소수시자조주지",),
+}
 
 SynthCallback = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 chunks: list[bytes] = []
@@ -64,10 +87,28 @@ def phonemes(engine: ctypes.CDLL, text: str) -> str:
     return "" if "(" in reading else reading.translate(str.maketrans("", "", "ˈˌ \n"))
 
 
-def invent(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(ONSETS) + draw.choice(VOWELS) + draw.choice(CODAS) for _ in range(2 + (draw.random() < 0.4))
+def invent(draw: random.Random, letters: Letters = LATIN) -> str:
+    return "".join("".join(map(draw.choice, letters)) for _ in range(2 + (draw.random() < 0.4)))
+
+
+def phrase(draw: random.Random, letters: Letters) -> str:
+    """One to three invented words and numbers, from 0 to a million, short ones as often as long ones."""
+    return " ".join(
+        str(draw.randint(0, 10 ** draw.randint(1, 6))) if draw.random() < 0.5 else invent(draw, letters)
+        for _ in range(draw.randint(1, 3))
     )
+
+
+def several(engine: ctypes.CDLL, make: Callable[[], str], count: int, sizes: tuple[int, int]) -> dict[str, str]:
+    """Return texts that are read in the language with their readings, all distinct, of a size within limits."""
+    found: dict[str, str] = {}
+    for _ in range(TRIES * count):
+        if len(found) == count:
+            break
+        reading = phonemes(engine, text := make())
+        if sizes[0] <= len(reading) <= sizes[1] and reading not in found.values():
+            found[text] = reading
+    return found
 
 
 def listing(library: str, data: str, job: dict) -> dict:
@@ -89,15 +130,11 @@ def listing(library: str, data: str, job: dict) -> dict:
         kin = {n: phonemes(engine, str(n)) for n in job["kin"]}
         words = {n: kin.get(n) or phonemes(engine, str(n)) for n in job["numbers"]}
         draw = random.Random(f"{job['seed']}:{language}")
-        invented: dict[str, str] = {}
-        for _ in range(TRIES * job["pseudowords"]):
-            if len(invented) == job["pseudowords"]:
-                break
-            word = invent(draw)
-            reading = phonemes(engine, word)
-            if reading and reading not in invented.values():
-                invented[word] = reading
-        languages[language] = {"voice": identifier, "kin": kin, "words": words | invented}
+        letters = next((a for codes, a in ALPHABETS.items() if language.split("-")[0] in codes.split()), LATIN)
+        words |= several(engine, partial(invent, draw), job.get("pseudowords", 0), (1, 999))
+        if any(kin.values()):  # else nothing tells which languages are like it
+            words |= several(engine, partial(phrase, draw, letters), job.get("phrases", 0), job.get("sizes", (1, 999)))
+        languages[language] = {"voice": identifier, "kin": kin, "words": words}
     stop(engine)
     return {"version": version, "languages": languages}
 

@@ -1,0 +1,200 @@
+"""Does a recogniser that was meta-trained on languages learn a new one from ten utterances?
+
+    python experiments/crosslingual.py --seeds 0 1 2
+
+eSpeak NG speaks numbers and invented words in 106 languages; tokens are its phonemes in IPA. A task is a language: ten
+utterances of a second to adapt to, others to recognise. A small Conformer learns jointly on 85 languages; from there
+every arm goes on for an equal time: jointly (the start of fine-tuning), by FOMAML, Reptile or Meta-SGD (MAML with
+learned rates), on all parameters, low-rank matrices, or with a head that each language learns from zero. For every arm
+and number of steps, languages to validate on choose inner rate and part. The error is that of phonemes, decoded
+greedily, of languages and voices never heard. The same command goes on where it was stopped. Not timed yet.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import metajax as mj
+from metajax import checkpoint, recipes, recognition, report, runs
+from metajax.core import Episode, Sampler, Theta, Transcripts, Utterances
+from metajax.data.augment import normalize
+from metajax.data.cache import default_folder
+from metajax.data.corpora import read
+from metajax.data.speech import languages, load_speech
+from metajax.data.text import decode_all
+from metajax.evaluate import curve
+from metajax.losses import ctc
+from metajax.models import recogniser
+from metajax.parallel import hoisted, over_tasks, replicate, task_mesh, use_all_cores
+from metajax.tasks.groups import of_each
+
+STEPS = (0, 1, 2, 5, 20)  # after which the error is told
+RATES = (0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
+FEWER = (1, 3)  # utterances to adapt to, in place of all
+
+
+def new_head() -> mj.Part:
+    """All parameters, but each language has a head of its own, which begins with zeros."""
+    zeros = partial(jax.tree.map, jnp.zeros_like)
+    return mj.everything()._replace(split=lambda theta: theta["params"] | {"head": zeros(theta["params"]["head"])})
+
+
+PARTS = {"all": mj.everything, "lora": partial(mj.lora, 4), "new head": new_head}
+
+
+class Arm(NamedTuple):
+    """What theta descends, and what adapts."""
+
+    kind: Literal["fresh", "joint", "fomaml", "reptile", "meta_sgd"]
+    parts: tuple[str, ...]
+    rate: float = 0.0  # inner rate while training, from which learned rates start
+
+
+ARMS = {
+    "fine-tuned": Arm("joint", ("all", "lora")),
+    "FOMAML": Arm("fomaml", ("all",), 0.1),
+    "Reptile": Arm("reptile", ("all",), 0.1),
+    "Meta-SGD": Arm("meta_sgd", ("all",), 0.1),
+    "Meta-SGD, LoRA": Arm("meta_sgd", ("lora",), 0.3),
+    "Meta-SGD, new head": Arm("meta_sgd", ("new head",), 0.3),
+    "from scratch": Arm("fresh", ("all",)),
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    arms: tuple[str, ...] = tuple(ARMS)  # which to compare; before any step the first is the one never adapted
+    seeds: tuple[int, ...] = (0,)  # of the utterances, the division of the languages, parameters and tasks
+    utterances: int = 60  # of each language
+    held_out: int = 10  # languages to validate on and to test on
+    shots: int = 10  # utterances to adapt to
+    queries: int = 6  # utterances to recognise while training
+    tested: int = 15  # utterances to recognise when tested
+    num_steps: int = 2  # inner steps while training
+    pretrain: float = 240.0  # seconds of joint training that all start from
+    further: float = 60.0  # seconds of every arm after that
+    outer_steps: int | None = None  # a number of outer steps in place of each of these times
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
+    out: Path = Path("runs/crosslingual")  # folder of the results; the same command goes on there
+
+
+class Cell(NamedTuple):
+    seed: int
+    arm: str
+
+
+def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
+    """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
+    key = jax.random.key(seed)
+    recordings = read("espeak_phrases", utterances=s.utterances, letters=(8, 20), seed=seed)
+    speech = load_speech(recordings, normalizer="ipa", unit="phoneme", longest=2.5, cache=s.cache, on_error="skip")
+    corpus, language = speech.corpus, speech.corpus.columns["language"]
+    able = np.flatnonzero(np.bincount(language) >= s.shots + max(s.queries, s.tested))
+    groups = [np.intersect1d(language[corpus.columns["split"] == split], able) for split in range(3)]
+    groups[1:] = [group[: s.held_out] for group in groups[1:]]
+    if min(sizes := [*map(len, groups[1:])]) < s.held_out:
+        raise mj.InputError(f"held_out is {s.held_out}, but {sizes} languages have utterances enough.")
+    parts = [tuple(corpus.names["language"][i] for i in group) for group in groups]
+    sample = partial(languages, speech, values=parts[0], augmentation=0.25)
+    many, episodes = sample(shots=1, queries=s.shots + s.queries - 1), sample(shots=s.shots, queries=s.queries)
+    model, mesh = recogniser(width=0.5, num_layers=2)(len(speech.vocabulary.tokens)), task_mesh(s.held_out)
+    x = jax.vmap(lambda one: normalize(one, "mean_variance"))(Utterances(corpus.features, corpus.lengths))
+    each = partial(of_each, x, speech.transcripts, language, shots=s.shots, queries=s.tested, seed=seed)
+    validation, test = each(groups[1]), each(groups[2])
+
+    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Any:
+        if not checkpoint.exists(path := s.out / f"seed{seed}" / title):
+            fitted = recipes.meta_train(
+                [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title, average=0.98,
+                optimizer=recipes.adamw(rate), num_tasks=4, chunk=1 if jax.default_backend() == "cpu" else None,
+                seconds=None if s.outer_steps else seconds,
+            )  # fmt: skip
+            checkpoint.save(path, (fitted.theta, fitted.state.count))
+        return checkpoint.restore(path, (theta, jnp.int32(0)))
+
+    jointly, further = mj.joint(model.apply, ctc).objective, (s.further, 2e-3)
+    fresh = {"params": recipes.fresh(model.init, many, key)}
+    start = train("start", jointly, fresh, many, s.pretrain, 4e-3)[0]
+
+    def trained(title: str, arm: Arm, name: str) -> tuple[Theta, Any]:
+        part = PARTS[name]()
+        if arm.kind in ("fresh", "joint"):
+            theta, count = (fresh, 0) if arm.kind == "fresh" else train("joint", jointly, start, many, *further)
+            return theta | part.init(theta["params"], key), count
+        method = getattr(mj, arm.kind)(model.apply, ctc, optax.sgd(arm.rate), s.num_steps, part=part)
+        begun = method.learner.init(start["params"], key)
+        return train(f"{title}, {name}", method.objective, begun, episodes, *further)
+
+    @lru_cache
+    def tester(name: str, rule: Callable[[], mj.Rule]) -> Callable[..., Any]:
+        def one(theta: Theta, rate: jax.Array, episode: Episode) -> Any:
+            learner = mj.descent(model.apply, ctc, optax.sgd(rate), part=PARTS[name](), rule=rule(), first_order=True)
+            return curve(learner, recognition.heard, theta, episode, key, max(STEPS))
+
+        return hoisted(over_tasks(lambda shared, on: jax.lax.map(lambda task: one(*shared, task), on), mesh))
+
+    def cell(title: str, arm: Arm) -> dict[str, Any]:
+        thetas = {name: trained(title, arm, name) for name in arm.parts}
+        errors = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
+
+        def heard(option: tuple[str, float], on: Episode) -> Any:
+            shared = replicate((thetas[option[0]][0], jnp.float32(option[1])), mesh)
+            return tester(option[0], mj.rates if arm.kind == "meta_sgd" else mj.plain)(shared, on)
+
+        scores = {(name, rate): errors(heard((name, rate), validation)) for name in arm.parts for rate in RATES}
+        found = recognition.chosen(scores, lambda option: errors(heard(option, test)), STEPS, "word")
+        best = found["option"][i := STEPS.index(step := found["step"])]
+        less = [jax.tree.map(lambda a, k=k: a[:, np.arange(s.shots) % k], test.support) for k in FEWER]  # repeated
+        fewer = [float(errors(heard(best, Episode(some, test.query)))["word"][:, i].mean()) for some in less]
+        last, whens = heard(best, test), (("said", 0), ("heard", 0), ("heard", step))
+        first = (Transcripts(last[of][:, k, 0], last[f"{of}_lengths"][:, k, 0]) for of, k in whens)
+        told = {"texts": [decode_all(speech.vocabulary, one) for one in first], "fewer": fewer, "languages": parts}
+        return found | told | {"outer_steps": [int(count) for _, count in thetas.values()]}
+
+    return cell
+
+
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the tables, transcripts and the picture."""
+    one = dict.fromkeys(("shots", "queries", "tested", "num_steps", "outer_steps"), 1)
+    runs.check(s, ("plot", "espeak"), seeds=0, held_out=2, pretrain=0.1, further=0.1, **one)
+    runs.known("arms", s.arms, ARMS)
+    if s.arms[0] != "fine-tuned":
+        raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected fine-tuned, which is never adapted at step 0.")
+    use_all_cores(s.cache / "compiled")
+    config = runs.config(s, ("out", "cache", "seeds", "arms"))
+    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
+    of_seed = lru_cache(1)(partial(bench, s))
+    wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
+    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm, ARMS[cell.arm]))
+    by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
+    rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
+    title = f"{s.shots} utterances to adapt to; {[*map(len, done[wanted[0]]['languages'])]} languages to train, choose "
+    title += f"and test on, seeds {s.seeds}, 95 % over both\nphoneme error (%), greedy decoding, normaliser ipa"
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
+    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    curves, lines = {arm: row["word"] for arm, row in rows.items()}, []
+    for arm, row in rows.items():
+        tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]
+        told = [report.percent(row[name]) for name in ("word_at_step", "less")]
+        told += [f"{100 * of:.1f}" for of in np.mean([cell["fewer"] for cell in by_arm[arm]], 0)]
+        lines.append([arm, ", ".join(map(str, row["step"])), ", ".join(tuned), *told])
+    head = ["after the steps that validate best", "steps", "part, rate", "phoneme error", "less error", "of 1", "of 3"]
+    print("", title, report.table(curves, None, STEPS), report.markdown(head, lines), sep="\n\n")
+    best = min(s.arms, key=lambda arm: rows[arm]["word_at_step"]["mean"])
+    for texts in zip(by_arm[best][0]["languages"][2], *by_arm[best][0]["texts"], strict=True):
+        print("\n    ".join(texts))
+    print(f"\nThat was said in each language, heard before {best}, and after. Results and picture are in {s.out}.")
+    report.plot_panels({"": curves}, title, s.out / "curve.png", x="step", label="steps", what="phoneme error (%)")
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(Settings, run, __doc__))

@@ -4,10 +4,10 @@
     python experiments/train_words.py --arabic DIR --out metajax/data/words.safetensors   # and tests it
 
 Speaks numbers in 106 languages by eSpeak NG, embeds each clip as the mean over time of the frozen encoder's output (the
-extra `encoder`), and learns two things: a whitening within words, and three numbers that turn cosines into
-probabilities, of no taught word too, on episodes half of whose queries are of other words. Writes both with a card into
-one file; the one that comes with metajax is what `mj.models.words()` reads. The test learns Arabic words, which no
-part of this has heard, from unheard people. About 3 minutes on 2 CPU cores.
+extra `encoder`), and learns a whitening within words, and three numbers that turn cosines into probabilities, of no
+taught word too, on episodes half of whose queries are of other words. Writes both with a card into one file; the one
+that comes with metajax is what `mj.models.words()` reads. The test learns Arabic words, which no part of this has
+heard, from unheard people. About 3 minutes on 2 CPU cores.
 """
 
 import json
@@ -49,10 +49,12 @@ class Settings:
     out: Path = Path("runs/train_words/words.safetensors")  # the file
 
 
-def embed(s: Settings, recordings: Recordings) -> np.ndarray:
-    """The mean over time of what the encoder gives, for every clip."""
+def embed(s: Settings, recordings: Recordings, clips: np.ndarray) -> np.ndarray:
+    """The mean over time of what the encoder gives, for some clips."""
     encoder, params = pretrained.speech_embedding()
-    apply, waves, found = jax.jit(pretrained.averaged(encoder).apply), word_waves(recordings), []
+    names, read = tuple(recordings.clip_names[i] for i in clips), recordings.read
+    some = recordings._replace(clip_names=names, read=lambda chosen, rate: read([int(clips[i]) for i in chosen], rate))
+    apply, waves, found = jax.jit(pretrained.averaged(encoder).apply), word_waves(some), []
     for start in tqdm(range(0, len(waves), s.batch), desc=f"embedding {recordings.name}", mininterval=5):
         some = waves[start : start + s.batch].astype(np.float32)
         found.append(np.asarray(apply(params, np.resize(some, (s.batch, *some.shape[1:]))))[: len(some)])
@@ -97,7 +99,7 @@ def rejection(s: Settings, z: np.ndarray, columns: dict, unknown: dict[str, floa
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         support, query = sample(key)
-        phi, _ = mj.adapt(learner, theta, support, key, 1)
+        phi = learner.step(theta, None, support, key)
         return jax.nn.softmax(learner.predict(theta, phi, query.x, None)), query.y
 
     p, y = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(s.seed + 1), s.episodes))
@@ -136,16 +138,11 @@ def tested(s: Settings, into, unknown: dict[str, float]) -> dict[str, dict]:
     recordings = corpora.read("arabic", s.arabic)
     listed = recordings.names["official_split"].index("validation")
     chosen = np.flatnonzero(recordings.columns["official_split"] == listed)
-    read = recordings.read
-    some = recordings._replace(
-        clip_names=tuple(recordings.clip_names[i] for i in chosen),
-        columns={name: column[chosen] for name, column in recordings.columns.items()},
-        read=lambda clips, rate: read([int(chosen[i]) for i in clips], rate),
-    )
-    x, found = embed(s, some), {}
+    columns = {name: column[chosen] for name, column in recordings.columns.items()}
+    x, found = embed(s, recordings, chosen), {}
     for shots in (1, 5):
-        plain, white = (accuracy(s, z, some.columns, shots) for z in (x, into(x)))
-        rejected = {name: float(v) for name, v in rejection(s, into(x), some.columns, unknown, shots).items()}
+        plain, white = (accuracy(s, z, columns, shots) for z in (x, into(x)))
+        rejected = {name: float(v) for name, v in rejection(s, into(x), columns, unknown, shots).items()}
         found[f"{shots}-shot"] = {"accuracy, encoder alone": plain, "accuracy, whitened": white} | rejected
     rows = [
         [
@@ -154,7 +151,7 @@ def tested(s: Settings, into, unknown: dict[str, float]) -> dict[str, dict]:
         ]
         for name in found["1-shot"]
     ]
-    many = f"Arabic, 40 words, {len(set(some.columns['speaker']))} speakers, {s.ways}-way, query by other speakers"
+    many = f"Arabic, 40 words, {len(set(columns['speaker']))} speakers, {s.ways}-way, query by other speakers"
     print(f"\n{many}\n\n{report.markdown(['%', *found], rows)}")
     return {"of": many, **found}
 
@@ -167,7 +164,7 @@ def run(s: Settings) -> None:
         raise mj.InputError(f"clips_per_label is {s.clips_per_label}, expected more than shots, {s.shots}.")
     checkpoint.make_folder(s.out.parent)
     recordings = corpora.read("espeak", clips_per_label=s.clips_per_label, seed=s.seed)
-    x, columns = embed(s, recordings), recordings.columns
+    x, columns = embed(s, recordings, np.arange(len(recordings.clip_names))), recordings.columns
     white = {name: np.asarray(value) for name, value in whitening(x, columns["label"], shrink=s.shrink).items()}
 
     def into(x: np.ndarray) -> np.ndarray:
@@ -178,11 +175,11 @@ def run(s: Settings) -> None:
     print("rejection: " + ", ".join(f"{name} {value:.2f}" for name, value in unknown.items()))
     results = tested(s, into, unknown) if s.arabic else {}
     head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    names = recordings.names
+    count = {name: len(values) for name, values in recordings.names.items()}
     card = {
         "what": "whitening within words, and calibrated rejection, of the mean over time of Google's speech_embedding",
-        "heard": f"{len(x)} synthetic clips of eSpeak NG: {len(names['label'])} words in {len(names['language'])} "
-        f"languages, none Semitic, by {len(names['speaker'])} voices; no recording. The encoder itself, of 328,224 "
+        "heard": f"{len(x)} synthetic clips of eSpeak NG: {count['label']} words in {count['language']} "
+        f"languages, none Semitic, by {count['speaker']} voices; no recording. The encoder itself, of 328,224 "
         "parameters that are not in this file, has heard 200 million real clips.",
         "command": "python experiments/train_words.py " + shlex.join(sys.argv[1:]),
         "commit": head.stdout.strip() or "unknown",

@@ -25,7 +25,7 @@ class Trained(NamedTuple):
 def words(*, spotting: bool = False) -> Trained:
     """Words of any language as vectors of length 1: Google's speech embedding, whitened by synthetic words alone.
 
-    x is waves at 16 kHz within -1..1, `[n, 20000]`, as `metajax.data.waves.word_waves` gives them, and f(x) is `[n, 96]`:
+    x is waves at 16 kHz within -1..1, `[n, 20000]`, as `metajax.data.waves.word_waves` gives them, and f(x) `[n, 96]`:
     the mean over 6 frames, mapped by the shipped `whitening`.
 
     Args:

@@ -56,9 +56,9 @@ def embed(s: Settings, recordings: Recordings, clips: np.ndarray) -> np.ndarray:
     some = recordings._replace(clip_names=names, read=lambda chosen, rate: read([int(clips[i]) for i in chosen], rate))
     apply, waves, found = jax.jit(pretrained.averaged(encoder).apply), word_waves(some), []
     for start in tqdm(range(0, len(waves), s.batch), desc=f"embedding {recordings.name}", mininterval=5):
-        some = waves[start : start + s.batch].astype(np.float32)
-        found.append(np.asarray(apply(params, np.resize(some, (s.batch, *some.shape[1:]))))[: len(some)])
-    return np.concatenate(found)
+        some = np.resize(waves[start : start + s.batch], (s.batch, *waves.shape[1:]))  # one shape, one program
+        found.append(np.asarray(apply(params, some.astype(np.float32))))
+    return np.concatenate(found)[: len(clips)]
 
 
 def open_episodes(s: Settings, x: np.ndarray, columns: dict, shots: int, queries: int, across: Across, drop: bool):
@@ -72,17 +72,16 @@ def open_episodes(s: Settings, x: np.ndarray, columns: dict, shots: int, queries
     def sample(key: jax.Array) -> mj.Episode:
         key, count_key = jax.random.split(key)
         support, query = draw(key)
-        counts = jax.random.randint(count_key, (s.ways, 1), 1, shots + 1) if drop else shots
-        y = jnp.where(jnp.arange(shots) < counts, jnp.arange(s.ways)[:, None], -1).reshape(-1)
-        taught = mj.Batch(support.x[: s.ways * shots], y)
-        return mj.Episode(taught, mj.Batch(query.x, jnp.minimum(query.y.episode, s.ways)))
+        count = jax.random.randint(count_key, (s.ways, 1), 1, shots + 1) if drop else shots
+        y = jnp.where(jnp.arange(shots) < count, jnp.arange(s.ways)[:, None], -1).reshape(-1)
+        asked = mj.Batch(query.x, jnp.minimum(query.y.episode, s.ways))
+        return mj.Episode(mj.Batch(support.x[: s.ways * shots], y), asked)
 
     return sample
 
 
 def calibrated(s: Settings, z: np.ndarray, columns: dict) -> dict[str, float]:
-    """Scale, bias and growth of `open_set`: by gradient descent on episodes of synthetic words."""
-    # the clips of a word are by different speakers, so that support and query are
+    """Scale, bias and growth of `open_set`, learned on synthetic words, whose clips are by different speakers each."""
     sample = open_episodes(s, z, columns, s.shots, s.clips_per_label - s.shots, "none", True)
     learner, objective = mj.open_set(lambda params, x, key: x, classify, s.ways)
     optimizer, key = optax.adam(optax.cosine_decay_schedule(0.2, s.outer_steps)), jax.random.key(s.seed)

@@ -27,7 +27,7 @@ def open_set(
     episodes whose queries are partly of other classes make the softmax of the logits a calibrated probability.
 
     Args:
-      embed: `(params, x, key) -> embeddings [n, features]`.
+      embed: `(params, x, key) -> embeddings [n, features]`, to recognise also `[..., features]`.
       error: of logits `[n, classes + 1]` and labels, such as `classify`; the label `num_classes` is none of them.
       num_classes: ways, the number of classes of an episode.
       scale: a at first.
@@ -61,12 +61,12 @@ def open_set(
         z, y = embed(theta["params"], support.x, key), classes_of(support.y)
         return Known(unit(prototypes(z, y, num_classes)), onehot(y, num_classes, z.dtype).sum(0))
 
-    def predict(theta: Theta, phi: Known, x: PyTree, key: KeyArray | None) -> Float[Array, "n classes_and_none"]:
+    def predict(theta: Theta, phi: Known, x: PyTree, key: KeyArray | None) -> Float[Array, "*n classes_and_none"]:
         a, b, g = (theta["unknown"][name] for name in ("scale", "bias", "growth"))
         z = unit(embed(theta["params"], x, key))
         # before any step there are no examples
         logits = a * (z @ phi.means.T) - g * jnp.log(jnp.maximum(phi.counts, 1))
-        return jnp.concatenate([logits, jnp.broadcast_to(b, (len(z), 1))], 1)
+        return jnp.concatenate([logits, jnp.broadcast_to(b, (*z.shape[:-1], 1))], -1)
 
     learner = closed_form(solve, predict, init)
     return Algorithm(learner, query_loss(learner, error, 1))

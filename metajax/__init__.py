@@ -17,6 +17,7 @@ from metajax.algorithms.matching import matching
 from metajax.algorithms.meta_curvature import meta_curvature
 from metajax.algorithms.meta_sgd import meta_sgd
 from metajax.algorithms.multi_step import multi_step_loss, multi_step_phases, multi_step_weights
+from metajax.algorithms.open_set import open_set
 from metajax.algorithms.parts import (
     adapters,
     context,

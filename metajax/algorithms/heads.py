@@ -50,7 +50,7 @@ def nearness(z: Float[Array, "n features"], p: Float[Array, "classes features"])
     return 2 * z @ p.T - jnp.square(p).sum(-1)
 
 
-def unit(z: Float[Array, "n features"]) -> Float[Array, "n features"]:
+def unit(z: Float[Array, "*n features"]) -> Float[Array, "*n features"]:
     """Rows scaled to length 1; a row of zeros, as dead units give it, stays one."""
     return z * jax.lax.rsqrt(jnp.square(z).sum(-1, keepdims=True) + 1e-8)
 

@@ -1,10 +1,11 @@
-"""The weights of Google's speech embedding, from where the package pyopen-wakeword is installed."""
+"""The weights of Google's speech embedding, from where pyopen-wakeword is installed, and what was learned on top."""
 
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
+from metajax.data.checkpoints import read_tensors
 from metajax.errors import InputError
 
 CONVOLUTIONS = 20
@@ -43,3 +44,13 @@ def read_speech_embedding() -> list[tuple[np.ndarray, np.ndarray]]:
     if len(found) != CONVOLUTIONS or found[0][0].shape != (3, 3, 1, 24) or found[-1][0].shape != (3, 1, 96, 96):
         raise InputError(f"{path} holds {len(found)} convolutions, expected the {CONVOLUTIONS} of speech_embedding.")
     return found
+
+
+def read_words() -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors that `experiments/train_words.py` made of synthetic speech, which come with metajax, and their card.
+
+    Raises:
+      InputError: safetensors is not installed.
+    """
+    tensors, card = read_tensors(Path(__file__).with_name("words.safetensors"))
+    return tensors, card or {}

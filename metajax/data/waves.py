@@ -28,12 +28,12 @@ def word_waves(
         for wave in recordings.read(list(range(start, min(start + _BATCH, clips))), sample_rate):
             if isinstance(wave, InputError):
                 raise wave
-            waves.append(_placed(wave, round(seconds * sample_rate), round(silence * sample_rate)).astype(np.float16))
+            waves.append(placed(wave, round(seconds * sample_rate), round(silence * sample_rate)).astype(np.float16))
     return np.stack(waves)
 
 
-def _placed(wave: Float[np.ndarray, " samples"], size: int, around: int) -> Float[np.ndarray, " kept"]:
-    """The `size` samples with the most energy, or all, in the middle of zeros."""
+def placed(wave: Float[np.ndarray, " samples"], size: int, around: int) -> Float[np.ndarray, " kept"]:
+    """The `size` samples with the most energy, or all, in the middle of zeros, `around` of them on both sides."""
     total = np.cumsum(np.concatenate([[0.0], np.square(wave, dtype=np.float64)]))
     start = int(np.argmax(total[size:] - total[:-size])) if len(wave) > size else 0
     wave = wave[start : start + size]

@@ -14,3 +14,4 @@ from metajax.models.multitask import Multitask, embedding_heads, multitask
 from metajax.models.named import Network, Precision, Recogniser, network, recogniser
 from metajax.models.tcresnet import tcresnet8
 from metajax.models.whitened import whitened, whitening
+from metajax.models.words import Trained, words

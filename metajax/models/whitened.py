@@ -53,7 +53,7 @@ def whitened(model: Model) -> Model:
     """A model of embeddings of length 1, whitened: (f(x) - m) W over its norm; parameters `encoder` and `whitening`.
 
     Args:
-      model: of embeddings `[n, features]`. Its `init` makes no whitening: `whitening` does.
+      model: of embeddings `[..., features]`. Its `init` makes no whitening: `whitening` does.
     """
 
     def init(key: KeyArray, x: PyTree) -> Params:
@@ -61,7 +61,7 @@ def whitened(model: Model) -> Model:
         size = model.apply(encoder, x).shape[-1]
         return {"encoder": encoder, "whitening": {"mean": jnp.zeros(size), "kernel": jnp.eye(size)}}
 
-    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "n features"]:
+    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "*n features"]:
         mean, kernel = params["whitening"]["mean"], params["whitening"]["kernel"]
         z = (model.apply(params["encoder"], x, key) - mean) @ kernel
         return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-6)

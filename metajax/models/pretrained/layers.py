@@ -115,6 +115,22 @@ def last_layers(params: Params, count: int) -> tuple[str, ...]:
     return tuple(f"encoder.layers.{i}" for i in range(layers - count, layers))
 
 
+def windowed(model: Pretrained, frames: int) -> Model:
+    """A model of running audio: `[n, windows, features]`, the mean over every so many frames that follow one another.
+
+    Args:
+      model: the encoder.
+      frames: of a window; the next one begins a frame later.
+    """
+
+    def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "n windows features"]:
+        output = model.encode(params, x).output
+        windows = output.shape[1] - frames + 1
+        return jnp.stack([output[:, i : i + windows] for i in range(frames)]).mean(0)
+
+    return Model(model.init, apply, model.statistics)
+
+
 def samples_of(x: PyTree, reach: int) -> tuple[Float[Array, "n samples"], Int[Array, " n"]]:
     """Samples, 0 past each utterance's end, and lengths; an `InputError` where they are whole or fewer than `reach`."""
     wave, lengths = x if isinstance(x, Utterances) else (x, None)

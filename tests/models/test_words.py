@@ -1,0 +1,61 @@
+"""The embedding of words that comes with metajax."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import metajax as mj
+from metajax import InputError
+from metajax.data import speech_embedding as data
+from metajax.models.pretrained import Pretrained, windowed
+from metajax.models.pretrained.layers import Encoded
+
+ROOT = Path(mj.__file__).parent
+
+
+def test_a_window_is_the_mean_of_frames_that_follow_one_another():
+    def encode(params, x):
+        return Encoded(x[..., None] * params, (), jnp.full(len(x), x.shape[1]))
+
+    model = windowed(Pretrained(None, None, None, encode), 3)
+    found = model.apply(jnp.array([1.0, -2.0]), jnp.array([[0.0, 3.0, 6.0, 0.0]]))
+    np.testing.assert_allclose(found, [[[3.0, -6.0], [3.0, -6.0]]], atol=1e-6)
+
+
+def test_what_is_shipped_is_whole_and_told():
+    pytest.importorskip("safetensors", reason="safetensors reads the file")
+    tensors, card = data.read_words()
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    assert shapes == {"mean": (96,), "kernel": (96, 96), "scale": (), "bias": (), "growth": ()}
+    assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values())
+    assert np.linalg.matrix_rank(tensors["kernel"]) == 96 and tensors["scale"] > 0
+    assert set(card) == {"what", "heard", "command", "commit", "seed", "date", "licence", "results", "limits"}
+    assert "train_words.py" in card["command"] and "/" not in card["command"].split("--arabic")[-1].split()[0]
+    assert json.loads(card["results"])["1-shot"]["accuracy, whitened"]["mean"] > 0.9
+    shipped = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    assert shipped == {"metajax": ["data/words.safetensors"]}
+    assert (ROOT / shipped["metajax"][0]).stat().st_size < 50_000
+
+
+def test_without_the_extra_it_is_named(monkeypatch):
+    monkeypatch.setattr(data, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'metajax\[encoder\]'"):
+        mj.models.words()
+
+
+@pytest.mark.slow
+def test_a_window_of_running_audio_is_a_clip():
+    pytest.importorskip("pyopen_wakeword", reason="pyopen-wakeword holds the weights")
+    pytest.importorskip("tflite", reason="tflite reads them")
+    trained, running = mj.models.words(), mj.models.words(spotting=True)
+    wave = 0.1 * jax.random.normal(jax.random.key(0), (1, 20000 + 3 * 1280 + 700))
+    found = jax.jit(running.model.apply)(running.params, wave)
+    clips = jnp.stack([wave[0, 1280 * i :][:20000] for i in range(4)])
+    assert found.shape == (1, 4, 96)
+    np.testing.assert_allclose(found[0], jax.jit(trained.model.apply)(trained.params, clips), atol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(found, axis=-1), 1, atol=1e-5)

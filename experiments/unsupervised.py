@@ -6,14 +6,13 @@
 Trains metric and gradient-based methods on tasks made without a label or a speaker: UMTRA (every clip its own class,
 its queries augmented copies), the same with many ways and one query (contrastive), CACTUs (clusters of cepstra as
 classes). Beside them on the same time: the same methods on the labels; and without training: class means of endpointed
-cepstra (the floor), and a network from scratch. All are tested on words and speakers that are in no training.
-Each cell (source, method, number of clips, seed) is a file: stopped at any time, the same command goes on with those
-missing. Without arguments: embedded synthetic speech.
+cepstra (the floor), and a network from scratch. All are tested on words and speakers that are in no training. Each cell
+is a file: stopped at any time, the same command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
 from pathlib import Path
@@ -65,7 +64,7 @@ class Settings:
     outer_rate: float = 2e-3  # peak outer learning rate
     episodes: int = 600  # test episodes
     width: float = 1.0  # of TC-ResNet8
-    cache: Path | None = None  # folder of cached features and compiled programs; None for the user's
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
     out: Path = Path("runs/unsupervised")  # folder of the results
 
 
@@ -94,12 +93,10 @@ def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
     sizes: dict[str, Any] = {"ways": ways, "shots": 1, "queries": s.queries}
     if cell.source == "supervised":
         return words.sampler(task, "train", **sizes, augmentation=s.supervised_augment)
-    chosen = np.flatnonzero(task.splits.train)
+    chosen = np.random.default_rng(cell.seed).permutation(np.flatnonzero(task.splits.train))
     if cell.clips > len(chosen):
         raise mj.InputError(f"clips holds {cell.clips}, but there are {len(chosen)} to train on.")
-    if cell.clips:
-        chosen = np.random.default_rng(cell.seed).permutation(chosen)[: cell.clips]
-    x, change = task.corpus.features[chosen], words.prepared(task, s.augment)
+    x, change = task.corpus.features[chosen[: cell.clips or None]], words.prepared(task, s.augment)
     if cell.source != "cactus":
         return umtra(x, change, **sizes | ({"queries": 1} if cell.source == "contrastive" else {}))
     found = partitions(np.asarray(vectors(x)), s.clusters, s.partitions, seed=cell.seed)
@@ -116,11 +113,10 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
         return words.sampler(task, split, ways=s.ways, shots=shots, queries=s.queries)
 
     def by_shots(run: methods.Curves, theta: Theta, sample: Any = sample, **how: Any) -> dict[str, Any]:
-        found = {}
-        for shots in how.pop("shots", s.shots):
+        found, how = {}, {"episodes": s.episodes, "seed": cell.seed} | how
+        for shots in s.shots:
             validation = sample("validation", shots) if "rates" not in how and validates else None
-            test = sample("test", shots)
-            one = methods.tested(run, theta, validation, test, episodes=s.episodes, seed=cell.seed, **how)
+            one = methods.tested(run, theta, validation, sample("test", shots), **how)
             found[f"{shots}-shot"] = report.curve(*mj.mean_ci95(one.accuracy))[-1] | {"rate": one.rate}
         return found
 
@@ -128,17 +124,17 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     if cell.method == "cepstra":
         columns, found = task.corpus.columns, vectors(task.corpus.features)
         label, sizes = np.where(task.splits.test, columns["label"], -1), {"ways": s.ways, "queries": s.queries}
-        means = methods.curves(lambda _: mj.protonet(lambda p, x, _: x, classify, s.ways).learner, 1)
+        means = mj.protonet(lambda p, x, _: x, classify, s.ways, metric="cosine").learner
         draw = lambda _, shots: episodes(found, label, columns["speaker"], shots=shots, **sizes)  # noqa: E731
-        return by_shots(means, {"params": {}}, draw, rates=())
+        return by_shots(methods.curves(lambda _: means, 1), {"params": {}}, draw, rates=())
     if cell.method == "from scratch":
         tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), STEPS)
         return by_shots(tuning, {"params": recipes.fresh(net(s.ways).init, first, init_key)})
     labelled, ways = cell.source == "supervised", s.many if cell.source == "contrastive" else s.train_ways
     classes = len(words.names_of(task, "train", "label")) if labelled else ways
     x, method = jax.eval_shape(first, key).support.x, methods.METHODS[cell.method]
-    sizes = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
-    build = partial(methods.build, method, net, x, **sizes)
+    how: dict[str, Any] = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
+    build = partial(methods.build, method, net, x, **how)
     built = build()
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
     fitted = recipes.meta_train(
@@ -151,8 +147,9 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     result = by_shots(methods.curves(lambda rate: build(rate=rate).tested, built.num_steps), fitted.theta, **fixed)
     if cell.method == "protonet":
         soft = methods.curves(lambda _: mj.protonet(net(None).apply, classify, s.ways, refinements=1).learner, 1)
-        draw = lambda split, shots: partly_labelled(sample(split, shots + s.unlabelled), s.ways, shots)  # noqa: E731
-        result["refined"] = by_shots(soft, fitted.theta, draw, shots=s.shots[:1], rates=())[f"{s.shots[0]}-shot"]
+        test = partly_labelled(sample("test", s.shots[0] + s.unlabelled), s.ways, s.shots[0])
+        found = methods.tested(soft, fitted.theta, None, test, episodes=s.episodes, seed=cell.seed)
+        result["refined"] = report.curve(*mj.mean_ci95(found.accuracy))[-1]
     return result | {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
 
 
@@ -175,37 +172,27 @@ def run(s: Settings) -> None:
     runs.check(s, ("plot", "images"), clusters=2, partitions=1, outer_rate=0, width=0.1, **least)
     runs.known("sources", s.sources, SOURCES)
     runs.known("methods", s.methods, [name for name, row in methods.METHODS.items() if row.kind != "joint"])
-    cache = s.cache or default_folder()
-    use_all_cores(cache / "compiled")
-    task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=cache, seed=seed))
+    use_all_cores(s.cache / "compiled")
+    task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=s.cache, seed=seed))
     config = runs.config(s, ("out", "cache", "seeds", "sources", "methods", "clips"))
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
     columns = {f"{n}-shot": f"{n}-shot" for n in s.shots}
     columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled"}
     rows, first = summary(s, done, columns), task(s.seeds[0])
-    new = {what: len(words.names_of(first, "test", what)) for what in ("label", "speaker")}
-    spent, many = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s", first.splits.train.sum()
+    many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
+    spent = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s"
     title = (
-        f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n"
-        f"{new['label']} unseen words by {new['speaker']} unseen speakers, others in support than in query; "
-        f"95 % intervals over {f'{len(s.seeds)} seeds' if len(s.seeds) > 1 else 'episodes'}"
+        f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n{new[0]} unseen words "
     )
+    title += f"by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
+    title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
     checkpoint.write_json(s.out / "results.json", results)
-    lines = [
-        [name, *(report.percent(row.get(c)) for c in columns), ", ".join(map(str, row["outer_steps"]))]
-        for name, row in rows.items()
-    ]
+    steps = {name: ", ".join(map(str, row["outer_steps"])) for name, row in rows.items()}
+    lines = [[name, *(report.percent(row.get(c)) for c in columns), steps[name]] for name, row in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
-    with report.picture(s.out / "accuracy.png", title, figsize=(9, 2 + 0.35 * len(rows))) as (axes,):
-        for i, name in enumerate(f"{n}-shot" for n in s.shots):
-            means, halves = ([100 * row[name][what] for row in rows.values()] for what in ("mean", "ci95"))
-            axes.barh(
-                np.arange(len(rows)) + i / (len(s.shots) + 1), means, 1 / (len(s.shots) + 1), xerr=halves, label=name
-            )
-        axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel="query accuracy (%)")
-        axes.invert_yaxis()
-        axes.legend()
+    points = {name: [row[f"{n}-shot"] | {"shots": n} for n in s.shots] for name, row in rows.items()}
+    report.plot_panels({"": points}, title, s.out / "accuracy.png", x="shots", label="support clips per word")
     print(f"\nTable, results and picture are in {s.out}.")
 
 

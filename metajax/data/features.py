@@ -138,13 +138,36 @@ def mfcc(
     Raises:
         InputError: as `log_mel`, or `num_coefficients` is not in 1..num_mels.
     """
-    num_mels = settings.num_mels
-    if not 1 <= num_coefficients <= num_mels:
-        raise InputError(f"num_coefficients is {num_coefficients}, expected 1 to num_mels = {num_mels}.")
-    order = np.arange(num_coefficients)
-    basis = np.cos(np.pi / num_mels * (np.arange(num_mels)[:, None] + 0.5) * order)
-    basis *= np.sqrt(np.where(order == 0, 1, 2) / num_mels)
-    return jnp.dot(log_mel(wave, settings), basis.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
+    if not 1 <= num_coefficients <= settings.num_mels:
+        raise InputError(f"num_coefficients is {num_coefficients}, expected 1 to num_mels = {settings.num_mels}.")
+    return _cepstra(log_mel(wave, settings), num_coefficients)
+
+
+def endpointed(
+    features: Float[Array, "time mel"], num_frames: int = 20, num_coefficients: int = 13
+) -> Float[Array, " values"]:
+    """Return one clip's log-mel as a vector that needs no learning: cepstra of its loud part, however long that is.
+
+    The part is from the first to the last frame whose level is above the middle between the clip's loudest and its
+    10 % quietest; of it there are `num_frames` frames, evenly spaced and interpolated linearly. The 0th cepstrum, the
+    level, is left out; of the others their mean over the frames, the channel, is subtracted. What lies 60 dB below the
+    clip's maximum is raised to that.
+    """
+    level = jax.nn.logsumexp(features, axis=1)
+    loud = level >= (jnp.quantile(level, 0.1) + level.max()) / 2
+    first, last = loud.argmax(), len(loud) - 1 - loud[::-1].argmax()
+    raised = jnp.maximum(features, features.max() - 6 * np.log(10))
+    place, at = jnp.linspace(first, last, num_frames), jnp.arange(len(loud))
+    frames = jax.vmap(lambda band: jnp.interp(place, at, band), 1, 1)(_cepstra(raised, num_coefficients)[:, 1:])
+    return (frames - frames.mean(0)).reshape(-1)
+
+
+def _cepstra(features: Float[Array, "time mel"], count: int) -> Float[Array, "time coefficient"]:
+    """The first coefficients of the orthonormal DCT-II of each frame."""
+    bands, order = features.shape[1], np.arange(count)
+    basis = np.cos(np.pi / bands * (np.arange(bands)[:, None] + 0.5) * order)
+    basis *= np.sqrt(np.where(order == 0, 1, 2) / bands)
+    return jnp.dot(features, basis.astype(np.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def _edges(settings: FeatureSettings) -> np.ndarray:

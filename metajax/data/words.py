@@ -1,5 +1,6 @@
 """Words to learn from a few recordings: a corpus, its splits, and episodes of them."""
 
+from collections.abc import Callable
 from functools import cache as cached
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -143,12 +144,22 @@ def sampler(
     label = np.where(getattr(words.splits, split), columns["label"], -1)
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     sample = episodes(words.corpus.features, label, columns["speaker"], **sizes, across=across, name=name)
+    return with_inputs(sample, prepared(words, augmentation))
+
+
+def prepared(words: Words, augmentation: float = 0.0) -> Callable[[Float[Array, "n time mel"], KeyArray], Array]:
+    """`(x, key) -> x`: what `sampler` does to clips; where no label may be read, to `words.corpus.features[chosen]`.
+
+    Args:
+        words: whose recordings of noise are added, where there are some.
+        augmentation: as of `sampler`.
+    """
     change = augment(scaled(augmentation), words.noise) if augmentation else None
 
     def prepare(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
         return _normalized(x if change is None else change(x, key))
 
-    return with_inputs(sample, prepare)
+    return prepare
 
 
 def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:

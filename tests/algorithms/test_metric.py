@@ -183,6 +183,40 @@ def test_protonet_and_matching_are_loops():
         np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(scores, 1) == wanted))
 
 
+@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+def test_soft_kmeans_is_a_loop_over_examples(metric):
+    """Two refinements by the examples without a label; without such examples exactly ProtoNet, gradient too."""
+    refined = mj.protonet(embed, classify, WAYS, metric=metric, temperature=0.5, refinements=2).objective
+    plain = mj.protonet(embed, classify, WAYS, metric=metric, temperature=0.5).objective
+    task, theta = episode(3), {"params": model_params()}
+    assert_close(compiled(refined)(theta, task), compiled(plain)(theta, task), 0)
+    further = episode(6).query  # as many examples without a label
+    support, labels = (
+        jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, further),
+        np.concatenate([task.support.y.episode, np.full(len(further.x), -1)]),
+    )
+    support = support._replace(y=support.y._replace(episode=jnp.asarray(labels)))
+    z, q = (np.asarray(embed(theta["params"], x)) for x in (support.x, task.query.x))
+
+    def scores(row, centres):
+        if metric == "cosine":
+            return np.array([unit(row) @ unit(p) / 0.5 for p in centres])
+        return np.array([-((row - p) ** 2).sum() / 0.5 for p in centres])
+
+    centres = [z[labels == k].mean(0) for k in range(WAYS)]
+    for _ in range(2):
+        shares = np.zeros((len(z), WAYS))
+        for i, label in enumerate(labels):
+            odds = np.exp(scores(z[i], centres))
+            shares[i] = odds / odds.sum() if label == -1 else np.arange(WAYS) == label
+        centres = [sum(shares[i, k] * z[i] for i in range(len(z))) / shares[:, k].sum() for k in range(WAYS)]
+    wanted = nats([scores(row, centres) for row in q], np.asarray(task.query.y.episode))
+    few = Episode(support, task.query)
+    np.testing.assert_allclose(losses(refined)(theta, few)[0], wanted, rtol=1e-6)
+    # they do not count where nothing is refined
+    np.testing.assert_allclose(losses(plain)(theta, few)[0], losses(plain)(theta, task)[0], rtol=1e-12)
+
+
 def test_relation_scores_each_pair_by_its_perceptron():
     task, theta = episode(4), theta_of("relation")
     z, q = (np.asarray(embed(theta["params"], b.x)) for b in task)
@@ -385,6 +419,7 @@ def test_theta_serves_any_number_of_classes():
             lambda: mj.protonet(embed, classify, WAYS, metric="manhattan"),
             "metric is 'manhattan', expected one of euclidean, cosi",
         ),
+        (lambda: mj.protonet(embed, classify, WAYS, refinements=-1), "refinements is -1, expected 0 or more"),
         (lambda: mj.in_context(embed, classify, 65, features=4), "num_classes is 65, expected at most max_classes, 64"),
         (
             lambda: mj.in_context(embed, classify, 5, features=4, heads=3),

@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.fft
 
-from metajax.data.features import FeatureSettings, check_settings, log_mel, loudest, mel_filterbank, mfcc
+from metajax.data.features import FeatureSettings, check_settings, endpointed, log_mel, loudest, mel_filterbank, mfcc
 from metajax.errors import InputError
 
 # Compiling is most of the time.
@@ -44,6 +45,31 @@ def test_log_mel_and_mfcc_are_those_of_librosa(settings):
     np.testing.assert_allclose(given, wanted, atol=1e-4)
     wanted = librosa.feature.mfcc(S=wanted.T, n_mfcc=13).T
     np.testing.assert_allclose(cepstra, wanted, atol=2e-4)
+
+
+def test_endpointed_cepstra_are_those_of_the_loud_part_alone():
+    """Against scipy; neither level, nor channel, nor where the word lies, nor its length changes them."""
+    draw = np.random.default_rng(0)
+    word = np.cumsum(draw.normal(size=(31, 40)), 0)
+    word += 8 - np.log(np.exp(word).sum(1, keepdims=True))  # one level throughout
+
+    def clip(before, word, size=90):
+        quiet = -3 + 0.1 * draw.normal(size=(size, 40))
+        quiet[before : before + len(word)] = word
+        return jnp.asarray(quiet, jnp.float32)
+
+    run = jax.jit(endpointed)
+    found = run(clip(20, word))
+    clamped = np.maximum(word, word.max() - 6 * np.log(10))
+    wanted = scipy.fft.dct(clamped, norm="ortho", axis=1)[:, 1:13]
+    place = np.linspace(0, 30, 20)
+    wanted = np.stack([np.interp(place, np.arange(31), band) for band in wanted.T], 1)
+    np.testing.assert_allclose(found, (wanted - wanted.mean(0)).ravel(), atol=1e-4)
+    np.testing.assert_allclose(run(clip(43, word)), found, atol=1e-4)
+    np.testing.assert_allclose(run(clip(20, word) + 2.0), found, atol=1e-4)
+    slow = np.repeat(word, 2, 0)
+    assert np.corrcoef(run(clip(10, slow)), found)[0, 1] > 0.95
+    assert np.isfinite(run(jnp.zeros((90, 40)))).all()
 
 
 @pytest.mark.parametrize("settings", SETTINGS)

@@ -1,0 +1,200 @@
+"""Can a model learn to learn words from speech that nobody has labelled?
+
+    python experiments/unsupervised.py
+    python experiments/unsupervised.py --corpus arabic --root DIR --seeds 0 1 2 --seconds 120 --out runs/unlabelled
+
+Trains metric and gradient-based methods on tasks made without a label or a speaker: UMTRA (every clip its own class,
+its queries augmented copies), the same with many ways and one query (contrastive), CACTUs (clusters of cepstra as
+classes). Beside them on the same time: the same methods on the labels; and without training: class means of endpointed
+cepstra (the floor), and a network from scratch. All are tested on words and speakers that are in no training. Each cell
+is a file: stopped at any time, the same command goes on. Without arguments: embedded synthetic speech.
+"""
+
+import sys
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import metajax as mj
+from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax.core import Sampler, Theta
+from metajax.data import words
+from metajax.data.cache import default_folder
+from metajax.data.features import endpointed
+from metajax.evaluate import over_seeds
+from metajax.losses import classify
+from metajax.parallel import use_all_cores
+from metajax.tasks.episodes import episodes, with_inputs
+from metajax.tasks.unsupervised import cactus, partitions, partly_labelled, umtra
+
+SOURCES = ("umtra", "contrastive", "cactus", "supervised")
+STEPS = 20  # adaptation steps of a network from scratch
+vectors = jax.jit(lambda x: jax.lax.map(endpointed, x, batch_size=256))  # what is known of clips without learning
+
+
+@dataclass(frozen=True)
+class Settings:
+    corpus: str = "espeak"  # what to train and test on
+    root: Path | None = None  # its folder, or the manifest file
+    sources: tuple[str, ...] = SOURCES  # of training tasks
+    methods: tuple[str, ...] = ("protonet", "maml", "ridge")  # of metajax.methods
+    clips: tuple[int, ...] = (100, 400)  # so many clips without labels, too, for the first source and method
+    seeds: tuple[int, ...] = (0,)  # of splits, fresh parameters, tasks and episodes
+    seconds: float = 20.0  # of training
+    outer_steps: int | None = None  # that many, in place of a time
+    ways: int = 5  # words per test episode, and classes per training task of gradient-based methods
+    shots: tuple[int, ...] = (1, 5)  # support clips per word of the test; 1 in training
+    unlabelled: int = 4  # support clips without a label beside one with it, for ProtoNet with soft k-means
+    queries: int = 5  # query clips per word
+    train_ways: int = 10  # classes per training task of metric methods
+    many: int = 32  # classes per contrastive task
+    clusters: int = 100  # of a partition
+    partitions: int = 4  # by k-means, each of features scaled at random
+    augment: float = 1.0  # strength of the augmentation of tasks without labels
+    supervised_augment: float = 0.5  # of those with labels
+    tasks: int = 4  # tasks per outer step
+    num_steps: int = 5  # inner steps
+    outer_rate: float = 2e-3  # peak outer learning rate
+    episodes: int = 600  # test episodes
+    width: float = 1.0  # of TC-ResNet8
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
+    out: Path = Path("runs/unsupervised")  # folder of the results
+
+
+class Cell(NamedTuple):
+    """One entry of the table before seeds are averaged."""
+
+    source: str  # of the training tasks; "none" for no training
+    method: str
+    clips: int  # to train on, 0 for all
+    seed: int
+
+
+def wanted(s: Settings) -> Iterator[Cell]:
+    """All cells, seed by seed. Many ways are for methods without a head of so many classes."""
+    for seed in s.seeds:
+        yield from (Cell("none", name, 0, seed) for name in ("cepstra", "from scratch"))
+        metric = {name for name in s.methods if methods.METHODS[name].kind == "metric"}
+        arms = [arm for arm in product(s.sources, s.methods) if arm[0] != "contrastive" or arm[1] in metric]
+        yield from (Cell(*arm, 0, seed) for arm in arms)
+        fewer = [arm for arm in arms if arm[0] != "supervised"][:1]
+        yield from (Cell(*arm, count, seed) for arm, count in product(fewer, s.clips))
+
+
+def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
+    """The training tasks of a cell; of the corpus's columns only "supervised" reads any."""
+    sizes: dict[str, Any] = {"ways": ways, "shots": 1, "queries": s.queries}
+    if cell.source == "supervised":
+        return words.sampler(task, "train", **sizes, augmentation=s.supervised_augment)
+    chosen = np.random.default_rng(cell.seed).permutation(np.flatnonzero(task.splits.train))
+    if cell.clips > len(chosen):
+        raise mj.InputError(f"clips holds {cell.clips}, but there are {len(chosen)} to train on.")
+    x, change = task.corpus.features[chosen[: cell.clips or None]], words.prepared(task, s.augment)
+    if cell.source != "cactus":
+        return umtra(x, change, **sizes | ({"queries": 1} if cell.source == "contrastive" else {}))
+    found = partitions(np.asarray(vectors(x)), s.clusters, s.partitions, seed=cell.seed)
+    return with_inputs(cactus(x, found, **sizes), change)
+
+
+def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
+    """Train and test one method on one source of tasks."""
+    jax.clear_caches()
+    net = models.network(width=s.width, normalization="group")
+    init_key, key = jax.random.split(jax.random.key(cell.seed))
+
+    def sample(split: str, shots: int) -> Sampler:
+        return words.sampler(task, split, ways=s.ways, shots=shots, queries=s.queries)
+
+    def by_shots(run: methods.Curves, theta: Theta, sample: Any = sample, **how: Any) -> dict[str, Any]:
+        found, how = {}, {"episodes": s.episodes, "seed": cell.seed} | how
+        for shots in s.shots:
+            validation = sample("validation", shots) if "rates" not in how and validates else None
+            one = methods.tested(run, theta, validation, sample("test", shots), **how)
+            found[f"{shots}-shot"] = report.curve(*mj.mean_ci95(one.accuracy))[-1] | {"rate": one.rate}
+        return found
+
+    validates, first = task.splits.validation.any(), sample("test", s.shots[0])
+    if cell.method == "cepstra":
+        columns, found = task.corpus.columns, vectors(task.corpus.features)
+        label, sizes = np.where(task.splits.test, columns["label"], -1), {"ways": s.ways, "queries": s.queries}
+        means = mj.protonet(lambda p, x, _: x, classify, s.ways, metric="cosine").learner
+        draw = lambda _, shots: episodes(found, label, columns["speaker"], shots=shots, **sizes)  # noqa: E731
+        return by_shots(methods.curves(lambda _: means, 1), {"params": {}}, draw, rates=())
+    if cell.method == "from scratch":
+        tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), STEPS)
+        return by_shots(tuning, {"params": recipes.fresh(net(s.ways).init, first, init_key)})
+    labelled, ways = cell.source == "supervised", s.many if cell.source == "contrastive" else s.train_ways
+    classes = len(words.names_of(task, "train", "label")) if labelled else ways
+    x, method = jax.eval_shape(first, key).support.x, methods.METHODS[cell.method]
+    how: dict[str, Any] = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
+    build = partial(methods.build, method, net, x, **how)
+    built = build()
+    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
+    fitted = recipes.meta_train(
+        built.phases, theta, training(s, cell, task, built.train_ways), key, s.outer_steps or 200,
+        optimizer=recipes.adamw(s.outer_rate), num_tasks=s.tasks, chunk=methods.chunk_of(method), average=0.98,
+        seconds=None if s.outer_steps else s.seconds, title="-".join(map(str, cell)),
+    )  # fmt: skip
+    # without labels no inner rate is chosen either: it stays that of training
+    fixed: dict[str, Any] = {} if labelled else {"rates": (method.rate,)}
+    result = by_shots(methods.curves(lambda rate: build(rate=rate).tested, built.num_steps), fitted.theta, **fixed)
+    if cell.method == "protonet":
+        soft = methods.curves(lambda _: mj.protonet(net(None).apply, classify, s.ways, refinements=1).learner, 1)
+        test = partly_labelled(sample("test", s.shots[0] + s.unlabelled), s.ways, s.shots[0])
+        found = methods.tested(soft, fitted.theta, None, test, episodes=s.episodes, seed=cell.seed)
+        result["refined"] = report.curve(*mj.mean_ci95(found.accuracy))[-1]
+    return result | {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
+
+
+def summary(s: Settings, done: dict[Cell, dict[str, Any]], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """A row for every cell of a seed: the mean over seeds and its interval, over episodes where there is one seed."""
+    rows = {}
+    for cell in (cell for cell in wanted(s) if cell.seed == s.seeds[0]):
+        own = [done[cell._replace(seed=seed)] for seed in s.seeds]
+        means = {name: [one[name]["mean"] for one in own] for name in columns if name in own[0]}
+        row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in means.items()}
+        what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
+        rows[what] = row | {"each seed": means, "outer_steps": [one.get("outer_steps", 0) for one in own]}
+    return rows
+
+
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the table and the picture."""
+    least: dict[str, Any] = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "num_steps": 1, "episodes": 2, "many": 2}
+    least |= {"seeds": 0, "seconds": 0.1, "outer_steps": 1, "unlabelled": 1, "augment": 0.1, "supervised_augment": 0}
+    runs.check(s, ("plot", "images"), clusters=2, partitions=1, outer_rate=0, width=0.1, **least)
+    runs.known("sources", s.sources, SOURCES)
+    runs.known("methods", s.methods, [name for name, row in methods.METHODS.items() if row.kind != "joint"])
+    use_all_cores(s.cache / "compiled")
+    task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=s.cache, seed=seed))
+    config = runs.config(s, ("out", "cache", "seeds", "sources", "methods", "clips"))
+    done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
+    columns = {f"{n}-shot": f"{n}-shot" for n in s.shots}
+    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled"}
+    rows, first = summary(s, done, columns), task(s.seeds[0])
+    many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
+    spent = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s"
+    title = (
+        f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n{new[0]} unseen words "
+    )
+    title += f"by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
+    title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
+    checkpoint.write_json(s.out / "results.json", results)
+    steps = {name: ", ".join(map(str, row["outer_steps"])) for name, row in rows.items()}
+    lines = [[name, *(report.percent(row.get(c)) for c in columns), steps[name]] for name, row in rows.items()]
+    print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
+    points = {name: [row[f"{n}-shot"] | {"shots": n} for n in s.shots] for name, row in rows.items()}
+    report.plot_panels({"": points}, title, s.out / "accuracy.png", x="shots", label="support clips per word")
+    print(f"\nTable, results and picture are in {s.out}.")
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(Settings, run, __doc__))

@@ -1,0 +1,79 @@
+"""The script about speech without labels: what it refuses, and what a small run leaves behind."""
+
+import json
+
+import pytest
+import unsupervised
+from unsupervised import Cell, Settings
+
+from metajax import runs
+from tests.conftest import write_tones
+
+TINY = (
+    "--ways 2 --queries 1 --train-ways 2 --many 3 --clusters 3 --partitions 2 --unlabelled 1 --outer-steps 3 --tasks 2"
+    " --episodes 6 --num-steps 2 --width 0.25 --clips 20 --shots 1 2"
+)
+
+
+@pytest.fixture(scope="module")
+def tones(tmp_path_factory):
+    return write_tones(tmp_path_factory.mktemp("tones"), 15, 9, 3)
+
+
+@pytest.fixture
+def main(tones, tmp_path, monkeypatch):
+    """Runs the script on tones, at tiny sizes; its exit code."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
+
+    def call(*argv: object) -> int:
+        places = ["--corpus", "manifest", "--root", tones, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+        argv = [*map(str, places), *TINY.split(), *map(str, argv)]
+        return runs.main(Settings, unsupervised.run, unsupervised.__doc__, argv)
+
+    return call
+
+
+def test_cells_are_all_sources_by_methods_and_fewer_clips_for_the_first():
+    cells = list(unsupervised.wanted(Settings(methods=("protonet", "maml"), clips=(50,), seeds=(0, 1))))
+    assert len(cells) == len(set(cells)) == 20
+    assert Cell("contrastive", "protonet", 0, 1) in cells and Cell("contrastive", "maml", 0, 1) not in cells
+    assert [cell for cell in cells if cell.clips] == [Cell("umtra", "protonet", 50, seed) for seed in (0, 1)]
+    assert not [cell for cell in unsupervised.wanted(Settings(sources=("supervised",))) if cell.clips]
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--sources", "masked"], "sources holds 'masked', expected some of umtra, contrastive, cactus, supervised"),
+        (["--methods", "joint"], "methods holds 'joint', expected some of maml"),
+        (["--augment", "0"], "augment is 0.0, expected a finite number, 0.1 or more"),
+        (["--episodes", "1"], "episodes is 1"),
+    ],
+)
+def test_what_cannot_be_run_is_refused(main, capsys, argv, message):
+    assert main(*argv) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys):
+    """Every source, a metric method and a gradient-based one; cells that are there are found."""
+    argv = ["--methods", "protonet", "maml"]
+    assert main(*argv, "--sources", "umtra", "supervised") == 0
+    assert main(*argv) == 0
+    printed = capsys.readouterr().out
+    assert "7 cells, 0 of them finished before" in printed and "10 cells, 7 of them finished before" in printed
+    results = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert list(results["rows"]) == [
+        "none, cepstra", "none, from scratch", "umtra, protonet", "umtra, maml", "contrastive, protonet",
+        "cactus, protonet", "cactus, maml", "supervised, protonet", "supervised, maml", "umtra, protonet, 20 clips",
+    ]  # fmt: skip
+    for name, row in results["rows"].items():
+        assert 0 <= row["1-shot"]["mean"] <= 1 and row["1-shot"]["ci95"] >= 0 and "2-shot" in row
+        assert ("refined" in row) == ("protonet" in name)
+        assert row["outer_steps"] == [0 if "none" in name else 3]
+    assert results["rows"]["umtra, maml"]["1-shot"]["rate"] == 0.1  # that of training: no labels to choose another
+    assert results["rows"]["none, cepstra"]["1-shot"]["mean"] > 0.7  # tones are told apart without learning
+    assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert main(*argv, "--queries", "2") == 2
+    assert "queries is 2 now but 1" in capsys.readouterr().err

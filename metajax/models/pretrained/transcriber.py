@@ -19,7 +19,7 @@ from metajax.models.pretrained.whisper import Cache, caches, checked, decode
 
 # generation_config.json may ask for these; what they change is not written here
 _UNREAD = {"do_sample": False, "return_timestamps": False, "num_beam_groups": 1, "repetition_penalty": 1.0,
-           "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": None}  # fmt: skip
+           "no_repeat_ngram_size": 0, "min_length": 0, "min_new_tokens": 0}  # fmt: skip
 _SPECIAL = re.compile(r"<\|.*\|>")  # tokens that stand for no text
 _PRINTED = [*range(33, 127), *range(161, 173), *range(174, 256)]  # bytes that a vocabulary writes as they are
 _OTHERS = [byte for byte in range(256) if byte not in _PRINTED]
@@ -76,10 +76,10 @@ def transcriber(
     options = {"language": language, "task": task, "num_beams": num_beams, "length_penalty": length_penalty,
                "early_stopping": early_stopping}  # fmt: skip
     g: dict[str, Any] = {"num_beams": 1, "length_penalty": 1.0, "early_stopping": False, "lang_to_id": {}}
-    g |= document(settings.files, "generation_config.json") or c
-    g |= {name: value for name, value in options.items() if value is not None}
+    for told in (document(settings.files, "generation_config.json") or c, options):
+        g |= {name: value for name, value in told.items() if value is not None}
     for name, plain in _UNREAD.items():
-        if g.get(name) not in (plain, None):
+        if g.get(name, plain) != plain:
             raise InputError(f"generation_config.json: {name} is {g[name]!r}, which is not read, expected {plain}.")
     prompt, positions = _prompt(g, c), c["max_target_positions"]
     ends = tuple(np.ravel(g["eos_token_id"]).tolist())
@@ -89,7 +89,7 @@ def transcriber(
     if g["num_beams"] < 1:
         raise InputError(f"num_beams is {g['num_beams']}, expected 1 or more.")
     room = positions - len(prompt)
-    most = min(g.get("max_length") or room, room) if max_tokens is None else max_tokens
+    most = min(g.get("max_length", room), room) if max_tokens is None else max_tokens
     if not 1 <= most <= room:
         raise InputError(
             f"The prompt has {len(prompt)} tokens and max_tokens is {most}, expected 1 or more and with the prompt no "
@@ -109,13 +109,13 @@ def transcriber(
 def _prompt(g: dict[str, Any], config: dict[str, Any]) -> tuple[int | None, ...]:
     """The start, language, task, and that there are no timestamps; or what is forced, where neither is asked for."""
     for name in ("decoder_start_token_id", "eos_token_id"):
-        if g.get(name) is None:
+        if name not in g:
             raise InputError(f"generation_config.json lacks {name}, which a text needs.")
     language, task = g.get("language"), g.get("task")
     found: list[int | None] = [g["decoder_start_token_id"]]
     languages, tasks = g["lang_to_id"], g.get("task_to_id", {})
     if language is None and task is None:
-        forced = g.get("forced_decoder_ids") or config.get("forced_decoder_ids") or []
+        forced = g.get("forced_decoder_ids", config.get("forced_decoder_ids")) or []
         if [place for place, _ in forced] != [*range(1, len(forced) + 1)]:
             raise InputError(f"generation_config.json: forced_decoder_ids is {forced}, expected places from 1 on.")
         found += [token for _, token in forced]
@@ -153,7 +153,7 @@ def _generate(
     tokens = np.arange(c["vocab_size"])
     given = jnp.array([*(-1 if token is None else token for token in prompt[1:]), 0])
     spoken = np.isin(tokens, [*g["lang_to_id"].values()])
-    always, first = (np.isin(tokens, g.get(f"{when}suppress_tokens") or []) for when in ("", "begin_"))
+    always, first = (np.isin(tokens, g.get(f"{when}suppress_tokens", [])) for when in ("", "begin_"))
 
     def scored(texts: Array, at: Array, cache: Cache) -> tuple[Array, Cache]:
         """Scores of what follows place `at`; 0 for what the prompt has there, -inf for all else and the suppressed."""
@@ -204,9 +204,7 @@ def _beams(
         count = jnp.maximum(at + 1.0 - free, 1)
         scores, cache = scored(texts.reshape(n * beams, -1), at, cache)
         sums = (sums[..., None] + scores.reshape(n, beams, -1)).reshape(n, -1)
-        sums, which = jax.lax.top_k(
-            sums, beams * (1 + np.size(g["eos_token_id"]))
-        )  # so many that beams of them do not end
+        sums, which = jax.lax.top_k(sums, beams * (1 + np.size(g["eos_token_id"])))  # enough of them do not end
         parent, token = which // scores.shape[1], which % scores.shape[1]
         grown = picked(texts, parent).at[:, :, at + 1].set(token)
         ends = ending(token, at) | (at + 1 == last)

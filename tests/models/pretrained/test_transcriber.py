@@ -198,7 +198,7 @@ PROMPTS = {
     "old": (OLD, {}, (5, None, 9, 11)),
     "old, language": (OLD, {"language": "<|de|>"}, (5, 8, 9, 11)),
     "both": (GENERATION, {"language": "EN", "task": "translate"}, (5, 7, 10, 11)),
-    "stored": (GENERATION | {"language": "de"}, {}, (5, 8, 9, 11)),
+    "stored": (GENERATION | {"language": "de", "num_beams": None}, {}, (5, 8, 9, 11)),
     "english": (ENGLISH, {}, (5, 11)),
 }
 

@@ -40,7 +40,7 @@ def main(tmp_path, monkeypatch):
 def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
     for argv, told in (
         (["--arms", "nonsense"], "arms holds 'nonsense', expected some of fine-tuned, new"),
-        (["--arms", "new"], "arms begins with 'new', expected fine-tuned"),
+        (["--held-out", "1"], "held_out is 1, expected a finite number, 2 or more"),
         (["--tested", "0"], "tested is 0, expected a finite number, 1 or more"),
     ):
         assert main(*argv) == 2

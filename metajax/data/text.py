@@ -50,7 +50,8 @@ def _ipa(text: str) -> str:
             else:
                 parts.append(c)
         words += [" ".join(parts)] if parts else []
-    return unicodedata.normalize("NFC", f" {SPACE} ".join(words))
+    between = f" {SPACE} " if any(" " in word for word in words) else " "  # one word, parted already
+    return unicodedata.normalize("NFC", between.join(words))
 
 
 # all give NFC and single spaces; in the order in which one is proposed where a vocabulary lacks a character

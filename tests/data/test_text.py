@@ -175,3 +175,12 @@ def test_error_rates_by_hand_and_by_normaliser():
         error_rates(["a", "b"], ["a"], "nfc")
     with pytest.raises(InputError, match="a reference that is not empty"):
         error_rates(["!"], ["a"], "letters")
+
+
+@pytest.mark.parametrize("normalizer", NORMALIZERS)
+def test_what_is_normalised_stays_as_it_is(normalizer):
+    """Else error rates, which normalise what was decoded, would count tokens that nobody said."""
+    for text in ("tʃiːz ɡʊd", "aɪnt͡s", "ɔ", "a i", "Ein  Wort, zwei!", "naïve CAFÉ’s", "e\u0301a"):
+        once = NORMALIZERS[normalizer](text)
+        assert NORMALIZERS[normalizer](once) == once
+    assert error_rates(["a ɪ n"], ["a t s"], "ipa").word == pytest.approx(2 / 3)

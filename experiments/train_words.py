@@ -189,7 +189,7 @@ def run(s: Settings) -> None:
         "limits": "Words of up to a second. Rejection was calibrated on synthetic words, 5 taught at a time. Noise, "
         "rooms, children and words that sound alike were not tested.",
     }
-    tensors = white | {name: np.float32(value).reshape(()) for name, value in unknown.items()}
+    tensors = white | {name: np.array(value, np.float32) for name, value in unknown.items()}
     fresh = s.out.with_name(f".{s.out.name}.tmp")
     save_file(tensors, fresh, card)
     fresh.replace(s.out)

@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax import export
 
 import metajax as mj
 from metajax import checkpoint, models, runs
@@ -166,7 +165,7 @@ def write(s: Settings, trained: models.Trained, taught: Taught, version: str) ->
         known = {name: np.asarray(value) for name, value in taught.phi._asdict().items()}
         files[s.save] = save(known, {"words": json.dumps(taught.words), "version": version})
     if s.export:
-        program = export.export(hearing(trained, taught), platforms=("cpu", "cuda", "tpu"))
+        program = jax.export.export(hearing(trained, taught), platforms=("cpu", "cuda", "tpu"))
         files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), jnp.float32)).serialize()
         files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*taught.words, "unknown"]).encode()
     for path, content in files.items():

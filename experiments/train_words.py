@@ -180,7 +180,7 @@ def run(s: Settings) -> None:
         "heard": f"{len(x)} synthetic clips of eSpeak NG: {count['label']} words in {count['language']} "
         f"languages, none Semitic, by {count['speaker']} voices; no recording. The encoder itself, of 328,224 "
         "parameters that are not in this file, has heard 200 million real clips.",
-        "command": "python experiments/train_words.py " + shlex.join(sys.argv[1:]),
+        "command": f"python experiments/train_words.py {shlex.join(sys.argv[1:])}".replace(str(s.arabic), "DIR"),
         "commit": head.stdout.strip() or "unknown",
         "seed": str(s.seed),
         "date": time.strftime("%Y-%m-%d"),

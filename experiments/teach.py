@@ -6,8 +6,8 @@
     python experiments/teach.py --taught mine.safetensors --stream long.wav
 
 Words of any language, by any voice: `mj.models.words()` turns a clip into 96 numbers (needs the extra `encoder`), a
-word is the mean of its clips. Of a clip longer than a second the loudest second counts, when it is taught as when it is
-recognised. Running audio is looked at every 80 ms; a word's time is its middle. What `--export` writes needs JAX alone:
+word is the mean of its clips. Of a clip longer than a second the loudest second counts, taught or recognised. Running
+audio is looked at every 80 ms; a word's time is its middle. What `--export` writes needs JAX alone:
 `p = jax.export.deserialize(bytearray(open("mine.stablehlo", "rb").read())).call(x)`, x a clip as float32 [1, 20000],
 the word in the middle of silence; p the probability of each entry of mine.stablehlo.json. Half a minute on 2 CPU cores.
 """
@@ -20,11 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import tyro
-from jax import export
 
 import metajax as mj
 from metajax import checkpoint, models, runs
@@ -36,7 +35,7 @@ from metajax.data.waves import placed
 from metajax.losses import classify
 
 RATE, CLIP, HOP = 16000, 20000, 1280  # Hz, samples of a clip with silence around it, and from one window to the next
-BLOCK, APART = 125, 8  # windows of running audio at a time; windows within which two words are one
+BLOCK, APART = 125, 8  # windows at a time; windows within which two words are one
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,7 @@ def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
         files += [(word, Path(path)) for path in paths.split(",")]
     if s.words and s.words.is_dir():
         for folder in sorted(path for path in s.words.iterdir() if path.is_dir()):
-            if not (found := sorted(path for path in folder.iterdir() if not path.name.startswith("."))):
+            if not (found := sorted(folder.glob("[!.]*"))):
                 raise mj.InputError(f"{folder} holds no clip, expected one or more of the word {folder.name!r}.")
             files += [(folder.name, path) for path in found]
     yield from ((word, str(path), read_audio(path, RATE)) for word, path in files)
@@ -102,8 +101,7 @@ def learned(trained: models.Trained, clips: list[tuple[str, str, np.ndarray]]) -
     y = jnp.asarray([words.index(word) for word, _, _ in clips])
     support = mj.Batch(jnp.asarray(np.stack([clip(wave, name) for _, name, wave in clips])), y)
     learn = jax.jit(lambda support: learner.step(theta, None, support, jax.random.key(0))).lower(support).compile()
-    begin = time.perf_counter()
-    phi = jax.block_until_ready(learn(support))
+    begin, phi = time.perf_counter(), jax.block_until_ready(learn(support))
     spent = 1000 * (time.perf_counter() - begin)
     print(f"{len(words)} words taught by {len(clips)} clips in {spent:.0f} ms: {', '.join(words)}")
     return Taught(words, phi)
@@ -130,20 +128,23 @@ def recognise(trained: models.Trained, taught: Taught, clips: list[tuple[str, np
 
 
 def listen(taught: Taught, wave: np.ndarray, sure: float) -> list[tuple[float, str]]:
-    """When which word is said in running audio: where one is likeliest among its neighbours."""
-    heard, (size, windows) = hearing(models.words(spotting=True), taught), ((BLOCK - 1) * HOP + CLIP, len(wave) // HOP)
+    """When which word is said in running audio: a word for every stretch in which it is the likeliest throughout."""
+    heard, size, windows = hearing(models.words(spotting=True), taught), (BLOCK - 1) * HOP + CLIP, len(wave) // HOP
     jax.block_until_ready(heard(np.zeros((1, size), np.float32)))  # compiles
     begin, padded = time.process_time(), np.pad(wave, (CLIP // 2, size))  # window i has its middle at i * HOP
     blocks = [heard(padded[None, i * HOP : i * HOP + size])[0] for i in range(0, windows + 1, BLOCK)]
     p, found = np.concatenate(blocks)[: windows + 1, :-1], []
-    for i in np.argsort(-p.max(1)):
-        if p[i].max() >= sure and all(abs(i - j) > APART for j in found):
-            found.append(i)
+    best = np.where(p.max(1) >= sure, p.argmax(1), -1)
+    stretches = np.split(np.arange(len(best)), np.flatnonzero(np.diff(best)) + 1)
+    for stretch in sorted((one for one in stretches if best[one[0]] >= 0), key=lambda one: -p[one].max()):
+        middle = np.average(stretch, weights=p[stretch].max(1))
+        if all(abs(middle - other) > APART for other, _, _ in found):
+            found.append((middle, taught.words[best[stretch[0]]], p[stretch].max()))
     spent, seconds = 1000 * (time.process_time() - begin), len(wave) / RATE
-    for i in sorted(found):
-        print(f"{i * HOP / RATE:8.2f} s: {taught.words[p[i].argmax()]}, {100 * p[i].max():.0f} %")
+    for middle, word, most in sorted(found):
+        print(f"{middle * HOP / RATE:8.2f} s: {word}, {100 * most:.0f} %")
     print(f"{len(found)} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
-    return [(i * HOP / RATE, taught.words[p[i].argmax()]) for i in sorted(found)]
+    return [(middle * HOP / RATE, word) for middle, word, _ in sorted(found)]
 
 
 def load(path: Path, version: str) -> Taught:
@@ -164,7 +165,7 @@ def write(s: Settings, trained: models.Trained, taught: Taught, version: str) ->
         known = {name: np.asarray(value) for name, value in taught.phi._asdict().items()}
         files[s.save] = save(known, {"words": json.dumps(taught.words), "version": version})
     if s.export:
-        program = export.export(hearing(trained, taught), platforms=("cpu", "cuda", "tpu"))
+        program = jax.export.export(hearing(trained, taught), platforms=("cpu", "cuda", "tpu"))
         files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), jnp.float32)).serialize()
         files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*taught.words, "unknown"]).encode()
     for path, content in files.items():
@@ -176,10 +177,10 @@ def write(s: Settings, trained: models.Trained, taught: Taught, version: str) ->
 
 def run(s: Settings) -> None:
     trained = models.words()
-    version, sources = f"{trained.card['date']} {trained.card['commit']}", bool(s.teach or s.words) + bool(s.taught)
-    if sources == 2:
+    version = f"{trained.card['date']} {trained.card['commit']}"
+    if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
-    if sources:
+    if s.taught or s.teach or s.words:
         taught = load(s.taught, version) if s.taught else learned(trained, list(given(s)))
         clips = [(str(path), read_audio(path, RATE)) for path in s.recognise]
     else:  # three English numbers by a voice each, and five by others

@@ -180,7 +180,7 @@ def run(s: Settings) -> None:
         "heard": f"{len(x)} synthetic clips of eSpeak NG: {count['label']} words in {count['language']} "
         f"languages, none Semitic, by {count['speaker']} voices; no recording. The encoder itself, of 328,224 "
         "parameters that are not in this file, has heard 200 million real clips.",
-        "command": "python experiments/train_words.py " + shlex.join(sys.argv[1:]),
+        "command": f"python experiments/train_words.py {shlex.join(sys.argv[1:])}".replace(str(s.arabic), "DIR"),
         "commit": head.stdout.strip() or "unknown",
         "seed": str(s.seed),
         "date": time.strftime("%Y-%m-%d"),
@@ -189,7 +189,7 @@ def run(s: Settings) -> None:
         "limits": "Words of up to a second. Rejection was calibrated on synthetic words, 5 taught at a time. Noise, "
         "rooms, children and words that sound alike were not tested.",
     }
-    tensors = white | {name: np.float32(value).reshape(()) for name, value in unknown.items()}
+    tensors = white | {name: np.array(value, np.float32) for name, value in unknown.items()}
     fresh = s.out.with_name(f".{s.out.name}.tmp")
     save_file(tensors, fresh, card)
     fresh.replace(s.out)

@@ -181,10 +181,8 @@ def run(s: Settings) -> None:
     rows, first = summary(s, done, columns), task(s.seeds[0])
     many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
     spent = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s"
-    title = (
-        f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n{new[0]} unseen words "
-    )
-    title += f"by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
+    title = f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n"
+    title += f"{new[0]} unseen words by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
     title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
     checkpoint.write_json(s.out / "results.json", results)

@@ -9,6 +9,8 @@ from unsupervised import Cell, Settings
 from metajax import runs
 from tests.conftest import write_tones
 
+pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
+
 TINY = (
     "--ways 2 --queries 1 --train-ways 2 --many 3 --clusters 3 --partitions 2 --unlabelled 1 --outer-steps 3 --tasks 2"
     " --episodes 6 --num-steps 2 --width 0.25 --clips 20 --shots 1 2"

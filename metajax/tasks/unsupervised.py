@@ -30,6 +30,7 @@ def umtra(
 
     With many ways, one shot and one query this is contrastive learning: the query loss of `protonet` with cosines,
     -log exp(cos(q_i, s_i) / T) / sum_j exp(cos(q_i, s_j) / T), is InfoNCE with the other ways - 1 clips as negatives.
+    (SimCLR's loss adds the other queries as negatives, and the same with support and query exchanged.)
 
     Args:
       x: inputs of all clips; an array, `Utterances` or any tree of arrays with the leading axis clips.

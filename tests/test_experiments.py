@@ -244,6 +244,7 @@ def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monke
     assert f"but {data!r} in" in capsys.readouterr().err.replace("eval_data", "data")
 
 
+@pytest.mark.slow
 def test_mamlpp_trains_in_phases(capsys, tones, tmp_path, monkeypatch):
     """And another method in one."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})

@@ -79,6 +79,7 @@ def test_a_folder_with_something_in_it_is_not_written_into(call, tones, tmp_path
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
+@pytest.mark.slow
 def test_a_small_run_leaves_its_results_and_goes_on(call, tones, tmp_path):
     arguments = ("--corpus", "manifest", "--root", tones, "--epochs", 4, "--tokens", 60, "--batch", 32, "--rate", 0.03)
     code, printed, _ = call(*arguments, "--seeds", 0)

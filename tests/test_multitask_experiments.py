@@ -147,6 +147,7 @@ def test_arms_are_pooled_and_compared_in_pairs():
     assert rows["mix 0.5"]["outer_steps"] == [100, 101] and "gain over the better" not in rows["joint"]
 
 
+@pytest.mark.slow
 def test_a_tiny_run_of_the_weightings(monkeypatch, tmp_path, call, tones, small_networks):
     script = multitask_weighting
     monkeypatch.setattr(script, "FIXED", {0.5: "sum"})
@@ -180,6 +181,7 @@ def run_arms(call, tones, out, *arguments):
     return rows
 
 
+@pytest.mark.slow
 def test_a_tiny_run_of_joint_and_maml(monkeypatch, tmp_path, call, tones, small_networks):
     chosen = {arm: phases for arm, phases in joint_vs_maml.arms(()).items() if arm in ("joint", "maml")}
     monkeypatch.setattr(joint_vs_maml, "arms", lambda weights: chosen)

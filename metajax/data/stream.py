@@ -80,7 +80,7 @@ def write(folder: Path, parts: Iterable[tuple[Batch, Int[np.ndarray, " n"]]]) ->
 
 
 def open(folder: Path, like: Batch) -> Stream:
-    """Open what `write` wrote; shards are mapped while items are taken, so that they need no memory.
+    """Open what `write` wrote: its shards are mapped, which takes addresses but no memory.
 
     Args:
         folder: of the stream.
@@ -96,12 +96,12 @@ def open(folder: Path, like: Batch) -> Stream:
         groups = [np.array(group, np.int32) for group in json.loads(read_text(folder / _INDEX))["groups"]]
     except (ValueError, TypeError, KeyError) as error:
         raise InputError(f"{folder / _INDEX} is damaged ({error}).") from error
-    kinds = [_mapped(folder, number, len(group)).dtype for number, group in enumerate(groups)]
-    kind, names = kinds[0], tuple(named(like))
+    shards = [_mapped(folder, number, len(group)) for number, group in enumerate(groups)]
+    kind, names = shards[0].dtype, tuple(named(like))
     if names != kind.names:
         raise InputError(f"{folder} holds {', '.join(kind.names or ())}, expected {', '.join(names)}, as like has.")
-    for number, other in enumerate(kinds):
-        _check_alike(str(_shard(folder, number)), other, kind)
+    for number, shard in enumerate(shards):
+        _check_alike(str(_shard(folder, number)), shard.dtype, kind)
     ends, structure = np.cumsum([len(group) for group in groups]), jax.tree.structure(like)
 
     def take(items: Int[np.ndarray, "..."]) -> Batch:
@@ -109,10 +109,9 @@ def open(folder: Path, like: Batch) -> Stream:
         of = np.searchsorted(ends, rows, side="right")
         leaves = {name: np.empty((len(rows), *kind[name].shape), kind[name].base) for name in names}
         for number in np.unique(of).tolist():
-            size = len(groups[number])
-            shard, here = _mapped(folder, number, size), of == number
+            shard, here = shards[number], of == number
             for name, leaf in leaves.items():
-                leaf[here] = shard[name][rows[here] - (ends[number] - size)]
+                leaf[here] = shard[name][rows[here] - (ends[number] - len(shard))]
         shaped = [leaf.reshape(*items.shape, *leaf.shape[1:]) for leaf in leaves.values()]
         return jax.tree.unflatten(structure, shaped)
 
@@ -163,7 +162,7 @@ def _mapped(folder: Path, number: int, count: int) -> np.ndarray:
         raise InputError(f"{path} is damaged or cut short ({error}).") from error
     if items.shape != (count,):
         raise InputError(f"{path} holds {items.shape} items, expected {count}.")
-    return items
+    return np.asarray(items)  # a plain array of the same map, which is quicker to index
 
 
 def _check_alike(what: str, kind: np.dtype, first: np.dtype) -> None:

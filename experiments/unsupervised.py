@@ -35,7 +35,7 @@ from metajax.tasks.episodes import episodes, with_inputs
 from metajax.tasks.unsupervised import cactus, partitions, partly_labelled, umtra
 
 SOURCES = ("umtra", "contrastive", "cactus", "supervised")
-STEPS = 20  # adaptation steps of a network from scratch
+STEPS = 10  # adaptation steps of a network from scratch
 vectors = jax.jit(lambda x: jax.lax.map(endpointed, x, batch_size=256))  # what is known of clips without learning
 
 

@@ -186,8 +186,8 @@ def run(s: Settings) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "licence": "Apache-2.0, as metajax",
         "results": json.dumps(results),
-        "limits": "Words of up to a second. Rejection was calibrated on synthetic words, 5 taught at a time. Noise, "
-        "rooms, children and words that sound alike were not tested.",
+        "limits": "Words of up to a second. Rejection was calibrated on single words, 5 taught at a time: in running "
+        "speech there are many false alarms. Noise, rooms, children and words that sound alike were not tested.",
     }
     tensors = white | {name: np.array(value, np.float32) for name, value in unknown.items()}
     fresh = s.out.with_name(f".{s.out.name}.tmp")

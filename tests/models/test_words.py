@@ -53,7 +53,7 @@ def test_a_window_of_running_audio_is_a_clip():
     pytest.importorskip("pyopen_wakeword", reason="pyopen-wakeword holds the weights")
     pytest.importorskip("tflite", reason="tflite reads them")
     trained, running = mj.models.words(), mj.models.words(spotting=True)
-    wave = 0.1 * jax.random.normal(jax.random.key(0), (1, 20000 + 3 * 1280 + 700))
+    wave = 0.1 * jax.random.normal(jax.random.key(0), (1, 20000 + 3 * 1280))
     found = jax.jit(running.model.apply)(running.params, wave)
     clips = jnp.stack([wave[0, 1280 * i :][:20000] for i in range(4)])
     assert found.shape == (1, 4, 96)

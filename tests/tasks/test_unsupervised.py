@@ -121,17 +121,24 @@ def test_tasks_of_cactus_are_clusters_of_one_partition():
     assert (np.abs(found - 100) < 5 * (300 * 2 / 9) ** 0.5).all()
 
 
-def test_partitions_find_what_is_apart_each_with_features_of_its_own():
+def test_partitions_find_what_is_apart_in_whatever_units():
     draw = np.random.default_rng(0)
     truth = np.repeat(np.arange(3), 20)
-    vectors = 10.0 * draw.normal(size=(3, 4))[truth] + 0.1 * draw.normal(size=(60, 4))
-    vectors[:, 0] *= 1e6  # the unit of a feature does not matter
+    vectors = draw.normal(size=(3, 8))[truth] + 0.01 * draw.normal(size=(60, 8))
+    vectors = np.concatenate([vectors, 1e6 * draw.normal(size=(60, 1))], 1)  # a feature of noise in small units
     for row in partitions(vectors, 3, 3, seed=0):
         assert len({*zip(row, truth, strict=True)}) == 3
-    noise = draw.normal(size=(60, 4))
-    first, second = partitions(noise, 6, 2, seed=1)
-    assert len({*zip(first, second, strict=True)}) > 6
-    np.testing.assert_array_equal(partitions(noise, 6, 2, seed=1)[1], second)
+
+
+def test_every_partition_looks_at_features_of_its_own():
+    """One feature against two that say another thing: as they are, the two win; scaled at random, it does at times."""
+    one, two = np.arange(40) % 2, np.arange(40) // 20
+    vectors = np.stack([one, two, two], 1) + 0.01 * np.random.default_rng(0).normal(size=(40, 3))
+    rows = partitions(vectors, 2, 16, seed=0)
+    by_one, by_two = (np.array([len({*zip(row, by, strict=True)}) == 2 for row in rows]) for by in (one, two))
+    assert (by_one ^ by_two).all() and by_one.sum() >= 3 and by_two.sum() >= 8
+    np.testing.assert_array_equal(partitions(vectors, 2, 16, seed=0), rows)
+    assert (partitions(vectors, 2, 16, seed=1) != rows).any()
 
 
 def test_the_first_of_each_class_keep_their_labels():

@@ -46,7 +46,7 @@ def protonet(
       InputError: `metric` is unknown, or `refinements` negative; when called, the support set lacks a class (not seen
         under `jit`, unless there are fewer examples than classes).
 
-    References: Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017; Ren et al.,
+    Reference: Snell, Swersky, Zemel, "Prototypical Networks for Few-shot Learning", NeurIPS 2017; Ren et al.,
       "Meta-Learning for Semi-Supervised Few-Shot Classification", ICLR 2018 (refinement).
 
     Example:

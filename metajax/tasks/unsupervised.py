@@ -46,7 +46,7 @@ def umtra(
     Raises:
       InputError: fewer clips than `ways`, or a number out of its range.
 
-    References: Khodadadeh, Bölöni, Shah, "Unsupervised Meta-Learning for Few-Shot Image Classification", NeurIPS 2019;
+    Reference: Khodadadeh, Bölöni, Shah, "Unsupervised Meta-Learning for Few-Shot Image Classification", NeurIPS 2019;
       van den Oord, Li, Vinyals, "Representation Learning with Contrastive Predictive Coding", 2018 (InfoNCE); Chen et
       al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020.
 

@@ -268,13 +268,12 @@ def streamed_block_of(
 
     first: dict[str, Any] = {}  # shapes and types of the first episodes, by name
 
-    def added(total: Any, metrics: Metrics) -> Any:
+    def added(total: Any, metrics: Any) -> Any:
         there = jax.tree.map(np.asarray, metrics)  # an operation of JAX would wait for the step under way
         return there if total is None else jax.tree.map(np.add, total, there)
 
     def block(state: MetaState, count: Array) -> tuple[MetaState, Metrics]:
-        total: Any = None
-        metrics: Any = None
+        total, metrics = None, None
         for _ in range(int(count)):
             try:
                 items = next(episodes)
@@ -283,12 +282,10 @@ def streamed_block_of(
                 raise InputError(f"episodes ended before outer step {at} of {int(state.total)}.") from None
             kinds = {name: f"{jnp.result_type(a)}{list(np.shape(a))}" for name, a in named(items).items()}
             first.update({} if first else kinds)
-            if changed := [name for name in first | kinds if kinds.get(name) != first.get(name)]:
-                now, then = (shapes.get(changed[0], "nothing") for shapes in (kinds, first))
+            if odd := [name for name in first | kinds if kinds.get(name) != first.get(name)]:
+                now, then = (shapes.get(odd[0], "nothing") for shapes in (kinds, first))
                 at = int(state.count) + 1
-                raise InputError(
-                    f"episodes hold {now} in {changed[0]} at outer step {at}, expected {then}, as at first."
-                )
+                raise InputError(f"episodes hold {now} in {odd[0]} at outer step {at}, expected {then}, as at first.")
             before, (state, metrics) = metrics, one(state, items)
             total = total if before is None else added(total, before)  # so at most two steps are under way
         return state, jax.tree.map(lambda a: a / count, added(total, metrics))
@@ -331,9 +328,8 @@ def fit(
       num_tasks: tasks per outer step, to tell their rate; None to tell that of outer steps alone.
       block: outer steps in one compiled call; each gives one line of metrics, their means over the block.
       seconds: a budget of time on outer steps in place of their number; `state.total` then follows the rate measured.
-      episodes: stacked episodes from the host, one for each outer step of an `outer_step`: an iterator, of which a
-        resumed run passes over those of the steps taken, or a function of the step's number, as of a `Stream`. None
-        where the step draws its own.
+      episodes: stacked episodes from the host for each outer step of an `outer_step`; None where it draws its own. An
+        iterator, of which a resumed run passes over those taken, or a function of the step's number, as of a `Stream`.
       validate: score of a theta, larger is better.
       validate_every: outer steps between validations and checkpoints, in whole blocks.
       folder: gets `metrics.jsonl` and the checkpoints `last` (a `MetaState`) and `best` (a theta).

@@ -25,6 +25,7 @@ import optax
 
 import metajax as mj
 from metajax import checkpoint, methods, recipes, report, runs
+from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import acoustics, corpora
 from metajax.data.corpora.espeak import SEMITIC
@@ -36,9 +37,8 @@ from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import SHARING, Across, episodes, mixture, with_inputs
 from metajax.tasks.splits import divide
 
-RATE, BATCH = 16000, 32  # Hz, what encoders take; clips embedded at a time
+RATE, BATCH, STEPS, INNER = 16000, 32, 5, 0.03  # Hz; clips embedded at a time; steps and inner rate of ProtoMAML
 LEFT_OUT = {"fsdd": ("en",), "speech_commands": ("en",)}  # languages not to be heard before the test; else Semitic ones
-STEPS, INNER = 5, 0.03  # of ProtoMAML
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,6 @@ class Settings:
     synthetic: int = 6  # synthetic clips of each number to learn from, in 100 other languages; 0 for none
     outer_steps: int = 600  # of the maps of embeddings, for each method
     tune: int = 0  # outer steps of ProtoNet on all of the encoder, a second each
-    outer_rate: float = 3e-4  # peak outer learning rate of that; 1e-3 for maps
-    seconds: float = 1.0  # of every clip, the loudest part of a longer one
     ways: int = 5  # words per episode
     train_ways: int = 12  # words per training episode
     shots: tuple[int, ...] = (1, 5)  # support clips per word
@@ -84,7 +82,7 @@ def same(params: dict, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
     return x
 
 
-def learned(s: Settings, embed: Any, ways: int, features: int) -> dict[str, mj.Algorithm]:
+def learned(embed: Any, ways: int, features: int) -> dict[str, mj.Algorithm]:
     """Methods that learn to learn on embeddings of length 1."""
 
     def larger(params: Any, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
@@ -100,8 +98,7 @@ def learned(s: Settings, embed: Any, ways: int, features: int) -> dict[str, mj.A
 
 def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: int) -> dict[str, Any]:
     """Accuracy of every learner at every number of shots, for one division of the first corpus's words and speakers."""
-    test, key = sets[0], jax.random.key(seed)
-    found: dict[str, Any] = {}
+    test, key, found = sets[0], jax.random.key(seed), dict[str, Any]()
     split = divide(test.columns, test.names, ways=s.ways, seed=seed)
     rows = np.flatnonzero(split.test if s.words == "test" else test.columns["label"] >= 0)
     sources = [(clips, np.flatnonzero(clips.columns["label"] >= 0)) for clips in sets[1:]]
@@ -123,9 +120,9 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
         return recipes.meta_train([(1.0, objective)], theta, sample, key, steps, **how).theta
 
     means = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine")
-    none, unit = {"params": {"none": jnp.zeros(1)}}, lambda p, x, k: x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    none = {"params": {"none": jnp.zeros(1)}}
     score("frozen: class means", means(same).learner, none, test.vectors[rows])
-    ridge = mj.ridge(unit, classify, s.ways, strength=0.1).learner
+    ridge = mj.ridge(lambda params, x, key: unit(x), classify, s.ways, strength=0.1).learner
     score("frozen: ridge", ridge, ridge.init(none["params"], key), test.vectors[rows])
     if not sources:
         return found
@@ -137,8 +134,8 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
     score("whitened: class means", means(flat.apply).learner, {"params": start}, test.vectors[rows])
     parts = [sampler(clips, clips.vectors[rows], rows, s.train_ways, 1, 1) for clips, rows in sources]
     sample = parts[0] if len(parts) == 1 else mixture(parts[0], parts[1], 0.5)
-    many = learned(s, flat.apply, s.train_ways, test.vectors.shape[1])
-    for name, tested in learned(s, flat.apply, s.ways, test.vectors.shape[1]).items():
+    many = learned(flat.apply, s.train_ways, test.vectors.shape[1])
+    for name, tested in learned(flat.apply, s.ways, test.vectors.shape[1]).items():
         theta = many[name].learner.init(start, key)
         if s.outer_steps:
             theta = train(name, many[name].objective, theta, sample, s.outer_steps, 1e-3)
@@ -149,7 +146,7 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
         clips, which = sources[-1]
         change = lambda x, key: acoustics.disturbed(x.astype(jnp.float32), key, RATE)  # noqa: E731
         sample = with_inputs(sampler(clips, clips.waves[which], which, s.train_ways, 1, 2), change)
-        theta = train("all of it", objective, {"params": start}, sample, s.tune, s.outer_rate)
+        theta = train("all of it", objective, {"params": start}, sample, s.tune, 3e-4)
         checkpoint.save(s.out / f"theta{seed}", theta)
         score("all learned: ProtoNet", means(same).learner, none, embed(whole.apply, theta["params"], test.waves[rows]))
     return found
@@ -166,7 +163,11 @@ def run(s: Settings) -> None:
         "synthetic": 0,
         "tune": 0,
     }
-    runs.check(s, seconds=0.1, outer_steps=0, outer_rate=0, seeds=0, **least)
+    runs.check(s, outer_steps=0, seeds=0, **least)
+    if s.tune and not (s.own and s.words == "test"):
+        raise mj.InputError(
+            "tune is given, but not own and the words of the test split: nothing is left to learn from."
+        )
     runs.check_folder(s.out, runs.config(s), resume=False)
     use_all_cores()
     recordings, known = [corpora.read(s.corpus, s.root)], s.encoder == "speech_embedding"
@@ -177,7 +178,7 @@ def run(s: Settings) -> None:
         recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
     runs.open_folder(s.out, runs.config(s))
     for one in recordings:
-        waves = word_waves(one, seconds=s.seconds)
+        waves = word_waves(one)
         sets.append(Clips(waves, embed(model.apply, params, waves), one.columns, one.names))
     found = [division(s, model, params, sets, seed) for seed in s.seeds]
     scores: dict[str, dict[int, Any]] = {name: {} for name in found[0]}

@@ -166,7 +166,7 @@ def run(s: Settings) -> None:
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
     use_all_cores(s.cache / "compiled")
-    config, (says, high) = runs.config(s, ("root", "out", "cache", "seeds", "arms")), CORPORA[s.corpus]
+    config, (says, high) = runs.config(s, ("out", "cache", "seeds", "arms")), CORPORA[s.corpus]
     strings = joined(read(s.corpus, s.root), says, strings=s.strings, words=s.words, halves=True)
     speech = load_speech(strings, unit="phoneme", settings=FeatureSettings(high=high), cache=s.cache)
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())

@@ -2,12 +2,10 @@
 
     python experiments/teach.py                                # three synthetic words, heard from other voices
     python experiments/teach.py yes=yes1.wav no=no1.wav,no2.wav stop=stop.wav --recognise a.wav b.wav
-    python experiments/teach.py --words FOLDER --save mine.safetensors --export mine.stablehlo
-    python experiments/teach.py --taught mine.safetensors --stream long.wav
+    python experiments/teach.py --words FOLDER --save my.safetensors     # then --taught my.safetensors --stream a.wav
 
-Words of any language, by any voice: `mj.models.words()` turns a clip into 96 numbers (needs the extra `encoder`), a
-word is the mean of its clips. Of a clip longer than a second the loudest second counts, taught or recognised. Running
-audio is looked at every 80 ms; a word's time is its middle. What `--export` writes needs JAX alone:
+`mj.models.words()` (the extra `encoder`) turns a clip, of which the loudest second counts, into 96 numbers; a word is
+the mean of its clips. Running audio is looked at every 80 ms. What `--export` writes needs JAX alone:
 `p = jax.export.deserialize(bytearray(open("mine.stablehlo", "rb").read())).call(x)`, x a clip as float32 [1, 20000],
 the word in the middle of silence; p the probability of each entry of mine.stablehlo.json. 7 seconds on 2 CPU cores.
 """
@@ -98,12 +96,12 @@ def learned(trained: models.Trained, clips: list[tuple[str, str, np.ndarray]]) -
     if len(words) < 2:
         raise mj.InputError(f"{len(words)} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
     learner, theta = learner_of(trained, len(words))
-    y = jnp.asarray([words.index(word) for word, _, _ in clips])
-    support = mj.Batch(jnp.asarray(np.stack([clip(wave, name) for _, name, wave in clips])), y)
+    x, y = np.stack([clip(wave, name) for _, name, wave in clips]), [words.index(word) for word, _, _ in clips]
+    support = mj.Batch(jnp.asarray(x), jnp.asarray(y))
     learn = jax.jit(lambda support: learner.step(theta, None, support, jax.random.key(0))).lower(support).compile()
     begin, phi = time.perf_counter(), jax.block_until_ready(learn(support))
-    spent = 1000 * (time.perf_counter() - begin)
-    print(f"{len(words)} words taught by {len(clips)} clips in {spent:.0f} ms: {', '.join(words)}")
+    ms = f"{1000 * (time.perf_counter() - begin):.0f} ms"
+    print(f"{len(words)} words taught by {len(clips)} clips in {ms}: {', '.join(words)}")
     return Taught(words, phi)
 
 
@@ -170,8 +168,8 @@ def write(s: Settings, trained: models.Trained, taught: Taught, version: str) ->
         files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*taught.words, "unknown"]).encode()
     for path, content in files.items():
         checkpoint.make_folder(path.parent)
-        path.with_name(f".{path.name}.tmp").write_bytes(content)
-        path.with_name(f".{path.name}.tmp").replace(path)
+        (part := path.with_name(f".{path.name}.tmp")).write_bytes(content)
+        part.replace(path)
         print(f"{path}: {len(content) / 1024:.1f} KB")
 
 
@@ -183,6 +181,8 @@ def run(s: Settings) -> None:
     if s.taught or s.teach or s.words:
         taught = load(s.taught, version) if s.taught else learned(trained, list(given(s)))
         clips = [(str(path), read_audio(path, RATE)) for path in s.recognise]
+    elif s.recognise or s.stream or s.save or s.export:
+        raise mj.InputError("No word is taught, expected WORD=FILE, words or taught.")
     else:  # three English numbers by a voice each, and five by others
         made = corpora.read("espeak", languages=["en"], numbers=(1, 3, 4, 6, 8), clips_per_label=5)
         said = [made.names["label"][i] for i in made.columns["label"]]

@@ -37,8 +37,7 @@ from metajax.data.corpora.joined import joined
 from metajax.data.decode import beam_search, ngram, subtitles
 from metajax.data.speech import held_out, load_speech, read_pieces, speakers
 from metajax.data.text import NORMALIZERS, Vocabulary
-from metajax.models.saved import ERRORS, Transcriber, Way, judging, load_recogniser, save_recogniser, trained_on
-from metajax.models.saved import transcriber as make_ready
+from metajax.models.saved import ERRORS, Ready, Way, judging, load_recogniser, ready, save_recogniser, trained_on
 from metajax.parallel import use_all_cores
 
 BLIND = Way("suta", "film", 1e-3, 10, adam=True)  # for a recogniser that was not trained to adapt without text
@@ -120,7 +119,7 @@ def search(s: Settings, known: Vocabulary) -> Callable[[np.ndarray], Any] | None
     return lambda logits: beam(logits)[0].tokens
 
 
-def measured(t: Transcriber, run: Callable[[], Any]) -> tuple[Any, float, float]:
+def measured(t: Ready, run: Callable[[], Any]) -> tuple[Any, float, float]:
     """What it gives, its milliseconds, and those of compiling, which are not among them."""
     begin, before = time.perf_counter(), sum(t.compiling)
     found, compiling = run(), sum(t.compiling) - before
@@ -136,6 +135,11 @@ def run(s: Settings) -> None:
         raise mj.InputError("audio is empty, expected recordings.")
     if s.adapt and s.adapt_unlabelled:
         raise mj.InputError("adapt and adapt_unlabelled are both set, expected one of them.")
+    adapts = s.adapt is not None or s.adapt_unlabelled
+    if not adapts and (given := [name for name in ("error", "rate", "steps") if getattr(s, name) is not None]):
+        raise mj.InputError(f"{given[0]} is given without adapt or adapt_unlabelled, one of which it needs.")
+    if s.lm is not None and not s.beam:
+        raise mj.InputError("lm is given with beam = 0, expected a beam of 1 or more, which a language model needs.")
     use_all_cores(s.cache / "compiled")
     theta, audio = (s.theta, s.audio) if s.theta else demo(s)
     files = {path: {kind: s.out / f"{path.stem}.{kind}" for kind in s.format} for path in audio}
@@ -143,9 +147,9 @@ def run(s: Settings) -> None:
         raise mj.InputError("Two recordings have the same name, expected distinct names for the files to write.")
     if old := [path for of in files.values() for path in of.values() if path.exists() and not s.overwrite]:
         raise mj.InputError(f"{old[0]} exists; choose another folder for out, or set overwrite.")
-    saved, adapts = load_recogniser(theta), s.adapt is not None or s.adapt_unlabelled
+    saved = load_recogniser(theta)
     saved = saved._replace(way=way_of(s, saved.way)) if adapts else saved
-    t, hop = make_ready(saved, search(s, saved.vocabulary)), saved.features.hop / saved.features.sample_rate
+    t, hop = ready(saved, search(s, saved.vocabulary)), saved.features.hop / saved.features.sample_rate
 
     def adapt(x: mj.Utterances, y: Any, to: Path) -> tuple[Any, float]:
         count = max(int((np.cumsum(x.lengths) * hop <= s.most).sum()), 1)

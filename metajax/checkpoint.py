@@ -30,12 +30,14 @@ def save(path: Path, tree: PyTree) -> None:
 def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     """Replace the folder `path` by what `fill` writes into one of another name, whole or not at all."""
     path = path.absolute()
-    fresh = path.with_name(f"{path.name}.new")
+    part, fresh, old = (path.with_name(f"{path.name}.{end}") for end in ("part", "new", "old"))
     if fresh.is_dir() and not path.is_dir():  # a crash left the only good copy there
         fresh.rename(path)
-    fill(fresh)
-    old = path.with_name(f"{path.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(part, ignore_errors=True)
+    fill(part)
+    for left in (fresh, old):
+        shutil.rmtree(left, ignore_errors=True)
+    part.rename(fresh)
     if path.is_dir():
         path.rename(old)
     fresh.rename(path)
@@ -44,7 +46,7 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
 
 def remove(path: Path) -> None:
     """Remove a checkpoint, if there is one."""
-    for name in (path.name, f"{path.name}.new", f"{path.name}.old"):
+    for name in (path.name, *(f"{path.name}.{end}" for end in ("part", "new", "old"))):
         shutil.rmtree(path.with_name(name), ignore_errors=True)
 
 

@@ -90,9 +90,9 @@ def crash(*args, **options):
     raise KeyboardInterrupt
 
 
-@pytest.mark.parametrize(("crash_at", "factor"), [(1, 3.0), (2, 3.0), (3, 1.0)])
+@pytest.mark.parametrize(("crash_at", "factor"), [(2, 3.0), (3, 3.0), (4, 3.0), (5, 1.0)])
 def test_a_crash_between_the_renames_loses_nothing(crash_at, factor, tmp_path, monkeypatch):
-    # a first save renames once; a second one moves the old folder away, then the new one into its place
+    # a save renames what is whole, then moves the old folder, if any, away, then the new one into its place
     rename, calls = Path.rename, []
 
     def failing(path, target):
@@ -111,6 +111,25 @@ def test_a_crash_between_the_renames_loses_nothing(crash_at, factor, tmp_path, m
     assert_same(restored, {"w": factor * TREE["w"]})
     ck.save(tmp_path / "last", TREE)
     assert_same(ck.restore(tmp_path / "last", TREE), TREE)
+
+
+def test_what_a_crash_left_half_written_is_never_taken_for_whole(tmp_path):
+    def half(folder):
+        folder.mkdir()
+        (folder / "a").write_text("")
+        raise KeyboardInterrupt
+
+    def whole(folder):
+        folder.mkdir()
+        (folder / "b").write_text("")
+
+    for _ in range(2):  # the second one meets what the first one left
+        with pytest.raises(KeyboardInterrupt):
+            ck.replace_folder(tmp_path / "last", half)
+        assert not ck.exists(tmp_path / "last")
+    ck.replace_folder(tmp_path / "last", whole)
+    assert [path.name for path in tmp_path.iterdir()] == ["last"]
+    assert [path.name for path in (tmp_path / "last").iterdir()] == ["b"]
 
 
 def test_a_crash_while_writing_keeps_the_older_one(tmp_path, monkeypatch):

@@ -129,6 +129,7 @@ def test_a_foreign_file_or_one_of_another_version_is_refused(said, tones, tmp_pa
 
     save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
     assert "is no taught recogniser" in said("--taught", "other.safetensors", code=2)
+    assert "No word is taught" in said("--recognise", "0_0_0.wav", code=2)
     monkeypatch.setattr(teach.models, "words", lambda: tones_model()._replace(card={"date": "later", "commit": "x"}))
     assert "taught with another version" in said("--taught", "mine.safetensors", code=2)
 

@@ -25,7 +25,7 @@ from metajax import report, runs
 from metajax.data.features import FeatureSettings
 from metajax.data.speech import Pieces, read_pieces
 from metajax.data.text import Vocabulary
-from metajax.models.saved import Saved, Way, judging, transcriber
+from metajax.models.saved import Saved, Way, judging, ready
 from metajax.parallel import use_all_cores
 
 WAYS = (Way(), Way("suta", "film", 1e-3, 10, adam=True), Way("learned", "film", 0.3, 1, learned_rates=True))
@@ -56,7 +56,7 @@ def run(s: Settings) -> None:
     network, draw = {"width": s.width, "num_layers": s.layers}, np.random.default_rng(0)
     params = jax.jit(judging(network, known).init)(jax.random.key(0), jnp.zeros((1, 8, 40)))
     saved = Saved({"params": params}, known, FeatureSettings(), s.longest, network)
-    hear, count, frames = transcriber(saved).hear, round(s.minutes * 60 / s.longest), round(s.longest * 100) - 2
+    hear, count, frames = ready(saved).hear, round(s.minutes * 60 / s.longest), round(s.longest * 100) - 2
     with tempfile.TemporaryDirectory() as folder:
         path, at = Path(folder) / "minute.wav", np.arange(60 * 16000) / 16000
         soundfile.write(path, 0.1 * draw.normal(size=at.size) * np.sin(np.pi * at) ** 2, 16000)
@@ -69,7 +69,7 @@ def run(s: Settings) -> None:
     some, said = jax.tree.map(lambda a: jnp.asarray(a[:shots]), x), 1 + jnp.arange(10) % (s.tokens - 1)
     y = mj.Transcripts(jnp.tile(said, (shots, 1)), jnp.full(shots, 10))
     for way in WAYS:
-        adapt, texts = transcriber(saved._replace(way=way)).adapt, y if way.error == "text" else ()
+        adapt, texts = ready(saved._replace(way=way)).adapt, y if way.error == "text" else ()
         told = f"adapted to {shots * s.longest:.1f} s: {way.part}, error {way.error}, {way.steps} steps"
         took[told] = seconds(lambda: adapt(some, texts)), shots * s.longest  # noqa: B023
     rows = [(told, f"{one:.3f}", f"{one / length:.4f}") for told, (one, length) in took.items()]

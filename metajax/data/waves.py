@@ -3,6 +3,7 @@
 import numpy as np
 from jaxtyping import Float, Float16
 
+from metajax.data.audio import check_wave
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -23,11 +24,13 @@ def word_waves(
     Raises:
         InputError: the reader's own, for the first clip that cannot be used.
     """
-    waves, clips = [], len(recordings.clip_names)
+    waves: list[np.ndarray] = []
+    clips = len(recordings.clip_names)
     for start in range(0, clips, _BATCH):
         for wave in recordings.read(list(range(start, min(start + _BATCH, clips))), sample_rate):
             if isinstance(wave, InputError):
                 raise wave
+            check_wave(wave, recordings.clip_names[len(waves)], 1, sample_rate)
             waves.append(placed(wave, round(seconds * sample_rate), round(silence * sample_rate)).astype(np.float16))
     return np.stack(waves)
 

@@ -40,7 +40,7 @@ def from_linen(module: nn.Module) -> Model:
     """
 
     def run(params: Params, x: PyTree, **options: Any) -> Any:
-        if unread := [name for name in named(params) if ".adapter." in name]:
+        if unread := [name for name in named(params) if "adapter" in name.split(".")]:
             raise InputError(f"params hold {unread[0]}, but this model reads no adapters; pretrained ones do.")
         try:
             return module.apply({"params": params}, x, **options)

@@ -130,6 +130,8 @@ def load_recogniser(folder: Path) -> Saved:
       InputError: there is none, it is damaged, or its files do not belong together: theta is of another vocabulary,
         other features or another network than `recogniser.json` tells.
     """
+    if not folder.is_dir() and (whole := folder.with_name(f"{folder.name}.new")).is_dir():
+        folder = whole  # a crash left the only good copy there
     path = folder / _FILE
     if not path.is_file():
         inside = sorted(str(one.parent) for one in folder.glob(f"recognisers/*/*/{_FILE}"))
@@ -160,7 +162,7 @@ def load_recogniser(folder: Path) -> Saved:
         raise InputError(f"theta does not fit {path}, so is {other}, or is damaged: {error}") from error
 
 
-class Transcriber(NamedTuple):
+class Ready(NamedTuple):
     """A recogniser made ready, compiled for few shapes, whatever the recordings.
 
     Fields:
@@ -174,9 +176,7 @@ class Transcriber(NamedTuple):
     compiling: list[float]
 
 
-def transcriber(
-    saved: Saved, search: Callable[[np.ndarray], Sequence[int]] | None = None, batch: int = 8
-) -> Transcriber:
+def ready(saved: Saved, search: Callable[[np.ndarray], Sequence[int]] | None = None, batch: int = 8) -> Ready:
     """Make a recogniser ready to adapt as `saved.way` tells, and to transcribe.
 
     Args:
@@ -228,4 +228,4 @@ def transcriber(
             raise DivergedError(f"Adaptation diverged at rate {saved.way.rate:g}; a smaller one is the usual cure.")
         return timed_text(saved.vocabulary, found, pieces.starts, saved.features, search=search)
 
-    return Transcriber(adapt, hear, compiling)
+    return Ready(adapt, hear, compiling)

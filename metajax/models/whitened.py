@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
 from metajax.errors import InputError
 from metajax.models.model import Model
@@ -63,7 +64,10 @@ def whitened(model: Model) -> Model:
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "*n features"]:
         mean, kernel = params["whitening"]["mean"], params["whitening"]["kernel"]
-        z = (model.apply(params["encoder"], x, key) - mean) @ kernel
-        return z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-6)
+        if "adapter" in params["whitening"]:
+            raise InputError(
+                "params hold whitening.adapter, which this map does not read; choose the encoder's layers."
+            )
+        return unit((model.apply(params["encoder"], x, key) - mean) @ kernel)
 
     return Model(init, apply, model.statistics)

@@ -57,3 +57,12 @@ def test_bad_input(x, label, shrink, says):
     with pytest.raises(InputError) as error:
         whitening(x, label, shrink=shrink)
     assert str(error.value) == says
+
+
+def test_a_silent_unit_gives_no_nan_and_an_adapter_that_nobody_reads_is_refused():
+    net = whitened(Model(lambda key, x: {}, lambda p, x, key=None: x, lambda p, x: {}))
+    params = net.init(jax.random.key(0), jnp.zeros((2, 3)))
+    slope = jax.grad(lambda x: net.apply(params, x).sum())(jnp.zeros((2, 3)))
+    assert np.isfinite(slope).all()
+    with pytest.raises(InputError, match=r"params hold whitening.adapter"):
+        net.apply({**params, "whitening": params["whitening"] | {"adapter": {}}}, jnp.ones((2, 3)))

@@ -89,7 +89,8 @@ def transcriber(
     if g["num_beams"] < 1:
         raise InputError(f"num_beams is {g['num_beams']}, expected 1 or more.")
     room = positions - len(prompt)
-    most = min(g.get("max_length", room), room) if max_tokens is None else max_tokens
+    usual = g.get("max_new_tokens") or min(g.get("max_length", room), room)
+    most = usual if max_tokens is None else max_tokens
     if not 1 <= most <= room:
         raise InputError(
             f"The prompt has {len(prompt)} tokens and max_tokens is {most}, expected 1 or more and with the prompt no "

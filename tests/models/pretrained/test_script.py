@@ -20,7 +20,7 @@ def test_words_on_a_frozen_encoder(tmp_path, capsys):
     write(tmp_path / "encoder", num_hidden_layers=1, architectures=["Wav2Vec2Model"], feat_extract_norm="layer")
     argv = ["--corpus", "manifest", "--root", str(tones), "--encoder", str(tmp_path / "encoder"), "--layer", "0"]
     argv += ["--ways", "2", "--train-ways", "2", "--shots", "1", "2", "--queries", "2", "--episodes", "20"]
-    argv += ["--synthetic", "0", "--outer-steps", "3", "--tune", "2", "--seeds", "0", "1", "--seconds", "0.5"]
+    argv += ["--synthetic", "0", "--outer-steps", "3", "--tune", "2", "--seeds", "0", "1"]
     assert runs.main(script.Settings, script.run, script.__doc__, [*argv, "--out", str(tmp_path / "out")]) == 0
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     accuracy = results["accuracy"]

@@ -79,7 +79,7 @@ def start(
         while awaited:
             what = awaited.pop(0)
             try:
-                kind, value = answers.get(timeout=None if until is None else max(until - time.monotonic(), 0.1))
+                kind, value = answers.get(timeout=None if until is None else max(until - time.monotonic(), 0.0))
             except queue.Empty:
                 stop()
                 raise InputError(f"The {side} process was not done with {what!r} in its {limit:.0f} s.") from None

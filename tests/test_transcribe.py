@@ -90,6 +90,8 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(main, tmp_path):
         (["--theta", tmp_path], "audio is empty, expected recordings"),
         ([audio, "--theta", tmp_path, "--adapt", tmp_path, "--adapt-unlabelled"], "expected one of them"),
         ([audio, "--theta", tmp_path], "is no recogniser: there is no"),
+        ([audio, "--theta", tmp_path, "--lm", audio], "lm is given with beam = 0"),
+        ([audio, "--theta", tmp_path, "--steps", "3"], "steps is given without adapt or adapt_unlabelled"),
         ([audio, "--theta", tmp_path, "--most", "0"], "most is 0.0, expected a finite number, 0.1 or more"),
         (
             [audio, tmp_path / "b" / "a.flac", "--theta", tmp_path, "--format", "srt"],

@@ -55,6 +55,8 @@ def test_saving_replaces_a_recogniser_whole_or_not_at_all_and_nothing_else(tmp_p
     assert_close(load_recogniser(folder).theta, saved.theta, 0)
     save_recogniser(folder, saved._replace(longest=9.0))
     assert load_recogniser(folder).longest == 9.0
+    folder.rename(tmp_path / "one.new")  # as a crash between two renames leaves it
+    assert load_recogniser(folder).longest == 9.0
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").touch()
     with pytest.raises(InputError, match="mine exists and holds no recogniser; choose another folder"):

@@ -210,6 +210,14 @@ def test_prompts(tmp_path, name):
     assert pretrained.transcriber(settings, **options).prompt == prompt
 
 
+def test_a_checkpoint_may_limit_its_texts(tmp_path):
+    _, params, settings = loaded(tmp_path, whisper_files(generation=GENERATION | {"max_new_tokens": 2}))
+    few = pretrained.transcriber(settings, language="de").generate(params, heard()).tokens
+    more = pretrained.transcriber(settings, language="de", max_tokens=4).generate(params, heard()).tokens
+    assert few.shape == (NUM, 2) and more.shape == (NUM, 4)
+    np.testing.assert_array_equal(few, more[:, :2])
+
+
 REFUSED = {
     "language": ({}, {"language": "fr"}, r"language is 'fr', expected <\|en\|>, <\|de\|>."),
     "english": (ENGLISH, {"language": "en"}, "language is 'en', expected None, as generation_config.json names none"),

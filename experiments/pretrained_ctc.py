@@ -120,14 +120,10 @@ def bench(s: Settings, encoder: Encoder, speech: Speech, seed: int) -> Callable[
         return blank_after(linear(params["head"], output), lengths)
 
     def train(title: str, objective: Any, theta: Theta, joint: bool, steps: int) -> Theta:
+        sample = many if joint else episodes(values=parts[0])
+        how: dict[str, Any] = {"optimizer": recipes.adamw(s.outer_rate), "num_tasks": s.tasks, "chunk": 1}
         path = s.out / f"seed{seed}" / title
-        if not checkpoint.exists(path):
-            sample = many if joint else episodes(values=parts[0])
-            checkpoint.save(path, recipes.meta_train(
-                [(1.0, objective)], theta, sample, key, steps, title=title, optimizer=recipes.adamw(s.outer_rate),
-                num_tasks=s.tasks, chunk=1,
-            ).theta)  # fmt: skip
-        return checkpoint.restore(path, theta)
+        return recipes.trained_once(path, [(1.0, objective)], theta, sample, key, steps, title=title, **how)
 
     def method(adapts: bool, steps: int, rule: mj.Rule) -> mj.Algorithm:
         return mj.maml(apply, ctc, optax.sgd(s.rate), steps, part=part[adapts], rule=rule)

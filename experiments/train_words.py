@@ -11,7 +11,6 @@ heard, from unheard people. About 3 minutes on 2 CPU cores.
 """
 
 import json
-import shlex
 import subprocess
 import sys
 import time
@@ -27,6 +26,7 @@ from tqdm import tqdm
 
 import metajax as mj
 from metajax import checkpoint, methods, report, runs
+from metajax.algorithms.heads import unit
 from metajax.data import corpora
 from metajax.data.corpus import Recordings
 from metajax.data.waves import word_waves
@@ -119,13 +119,9 @@ def rejection(s: Settings, z: np.ndarray, columns: dict, unknown: dict[str, floa
     }
 
 
-def unit(params: dict, x: jax.Array, key: jax.Array | None) -> jax.Array:
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
-
-
 def accuracy(s: Settings, z: np.ndarray, columns: dict, shots: int) -> dict[str, float]:
     """Class means by cosine."""
-    learner = mj.protonet(unit, classify, s.ways, metric="cosine").learner
+    learner = mj.protonet(lambda params, x, key: unit(x), classify, s.ways, metric="cosine").learner
     sample = episodes(z, columns["label"], columns["speaker"], ways=s.ways, shots=shots, queries=15)
     score = methods.scorer(methods.curves(lambda _: learner, 1), sample, s.episodes, s.seed + 1)
     mean, ci95 = mj.mean_ci95(score(learner.init({"none": jnp.zeros(1)}, jax.random.key(0))))
@@ -180,7 +176,8 @@ def run(s: Settings) -> None:
         "heard": f"{len(x)} synthetic clips of eSpeak NG: {count['label']} words in {count['language']} "
         f"languages, none Semitic, by {count['speaker']} voices; no recording. The encoder itself, of 328,224 "
         "parameters that are not in this file, has heard 200 million real clips.",
-        "command": f"python experiments/train_words.py {shlex.join(sys.argv[1:])}".replace(str(s.arabic), "DIR"),
+        "command": f"python experiments/train_words.py --clips-per-label {s.clips_per_label} --shrink {s.shrink} "
+        f"--ways {s.ways} --shots {s.shots} --outer-steps {s.outer_steps} --seed {s.seed}",
         "commit": head.stdout.strip() or "unknown",
         "seed": str(s.seed),
         "date": time.strftime("%Y-%m-%d"),

@@ -27,12 +27,13 @@ from metajax import checkpoint, methods, models, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import words
 from metajax.data.cache import default_folder
+from metajax.data.clusters import partitions
 from metajax.data.features import endpointed
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
 from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import episodes, with_inputs
-from metajax.tasks.unsupervised import cactus, partitions, partly_labelled, umtra
+from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
 
 SOURCES = ("umtra", "contrastive", "cactus", "supervised")
 STEPS = 10  # adaptation steps of a network from scratch

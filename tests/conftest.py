@@ -86,6 +86,14 @@ def differs(a, b, tolerance):
     return any(np.abs(np.asarray(x) - np.asarray(y)).max() > tolerance for x, y in leaves)
 
 
+def assert_refused(main, capsys, *cases):
+    """Assert that a script called with each `(arguments, sentence)` ends with code 2 and one line that says so."""
+    for argv, told in cases:
+        assert main(*argv) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: ") and told in error
+
+
 def equations(f, *args):
     """Every primitive that `f(*args)` calls, as an equation of its jaxpr or of one within it."""
 

@@ -11,6 +11,7 @@ from crosslingual import Arm, Settings
 from metajax import runs
 from metajax.data.corpora import read
 from metajax.models import recogniser
+from tests.conftest import assert_refused
 
 LANGUAGES = ("af", "az", "be", "bg", "cy", "da", "de", "el", "es", "et", "eu", "fi", "fr", "hi", "hu", "is", "it", "ja",
              "ka", "ko", "lt", "pl", "pt", "ro", "ru", "sq", "sv", "sw", "ta", "tr")  # fmt: skip
@@ -38,14 +39,13 @@ def main(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
-    for argv, told in (
+    assert_refused(
+        main,
+        capsys,
         (["--arms", "nonsense"], "arms holds 'nonsense', expected some of fine-tuned, new"),
         (["--held-out", "1"], "held_out is 1, expected a finite number, 2 or more"),
         (["--tested", "0"], "tested is 0, expected a finite number, 1 or more"),
-    ):
-        assert main(*argv) == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: ") and told in error
+    )
     assert not (tmp_path / "out").exists()
 
 

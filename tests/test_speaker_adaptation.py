@@ -10,6 +10,7 @@ from speaker_adaptation import ADAM, ARMS, RATES, STEPS, Settings
 
 from metajax import runs
 from metajax.models.saved import load_recogniser
+from tests.conftest import assert_refused
 
 RATE, SPEAKERS = 8000, 5
 
@@ -40,15 +41,14 @@ def main(digits, tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
-    for argv, told in (
+    assert_refused(
+        main,
+        capsys,
         (["--arms", "nonsense"], "arms holds 'nonsense', expected some of fine-tuned, FOMAML"),
         (["--arms", "FOMAML"], "arms begins with 'FOMAML', expected one that learns jointly"),
         (["--queries", "0"], "queries is 0, expected a finite number, 1 or more"),
         (["--root", tmp_path / "absent"], "absent"),
-    ):
-        assert main(*argv) == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: ") and told in error
+    )
     assert not (tmp_path / "out").exists()
 
 

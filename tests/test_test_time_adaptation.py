@@ -11,6 +11,7 @@ from flax import linen as nn
 from metajax import runs
 from metajax.models import from_linen
 from metajax.models.frames import frames_of, quarter_rate
+from tests.conftest import assert_refused
 from tests.test_speaker_adaptation import SPEAKERS, digits  # noqa: F401
 
 SIZES = "--strings 10 --words 2 3 --outer-steps 2 --tasks 2 --episodes 4"
@@ -51,14 +52,13 @@ def test_what_is_tested_was_never_trained_on_nor_chosen_on():
 
 
 def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
-    for argv, told in (
+    assert_refused(
+        main,
+        capsys,
         (["--arms", "SUTA", "Meta-SGD"], "arms holds 'Meta-SGD', expected some of SUTA"),
         (["--arms", "learned error"], "arms begins with 'learned error', expected one that learns jointly"),
         (["--shots", "-1"], "shots is -1, expected a finite number, 0 or more"),
-    ):
-        assert main(*argv) == 2
-        error = capsys.readouterr().err.splitlines()[-1]
-        assert error.startswith("error: ") and told in error
+    )
     assert not (tmp_path / "out").exists()
 
 

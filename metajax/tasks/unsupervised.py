@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int, Num, PyTree
+from jaxtyping import Array, Int, PyTree
 
 from metajax.core import Batch, Episode, KeyArray, Labels, Sampler
 from metajax.errors import InputError
@@ -86,7 +86,7 @@ def cactus(
 
     Args:
       x: inputs of all clips; an array, `Utterances` or any tree of arrays with the leading axis clips.
-      clusters: the cluster of each clip by each partition, from `partitions`; -1 for a clip in none.
+      clusters: the cluster of each clip by each partition, from `metajax.data.clusters`; -1 for a clip in none.
       ways: clusters of a task.
       shots: support clips of each.
       queries: query clips of each.
@@ -125,49 +125,6 @@ def cactus(
         return Episode(*(batch._replace(x=_rows(x, batch.x)) for batch in draw(key)))
 
     return sample
-
-
-def partitions(
-    vectors: Num[np.ndarray, "clips features"], num_clusters: int, num_partitions: int, *, seed: int
-) -> Int[np.ndarray, "partitions clips"]:
-    """k-means of standardised vectors, once for each partition; needs scikit-learn.
-
-    The features are scaled by factors uniform in 0..1 of each partition's own, so that each looks at other features.
-
-    Args:
-      vectors: an embedding of each clip, learned without labels.
-      num_clusters: of a partition.
-      num_partitions: how many of them.
-      seed: of the factors and of k-means.
-
-    Returns:
-      The cluster of each clip by each partition.
-
-    Raises:
-      InputError: fewer clips than clusters, a vector that is not finite, or a number below its least.
-
-    Reference: Hsu, Levine, Finn, "Unsupervised Learning via Meta-Learning", ICLR 2019 (diagonal random scaling).
-
-    Example:
-      >>> vectors = np.array([[0.0, 1.0], [0.1, 1.0], [9.0, 0.0], [9.1, 0.0]])
-      >>> (a, b, c, d), = partitions(vectors, 2, 1, seed=0).tolist()
-      >>> a == b != c == d
-      True
-    """
-    from sklearn.cluster import KMeans
-
-    _check(num_clusters=(num_clusters, 2), num_partitions=(num_partitions, 1))
-    if not np.isfinite(vectors).all():
-        raise InputError("vectors hold a number that is not finite.")
-    if (found := len(np.unique(vectors, axis=0))) < num_clusters:
-        raise InputError(f"num_clusters is {num_clusters}, but there are {found} different vectors.")
-    generator = np.random.default_rng(seed)
-    scaled = (vectors - vectors.mean(0)) / (vectors.std(0) + 1e-8)
-    rows = []
-    for i in range(num_partitions):
-        means = KMeans(num_clusters, n_init=1, random_state=seed + i)
-        rows.append(means.fit_predict(scaled * generator.uniform(size=vectors.shape[1])))
-    return np.stack(rows)
 
 
 def partly_labelled(sample: Sampler, ways: int, shots: int) -> Sampler:

@@ -10,12 +10,13 @@ import metajax as mj
 from metajax import InputError, Labels
 from metajax.data import words
 from metajax.data.augment import Augmentation, augment
+from metajax.data.clusters import partitions
 from metajax.data.corpus import Corpus
 from metajax.data.features import FeatureSettings
 from metajax.losses import classify
 from metajax.tasks.episodes import episodes
 from metajax.tasks.splits import Splits
-from metajax.tasks.unsupervised import cactus, partitions, partly_labelled, umtra
+from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
 
 pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
 

@@ -38,7 +38,7 @@ from metajax.models import judged, recogniser
 from metajax.parallel import use_all_cores
 from metajax.tasks.scenarios import Scenarios, scenarios
 
-RATES, RATE = (0.01, 0.03, 0.1, 0.3, 1.0), 0.3  # inner rates to choose from; the one while training
+RATES, RATE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), 0.3  # inner rates to choose from; the one while training
 ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
 LONG = (0, 1, 5, 10)  # steps of what is not meta-learned
 PARTS = {"all": mj.inner.everything, "film": mj.film}

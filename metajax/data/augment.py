@@ -170,6 +170,26 @@ def coloured_noise(tilt: Draw, hump: Draw, bits: UInt32[Array, "time mel"]) -> L
     return colour + jnp.log(-jnp.log(first * second))
 
 
+def tilted(x: LogMel, draws: Float[Array, "6"], max_db: float) -> LogMel:
+    """Return x + c(m) with a smooth curve over the bands, as of another microphone or line.
+
+    c(m) = max_db sum_k (2 u_k - 1) / k cos(pi k m / M), k = 1..6, over M bands: at most 2.45 `max_db` anywhere.
+    """
+    k = jnp.arange(1, 7, dtype=x.dtype)
+    basis = jnp.cos(jnp.pi * k[:, None] * jnp.linspace(0, 1, x.shape[1], dtype=x.dtype)) / k[:, None]
+    return x + _NEPER * max_db * ((2 * draws - 1) @ basis)
+
+
+def reverberant(x: LogMel, decay: Draw, level: Draw) -> LogMel:
+    """Return log(p_t + g sum_{s < t} e^(-(t - s) / d) p_s) of the powers p = exp(x), as in a room.
+
+    log d is uniform between 2 and 12 frames, log g between 0.05 and 0.5. As in `add_noise`, powers are added.
+    """
+    later = jnp.arange(x.shape[0])[:, None] - jnp.arange(x.shape[0])
+    tail = 0.05 * 10**level * jnp.exp(-later / (2 * 6**decay))
+    return jnp.logaddexp(x, jnp.log(jnp.where(later > 0, tail, 0) @ jnp.exp(x) + 1e-20))
+
+
 def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMel:
     """Return `frames` successive frames of the log-mel of a longer recording, the first of them uniform.
 
@@ -223,6 +243,17 @@ def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_ra
         variance = _mean(jnp.square(frames), length).mean()
         frames = frames * jax.lax.rsqrt(variance + 1e-6)  # the offset keeps constant clips, and gradients, finite
     return frames if length is None else Utterances(_within(frames, length, 0.0), length)
+
+
+def among_speech(x: LogMel) -> LogMel:
+    """Normalise one clip by its frames of speech alone, however much silence is around them.
+
+    0.3 (max(x_tb - m_b, -6.9) + 2), where m_b is the mean of band b over frames, weighted by w_t = sigmoid(e_t - max e
+    + 5.75), e_t the log power of a frame: those within 25 dB of the loudest count, and 30 dB below m_b is silence.
+    """
+    power = jax.nn.logsumexp(x, axis=1)
+    weight = jax.nn.sigmoid(power - power.max() + 25 * _NEPER)[:, None]
+    return 0.3 * (jnp.maximum(x - (x * weight).sum(0) / weight.sum(), -30 * _NEPER) + 2)
 
 
 def _within(x: LogMel, length: Length, other: LogMel | float) -> LogMel:

@@ -319,3 +319,30 @@ def test_normalize_refuses_other_modes_and_ranges():
     for value in (0.0, -1.0, float("nan")):
         with pytest.raises(InputError, match="dynamic_range_db"):
             normalize(clip(), "mean", value)
+
+
+def test_another_microphone_is_a_smooth_curve_over_the_bands_that_keeps_within_its_bound():
+    changed = draws(lambda *u: parts.tilted(jnp.zeros((2, 40)), jnp.stack(u), 3.0), *np.tile(UNIFORM, 2).T)
+    np.testing.assert_array_equal(changed[:, 0], changed[:, 1])  # the same at all times
+    largest = np.abs(changed).max() * 10 / np.log(10)
+    assert 3.0 < largest < 3.0 * sum(1 / k for k in range(1, 7))
+    first = np.cos(np.pi * np.linspace(0, 1, 40)) * 3.0 * np.log(10) / 10
+    only_first = jnp.array([1.0, 0.5, 0.5, 0.5, 0.5, 0.5])
+    np.testing.assert_allclose(parts.tilted(clip(), only_first, 3.0) - clip(), np.tile(first, (98, 1)), atol=1e-5)
+
+
+def test_a_room_adds_what_was_said_before_and_nothing_that_comes_later():
+    x, decay, level = clip(time=6, mel=2), jnp.float32(0.3), jnp.float32(0.7)
+    later, tail = np.exp(np.asarray(x, np.float64)), 0.05 * 10**level
+    for t in range(6):
+        for s in range(t):
+            later[t] += tail * np.exp(-(t - s) / (2 * 6**decay)) * np.exp(np.asarray(x[s], np.float64))
+    np.testing.assert_allclose(parts.reverberant(x, decay, level), np.log(later), atol=1e-5)
+
+
+def test_silence_around_a_word_and_its_level_do_not_change_how_speech_is_normalised():
+    word = clip(time=40)
+    alone, silence = parts.among_speech(word), jnp.full((30, 40), -23.0)
+    padded = parts.among_speech(jnp.concatenate([silence, word + 4.0, silence]))
+    np.testing.assert_allclose(padded[30:70], alone, atol=1e-4)
+    np.testing.assert_allclose(padded[:30], 0.3 * (2 - 3 * np.log(10)), atol=1e-4)  # 30 dB below the mean

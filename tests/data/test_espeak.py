@@ -188,7 +188,7 @@ def test_crash_costs_one_clip(small):
     if not isinstance(crash, str):
         pytest.skip("this build of eSpeak NG can say 0 in Greenlandic")
     np.testing.assert_array_equal(before, after)
-    error = espeak._finish(16000, crash, "espeak:kl:0")
+    error = espeak.finish(16000, crash, "espeak:kl:0")
     assert isinstance(error, InputError) and "esx/kl 0" in str(error) and "\n" not in str(error)
 
 

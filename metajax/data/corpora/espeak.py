@@ -48,7 +48,7 @@ UNUSED_VOICES = re.compile(
 )
 PITCHES, RATES, RANGES = (30, 70), (150, 210), (30, 70)  # of clips: 0 to 99, words per minute, 0 to 99
 
-_SAMPLE_RATE = 22050  # Hz
+SAMPLE_RATE = 22050  # Hz
 _PEAK = 10 ** (-3 / 20)  # -3 dBFS
 _FRAME, _FLOOR, _MARGIN = 220, 0.01, 2  # trimming: samples, share of the highest peak, frames kept on both sides
 _SLACK = 1.07  # on predicted lengths: of 30,000 clips two were 6 % longer
@@ -196,7 +196,7 @@ def spoken(
 
     def speak(indices: Sequence[int], sample_rate: int) -> list[np.ndarray | InputError]:
         waves = say([clips[clip] for clip in indices])
-        return [_finish(sample_rate, wave, clip_names[clip]) for clip, wave in zip(indices, waves, strict=True)]
+        return [finish(sample_rate, wave, clip_names[clip]) for clip, wave in zip(indices, waves, strict=True)]
 
     digest = hashlib.blake2b(repr(settings).encode()).hexdigest()
     return Recordings(name, clip_names, columns, names, texts, lambda: digest, speak)
@@ -244,7 +244,7 @@ def _lengths(
     """Predict how long each (engine's language, word) lasts for the slowest speaker, in seconds; inf if it crashes."""
     rulers = [("gmw/en", "17"), *((f"gmw/en+{voice}", "17") for voice in voices)]
     spoken = say([(voice, text, 50, RATES[0], 50, 0) for voice, text in (*rulers, *words)])
-    lengths = [float("inf") if isinstance(wave, str) else len(wave) / _SAMPLE_RATE for wave in spoken]
+    lengths = [float("inf") if isinstance(wave, str) else len(wave) / SAMPLE_RATE for wave in spoken]
     drag = max(lengths[: len(rulers)]) / lengths[0]
     return [length * drag * _SLACK for length in lengths[len(rulers) :]]
 
@@ -275,17 +275,17 @@ def _split(group: dict[str, str], members: Sequence[str], shares: Sequence[float
     return {member: SPLITS[place[group[member]]] for member in members}
 
 
-def _trim(wave: Wave) -> Float32[np.ndarray, " kept"]:
+def trim(wave: Wave) -> Float32[np.ndarray, " kept"]:
     """Cut the silence at both ends: frames of 10 ms below -40 dB of the peak, but for 20 ms."""
     peaks = np.abs(wave[: len(wave) // _FRAME * _FRAME]).reshape(-1, _FRAME).max(axis=1)
     loud = np.flatnonzero(peaks > _FLOOR * peaks.max(initial=0))
     return wave[max(loud[0] - _MARGIN, 0) * _FRAME : (loud[-1] + 1 + _MARGIN) * _FRAME] if len(loud) else wave[:0]
 
 
-def _finish(sample_rate: int, spoken: Spoken, name: str) -> np.ndarray | InputError:
+def finish(sample_rate: int, spoken: Spoken, name: str) -> np.ndarray | InputError:
     if isinstance(spoken, str) or len(spoken) == 0:
         return InputError(f"{name} cannot be spoken: {spoken if isinstance(spoken, str) else 'it is silent'}.")
-    wave = resample(spoken, _SAMPLE_RATE, sample_rate)
+    wave = resample(spoken, SAMPLE_RATE, sample_rate)
     return wave * np.float32(_PEAK / np.abs(wave).max())
 
 
@@ -312,7 +312,7 @@ def _speak_chunk(data: Path, clips: Sequence[Clip]) -> list[Spoken]:
         place = 0
         while place < len(answer):
             (length,) = struct.unpack_from("<i", answer, place)
-            spoken.append(_trim(np.frombuffer(answer, "<i2", length, place + 4).astype(np.float32) / 2**15))
+            spoken.append(trim(np.frombuffer(answer, "<i2", length, place + 4).astype(np.float32) / 2**15))
             place += 4 + 2 * length
         if crash:  # by the next clip; those after it get a new child
             spoken.append(crash)

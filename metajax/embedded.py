@@ -1,0 +1,102 @@
+"""What embeddings of words are worth: by one clip of each, and where most queries are of words that nobody taught."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float
+
+from metajax.algorithms.heads import unit
+from metajax.algorithms.open_set import open_set
+from metajax.algorithms.protonet import protonet
+from metajax.core import Batch, Episode, KeyArray, Sampler
+from metajax.evaluate import evaluate, mean_ci95
+from metajax.losses import classify
+from metajax.tasks.episodes import Across, episodes
+from metajax.train import fit, init_state, meta_step
+
+Embeddings = Float[np.ndarray, "clips features"]
+Numbers = dict[str, float]
+
+
+def open_episodes(
+    z: Embeddings, columns: dict[str, np.ndarray], *, ways: int, shots: int, queries: int, across: Across,
+    fewer: bool = False,
+) -> Sampler:  # fmt: skip
+    """Episodes of twice as many words, half of which are in no support set: their queries are labelled `ways`.
+
+    Args:
+      z: embeddings of all clips.
+      columns: `label` and `speaker` of each.
+      ways: words taught.
+      shots, queries, across: as in `metajax.tasks.episodes.episodes`.
+      fewer: of every word a random number of support clips count, from 1 to all.
+    """
+    label, speaker = columns["label"], columns["speaker"]
+    draw = episodes(z, label, speaker, ways=2 * ways, shots=shots, queries=queries, across=across)
+
+    def sample(key: KeyArray) -> Episode:
+        key, count_key = jax.random.split(key)
+        support, query = draw(key)
+        count = jax.random.randint(count_key, (ways, 1), 1, shots + 1) if fewer else shots
+        y = jnp.where(jnp.arange(shots) < count, jnp.arange(ways)[:, None], -1).reshape(-1)
+        return Episode(Batch(support.x[: ways * shots], y), Batch(query.x, jnp.minimum(query.y.episode, ways)))
+
+    return sample
+
+
+def calibrated(sample: Sampler, ways: int, outer_steps: int, seed: int = 0) -> Numbers:
+    """Scale, bias and growth of `open_set`, learned on `open_episodes` of words that are not tested on."""
+    learner, objective = open_set(lambda params, x, key: x, classify, ways)
+    optimizer, key = optax.adam(optax.cosine_decay_schedule(0.2, outer_steps)), jax.random.key(seed)
+    state = init_state(learner.init({"none": jnp.zeros(1)}, key), optimizer, outer_steps)
+    fitted = fit(meta_step(objective, optimizer, sample, 32), state, key, num_tasks=32, title="rejection")
+    return {name: float(value) for name, value in fitted.theta["unknown"].items()}
+
+
+def rejection(sample: Sampler, ways: int, unknown: Numbers, num_tasks: int, seed: int = 0) -> Numbers:
+    """Of queries of taught and other words: how well they are told apart, and what is answered by the most likely.
+
+    Args:
+      sample: from `open_episodes`.
+      ways: words taught.
+      unknown: the numbers of `open_set`.
+      num_tasks: number of episodes.
+      seed: of the episodes.
+    """
+    from scipy.stats import rankdata  # a third of a second
+
+    learner = open_set(lambda params, x, key: x, classify, ways, **unknown).learner
+    theta = learner.init({"none": jnp.zeros(1)}, jax.random.key(0))
+
+    def one(key: KeyArray) -> tuple[jax.Array, jax.Array]:
+        support, query = sample(key)
+        phi = learner.step(theta, None, support, key)
+        return jax.nn.softmax(learner.predict(theta, phi, query.x, None)), query.y
+
+    p, y = jax.jit(lambda keys: jax.lax.map(one, keys))(jax.random.split(jax.random.key(seed), num_tasks))
+    p, y = np.asarray(p).reshape(-1, ways + 1), np.asarray(y).reshape(-1)
+    known, answer = y < ways, p.argmax(1)
+    rank, count = rankdata(-p[:, ways]), known.sum()
+    area = (rank[known].sum() - count * (count + 1) / 2) / count / (~known).sum()
+    order = np.argsort(p[:, ways])  # accepted are the first so many
+    false = np.cumsum(~known[order]) / (~known).sum()
+    missed = 1 - np.cumsum(known[order]) / count
+    place = np.abs(false - missed).argmin()
+    found = {
+        "area under the curve": area,
+        "equal error rate": (false[place] + missed[place]) / 2,
+        "taught word right": (answer == y)[known].mean(),
+        "taught word unknown": (answer == ways)[known].mean(),
+        "other word unknown": (answer == ways)[~known].mean(),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> Numbers:
+    """Of class means by cosine: mean and half the width of its 95 % interval over episodes."""
+    learner = protonet(lambda params, x, key: unit(x), classify, ways, metric="cosine").learner
+    theta = learner.init({"none": jnp.zeros(1)}, jax.random.key(0))
+    found = evaluate(learner, classify, theta, sample, jax.random.key(seed), num_tasks, 1)
+    mean, ci95 = mean_ci95(found["accuracy"])
+    return {"mean": float(mean[-1]), "ci95": float(ci95[-1])}

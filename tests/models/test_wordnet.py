@@ -1,0 +1,33 @@
+"""The network of words, on frames and on waves."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from metajax.data.augment import among_speech
+from metajax.data.features import log_mel
+from metajax.errors import InputError
+from metajax.models.wordnet import FRONT_END, on_waves, word_net
+
+
+def test_clips_have_vectors_of_length_1_each_of_its_own_and_the_level_of_a_wave_does_not_count():
+    model = word_net(6, width=8, heads=2)
+    waves = 0.1 * jax.random.normal(jax.random.key(0), (3, 8000)) * jnp.linspace(0.1, 1, 8000)
+    heard = on_waves(model)
+    params = jax.jit(heard.init)(jax.random.key(1), waves)
+    apply = jax.jit(heard.apply)
+    found = apply(params, waves)
+    frames = jnp.stack([among_speech(log_mel(wave, FRONT_END)) for wave in waves])
+    np.testing.assert_allclose(found, model.apply(params, frames), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
+    assert np.abs(np.asarray(found[0] - found[1])).max() > 1e-3
+    other = waves.at[1:].set(0.3)  # a clip's vector does not know the other clips
+    np.testing.assert_allclose(apply(params, other)[0], found[0], atol=1e-6)
+    np.testing.assert_allclose(apply(params, 3 * waves), found, atol=1e-3)
+    assert params["attention"]["kernel"].shape == (8, 2) and params["map"]["kernel"].shape == (16, 6)
+
+
+def test_inputs_of_another_shape_are_refused(unchecked):
+    with pytest.raises(InputError, match=r"expected \[n, time, mel\]"):
+        word_net(6, width=8).init(jax.random.key(0), jnp.zeros((98, 40)))

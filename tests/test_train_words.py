@@ -1,0 +1,32 @@
+"""The script that trains the network of words, on few words and for a few steps."""
+
+import json
+
+import numpy as np
+import pytest
+import train_words
+from train_words import Settings
+
+from metajax import InputError
+
+
+@pytest.mark.slow
+def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on_from_it(tmp_path):
+    safetensors = pytest.importorskip("safetensors", reason="safetensors writes the file")
+    s = Settings(pseudowords=0, clips_per_label=3, festival=False, ways=8, width=8, outer_steps=2, taught=2,
+                 cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
+    train_words.run(s)
+    with safetensors.safe_open(s.out, "numpy") as file:
+        card, names = file.metadata(), set(file.keys())
+        kernel, scale = file.get_tensor("conv0/kernel"), file.get_tensor("unknown/scale")
+    assert {"map/kernel", "attention/kernel", "short/kernel", "norm4b/scale", "unknown/bias"} < names
+    assert kernel.shape == (5, 40, 8) and kernel.dtype == np.float16 and np.isfinite(scale)
+    assert "voices of espeak" in card["heard"] and json.loads(card["settings"])["outer_steps"] == 2
+    content = s.out.read_bytes()
+    train_words.run(s)  # what was trained is read, and the numbers come out the same
+    assert s.out.read_bytes() == content
+
+
+def test_what_makes_no_sense_is_refused():
+    with pytest.raises(InputError, match="clips_per_label is 1"):
+        train_words.run(Settings(clips_per_label=1))

@@ -26,12 +26,13 @@ def app(teach: Teach, hear: Hear, *, largest: int = LARGEST) -> Any:
     """The page and what it asks for, as an ASGI application.
 
     The page holds the recordings, and sends all of them when one is added or deleted. `POST /teach` has `{"clips":
-    [{"word", "wave", "rate"}]}`, a wave as 16-bit samples in base64, and gives `{"taught", "words", "notes", "ms"}`;
-    `POST /hear` has `{"taught", "wave", "rate"}` and gives `{"p", "ms"}`. What is refused has `{"error"}`, one sentence.
+    [{"word", "wave", "rate"}]}`, a wave as 16-bit samples in base64, and gives `{"taught", "words", "notes", "ms"}`,
+    `POST /hear` has `{"taught", "wave", "rate"}` and gives `{"p", "ms"}`. What is refused gets
+    `{"error"}`, one sentence.
 
     Args:
-      teach: word, name and wave at 16 kHz of clips to what was learned, of words in the order in which they first occur, and
-        what to tell about it, a sentence each; an `InputError` for a clip that cannot be used.
+      teach: word, name and wave at 16 kHz of clips to what was learned, of words in the order in which they first
+        occur, and what to tell about it, a sentence each; an `InputError` for a clip that cannot be used.
       hear: what was learned and a wave to the probability of each word.
       largest: bytes of a request.
 

@@ -167,7 +167,7 @@ def test_three_words_are_taught_and_one_is_heard_in_a_browser(served, browser, t
         say(tmp_path, hertz)
         page.get_by_label("Word", exact=True).fill(word)
         page.keyboard.press("Enter")  # without a mouse
-        expect(page.get_by_role("status")).to_contain_text(f"{i + 1} word(s) taught by {i + 1} clip(s)")
+        expect(page.get_by_role("status")).to_contain_text(f"Words: {i + 1}, taught by clips: {i + 1}, in ")
     say(tmp_path, 410)
     page.get_by_role("button", name="Record again: “low”").click()
     expect(page.get_by_role("img", name="Spectrogram of clip 2 of “low”, 1.5 s")).to_be_visible()

@@ -18,7 +18,7 @@ LARGEST = 2**24  # bytes of a request
 _KEPT = 16  # taught sets that are remembered; an open page uses its last one
 
 Wave = Float[np.ndarray, " samples"]
-Teach = Callable[[list[tuple[str, str, Wave]]], tuple[Any, Sequence[str]]]
+Teach = Callable[[list[tuple[str, str, Wave]]], tuple[Any, Sequence[int]]]
 Hear = Callable[[Any, Wave], Sequence[float]]
 
 
@@ -26,13 +26,13 @@ def app(teach: Teach, hear: Hear, *, largest: int = LARGEST) -> Any:
     """The page and what it asks for, as an ASGI application.
 
     The page holds the recordings, and sends all of them when one is added or deleted. `POST /teach` has `{"clips":
-    [{"word", "wave", "rate"}]}`, a wave as 16-bit samples in base64, and gives `{"taught", "words", "notes", "ms"}`,
+    [{"word", "wave", "rate"}]}`, a wave as 16-bit samples in base64, and gives `{"taught", "words", "doubtful", "ms"}`,
     `POST /hear` has `{"taught", "wave", "rate"}` and gives `{"p", "ms"}`. What is refused gets
     `{"error"}`, one sentence.
 
     Args:
       teach: word, name and wave at 16 kHz of clips to what was learned, of words in the order in which they first
-        occur, and what to tell about it, a sentence each; an `InputError` for a clip that cannot be used.
+        occur, and the clips that had better be recorded again; an `InputError` for one that cannot be used.
       hear: what was learned and a wave to the probability of each word.
       largest: bytes of a request.
 
@@ -59,11 +59,12 @@ def app(teach: Teach, hear: Hear, *, largest: int = LARGEST) -> Any:
                 raise InputError("A clip has no word, expected the word that is said in it.")
             name = f"clip {1 + sum(word == other for other, _, _ in clips)} of {word!r}"
             clips.append((word, name, _wave(one, name)))
-        learned, notes = teach(clips)
+        learned, doubtful = teach(clips)
         kept[name := secrets.token_hex(8)] = learned
         for old in list(kept)[:-_KEPT]:
             del kept[old]
-        return {"taught": name, "words": list(dict.fromkeys(word for word, _, _ in clips)), "notes": list(notes)}
+        words = list(dict.fromkeys(word for word, _, _ in clips))
+        return {"taught": name, "words": words, "doubtful": [int(clip) for clip in doubtful]}
 
     def heard(asked: dict[str, Any]) -> dict[str, Any]:
         if (name := str(asked.get("taught"))) not in kept:
@@ -114,7 +115,7 @@ def serve(app: Any, host: str, port: int, *, ready: Callable[[str], None] = prin
     try:
         listener = socket.create_server((host, port))
     except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
+        reason = str(getattr(error, "strerror", None) or error).split(" (")[0]
         raise InputError(f"port {port} of {host} cannot be opened ({reason}), expected a free one.") from error
     ready(f"http://{host}:{listener.getsockname()[1]}/")
     uvicorn.Server(uvicorn.Config(app, log_level="warning")).run(sockets=[listener])

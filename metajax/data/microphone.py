@@ -8,6 +8,8 @@ from jaxtyping import Float32
 
 from metajax.errors import InputError
 
+PATIENCE = 5  # seconds without a block, after which the microphone is gone
+
 
 def microphone(sample_rate: int, block: int) -> Iterator[Float32[np.ndarray, " samples"]]:
     """What the default microphone hears, from the first `next` on and without end.
@@ -18,7 +20,7 @@ def microphone(sample_rate: int, block: int) -> Iterator[Float32[np.ndarray, " s
 
     Raises:
       InputError: the package sounddevice or PortAudio is not installed, there is no microphone, it is not permitted or
-        it falls silent for 5 seconds, as one that is pulled out does.
+        it gives nothing for some seconds, as one that is pulled out does.
     """
     try:
         import sounddevice
@@ -31,9 +33,10 @@ def microphone(sample_rate: int, block: int) -> Iterator[Float32[np.ndarray, " s
     try:
         with sounddevice.InputStream(**how, callback=lambda samples, *rest: heard.put(samples[:, 0].copy())):
             while True:
-                yield heard.get(timeout=5)
+                yield heard.get(timeout=PATIENCE)
     except sounddevice.PortAudioError as error:
         told = str(error).split(" [")[0]
         raise InputError(f"The microphone cannot be opened ({told}), expected one that is permitted.") from error
     except Empty:
-        raise InputError("The microphone has given nothing for 5 seconds, expected it to be connected.") from None
+        told = f"The microphone has given nothing for {PATIENCE} seconds, expected it to be connected."
+        raise InputError(told) from None

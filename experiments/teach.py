@@ -4,10 +4,9 @@
     python experiments/teach.py yes=yes1.wav no=no1.wav,no2.wav stop=stop.wav --recognise a.wav b.wav
     python experiments/teach.py --words FOLDER --save my.safetensors     # then --taught my.safetensors --stream a.wav
 
-`mj.models.words()` (the extra `encoder`) turns a clip, of which the loudest second counts, into 96 numbers; a word is
-the mean of its clips. Running audio is looked at every 80 ms. What `--export` writes needs JAX alone:
-`p = jax.export.deserialize(bytearray(open("mine.stablehlo", "rb").read())).call(x)`, x a clip as float32 [1, 20000],
-the word in the middle of silence; p the probability of each entry of mine.stablehlo.json. 7 seconds on 2 CPU cores.
+A clip, of which the loudest second counts, becomes numbers, a word is the mean of its clips; running audio is looked at
+every 80 ms. What `--export` writes needs JAX alone: `p = jax.export.deserialize(bytearray(FILE.read())).call(x)`, x a
+clip as float32 [1, 20000], the word in the middle; p the probability of each entry of FILE.json. 7 s on 2 CPU cores.
 """
 
 import json
@@ -18,23 +17,23 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import metajax as mj
 from metajax import checkpoint, models, runs, web
-from metajax.algorithms.open_set import Known
 from metajax.data import corpora
 from metajax.data.audio import check_wave, read_audio
 from metajax.data.checkpoints import read_tensors
 from metajax.data.microphone import microphone
 from metajax.data.waves import placed
-from metajax.taught import Taught, hearing, learned, listen
+from metajax.taught import Known, Taught, hearing, learned, listen
 
 RATE, CLIP, HOP = 16000, 20000, 1280  # Hz, samples of a clip with silence around it, and from one window to the next
 BLOCK = 125  # windows of a file at a time
-Ear = Callable[[np.ndarray], jax.Array]
+KEPT = jax.tree.structure([Known(0, 0)] * 2)  # what was taught, of clips and of running audio
+Clips = list[tuple[str, str, np.ndarray]]  # word, name and wave
+Ear = tuple[models.Trained, Callable[[np.ndarray], jax.Array]]  # and what embeds waves [1, samples], compiled once
 
 
 @dataclass(frozen=True)
@@ -83,29 +82,39 @@ def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
             yield recordings.names["label"][label], name, wave
 
 
-def embedding(trained: models.Trained) -> Ear:
-    """Waves to embeddings; each by itself, so that one program embeds all clips."""
-    return jax.jit(lambda x: trained.model.apply(trained.params, x))
+def ear(spotting: bool) -> Ear:
+    trained = models.words(spotting=spotting)
+    return trained, jax.jit(lambda x: trained.model.apply(trained.params, x))
 
 
-def learn(trained: models.Trained, embed: Ear, clips: list[tuple[str, str, np.ndarray]]) -> Taught:
-    """Words from their clips."""
-    z = [embed(clip(wave, name)[None]) for _, name, wave in clips]
-    return learned(jnp.concatenate(z), [word for word, _, _ in clips], trained.unknown)
+def learn(ear: Ear, clips: Clips) -> tuple[Taught, list[int]]:
+    """Words from their clips, and the clips that are too faint for running audio."""
+    trained, embed = ear
+    z = np.concatenate([embed(clip(wave, name)[None]) for _, name, wave in clips]).reshape(len(clips), -1)
+    faint = np.flatnonzero(np.linalg.norm(z, axis=1) < trained.faint).tolist()
+    return learned(z, [word for word, _, _ in clips], trained.unknown), faint
 
 
-def teach(trained: models.Trained, embed: Ear, clips: list[tuple[str, str, np.ndarray]]) -> Taught:
-    """Two words or more; tells the time, without compiling."""
+def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:
+    """Waves to probabilities of the words and, last, of none of them."""
+    heard = hearing(taught, ear[0].unknown)
+    return lambda x: heard(ear[1](x))
+
+
+def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
+    """Two words or more, for clips and for running audio; tells the time, without compiling."""
     if (count := len({word for word, _, _ in clips})) < 2:
         raise mj.InputError(f"{count} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
-    learn(trained, embed, clips)  # compiles
-    begin, taught = time.perf_counter(), jax.block_until_ready(learn(trained, embed, clips))
+    (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
+    begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
     ms = f"{1000 * (time.perf_counter() - begin):.0f} ms"
     print(f"{count} words taught by {len(clips)} clips in {ms}: {', '.join(taught.words)}")
-    return taught
+    for word, name, _ in (clips[i] for i in faint):
+        print(f"note: {name} of {word!r} holds little speech: expect false alarms, or record again", file=sys.stderr)
+    return [taught, running]
 
 
-def recognise(heard: Ear, words: list[str], clips: list[tuple[str, np.ndarray]], sure: float) -> None:
+def recognise(heard: Callable, words: list[str], clips: list[tuple[str, np.ndarray]], sure: float) -> None:
     """Tells the word of each clip, or unknown, each by itself."""
     x = [clip(wave, name)[None] for name, wave in clips]
     jax.block_until_ready(heard(x[0]))  # compiles
@@ -118,7 +127,7 @@ def recognise(heard: Ear, words: list[str], clips: list[tuple[str, np.ndarray]],
     print(f"{len(x)} clips, {spent:.1f} ms each")
 
 
-def spot(heard: Ear, words: list[str], path: Path, sure: float) -> None:
+def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
     """Tells which word is said when in running audio: a file in long blocks, or what the microphone hears in short."""
     wave, size = (None, 2 * HOP) if str(path) == "mic" else (read_audio(path, RATE), BLOCK * HOP)
     jax.block_until_ready(heard(np.zeros((1, CLIP - HOP + size), np.float32)))  # compiles
@@ -131,37 +140,27 @@ def spot(heard: Ear, words: list[str], path: Path, sure: float) -> None:
     print(f"{count} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
 
 
-def page(trained: models.Trained, embed: Ear) -> tuple[web.Teach, web.Hear]:
-    """What the page asks for; a window of running audio is heard as it is."""
-    embed(np.zeros((1, CLIP), np.float32))  # compiles
-
-    def hear(heard: Ear, wave: np.ndarray) -> np.ndarray:
-        return heard(embed(np.pad(wave[-CLIP:], (0, max(CLIP - len(wave), 0)))[None]))[0, :-1]
-
-    return lambda clips: (hearing(learn(trained, embed, clips), trained.unknown), []), hear
-
-
-def load(path: Path, version: str) -> Taught:
+def load(path: Path, version: str) -> list[Taught]:
     tensors, told = read_tensors(path)
-    if not told or "words" not in told or set(tensors) != set(Known._fields):
+    if not told or "words" not in told or len(tensors) != KEPT.num_leaves:
         raise mj.InputError(f"{path} is no taught recogniser, expected a file that --save wrote.")
     if told.get("version") != version:
         raise mj.InputError(f"{path} was taught with another version of the embedding; teach the words again.")
-    return Taught(json.loads(told["words"]), Known(**tensors))
+    kept = jax.tree.unflatten(KEPT, [tensors[name] for name in sorted(tensors)])
+    return [Taught(json.loads(told["words"]), phi) for phi in kept]
 
 
-def write(s: Settings, heard: Ear, taught: Taught, version: str) -> None:
-    """The files of --save and --export."""
+def write(s: Settings, heard: Callable, taught: list[Taught], version: str) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
-    files = {}
+    files, words = {}, taught[0].words
     if s.save:
-        known = {name: np.asarray(value) for name, value in taught.phi._asdict().items()}
-        files[s.save] = save(known, {"words": json.dumps(taught.words), "version": version})
+        kept = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves([one.phi for one in taught]))}
+        files[s.save] = save(kept, {"words": json.dumps(words), "version": version})
     if s.export:
-        program = jax.export.export(heard, platforms=("cpu", "cuda", "tpu"))
-        files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), jnp.float32)).serialize()
-        files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*taught.words, "unknown"]).encode()
+        program = jax.export.export(jax.jit(heard), platforms=("cpu", "cuda", "tpu"))
+        files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), np.float32)).serialize()
+        files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*words, "unknown"]).encode()
     for path, content in files.items():
         checkpoint.make_folder(path.parent)
         checkpoint.write_bytes(path, content)
@@ -169,16 +168,18 @@ def write(s: Settings, heard: Ear, taught: Taught, version: str) -> None:
 
 
 def run(s: Settings) -> None:
-    trained = models.words()
-    embed, version = embedding(trained), f"{trained.card['date']} {trained.card['commit']}"
-    if s.web:
-        runs.check(s, ["web"])
-        web.serve(web.app(*page(trained, embed)), s.host, s.port)
-        return
+    runs.check(s, ["web"] if s.web else [])
+    if s.web and s != Settings(web=True, host=s.host, port=s.port):
+        raise mj.InputError("web is given with other settings, expected host and port alone: the page teaches words.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
+    ears = ear(False), ear(True)
+    if s.web:
+        hear = lambda taught, x: hears(ears[1], taught)(x[None])[0, :, :-1].max(0)  # noqa: E731
+        return web.serve(web.app(lambda clips: learn(ears[1], clips), hear, CLIP + HOP), s.host, s.port)
+    version = "{date} {commit}".format(**ears[0][0].card)
     if s.taught or s.teach or s.words:
-        taught = load(s.taught, version) if s.taught else teach(trained, embed, list(given(s)))
+        taught = load(s.taught, version) if s.taught else teach(ears, list(given(s)))
         clips = [(str(path), read_audio(path, RATE)) for path in s.recognise]
     elif s.recognise or s.stream or s.save or s.export:
         raise mj.InputError("No word is taught, expected WORD=FILE, words or taught.")
@@ -186,15 +187,13 @@ def run(s: Settings) -> None:
         made = corpora.read("espeak", languages=["en"], numbers=(1, 3, 4, 6, 8), clips_per_label=5)
         said = [made.names["label"][i] for i in made.columns["label"]]
         spoken = list(zip(said, made.clip_names, made.read(range(len(said)), RATE), strict=True))
-        taught = teach(trained, embed, [spoken[said.index(word)] for word in sorted(set(said))[:3]])
-        clips = [one[1:] for i, one in enumerate(spoken) if said.index(one[0]) != i or one[0] not in taught.words]
-    knows = jax.jit(hearing(taught, trained.unknown))
-    write(s, jax.jit(lambda x: knows(embed(x))), taught, version)
+        taught = teach(ears, [spoken[said.index(word)] for word in sorted(set(said))[:3]])
+        clips = [one[1:] for i, one in enumerate(spoken) if said.index(one[0]) != i or one[0] not in taught[0].words]
+    write(s, hears(ears[0], taught[0]), taught, version)
     if clips:
-        recognise(lambda x: knows(embed(x)), taught.words, clips, s.sure)
+        recognise(hears(ears[0], taught[0]), taught[0].words, clips, s.sure)
     if s.stream:
-        windows = embedding(models.words(spotting=True))
-        spot(lambda x: knows(windows(x)), taught.words, s.stream, s.sure)
+        spot(hears(ears[1], taught[1]), taught[1].words, s.stream, s.sure)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from metajax.algorithms.open_set import Known, open_set
 from metajax.core import Batch, Learner, Theta
 from metajax.losses import classify
 
-Embeddings = Float[Array, "*n features"]
+Embeddings = Float[Array | np.ndarray, "*n features"]
 Probabilities = Float[Array, "*n words_and_none"]
 
 
@@ -55,7 +55,7 @@ def learned(z: Embeddings, said: Sequence[str], unknown: Mapping[str, float]) ->
     """
     words = list(dict.fromkeys(said))
     learner, theta = _learner(len(words), unknown)
-    support = Batch(z, jnp.asarray([words.index(word) for word in said]))
+    support = Batch(jnp.asarray(z), jnp.asarray([words.index(word) for word in said]))
     return Taught(words, learner.step(theta, None, support, jax.random.key(0)))
 
 

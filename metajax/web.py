@@ -22,11 +22,11 @@ Teach = Callable[[list[tuple[str, str, Wave]]], tuple[Any, Sequence[int]]]
 Hear = Callable[[Any, Wave], Sequence[float]]
 
 
-def app(teach: Teach, hear: Hear, *, largest: int = LARGEST) -> Any:
+def app(teach: Teach, hear: Hear, samples: int, *, largest: int = LARGEST) -> Any:
     """The page and what it asks for, as an ASGI application.
 
     The page holds the recordings, and sends all of them when one is added or deleted. `POST /teach` has `{"clips":
-    [{"word", "wave", "rate"}]}`, a wave as 16-bit samples in base64, and gives `{"taught", "words", "doubtful", "ms"}`,
+    [{"word", "wave", "rate"}]}`, a wave as 16-bit samples in base64, and gives `{"taught", "words", "faint", "ms"}`,
     `POST /hear` has `{"taught", "wave", "rate"}` and gives `{"p", "ms"}`. What is refused gets
     `{"error"}`, one sentence.
 
@@ -34,6 +34,7 @@ def app(teach: Teach, hear: Hear, *, largest: int = LARGEST) -> Any:
       teach: word, name and wave at 16 kHz of clips to what was learned, of words in the order in which they first
         occur, and the clips that had better be recorded again; an `InputError` for one that cannot be used.
       hear: what was learned and a wave to the probability of each word.
+      samples: of what is heard: the last so many, after silence where there are fewer.
       largest: bytes of a request.
 
     Returns:
@@ -59,17 +60,18 @@ def app(teach: Teach, hear: Hear, *, largest: int = LARGEST) -> Any:
                 raise InputError("A clip has no word, expected the word that is said in it.")
             name = f"clip {1 + sum(word == other for other, _, _ in clips)} of {word!r}"
             clips.append((word, name, _wave(one, name)))
-        learned, doubtful = teach(clips)
+        learned, faint = teach(clips)
         kept[name := secrets.token_hex(8)] = learned
         for old in list(kept)[:-_KEPT]:
             del kept[old]
         words = list(dict.fromkeys(word for word, _, _ in clips))
-        return {"taught": name, "words": words, "doubtful": [int(clip) for clip in doubtful]}
+        return {"taught": name, "words": words, "faint": [int(clip) for clip in faint]}
 
     def heard(asked: dict[str, Any]) -> dict[str, Any]:
         if (name := str(asked.get("taught"))) not in kept:
             raise InputError("The server does not know these words, expected them to be taught again.")
-        return {"p": [float(p) for p in hear(kept[name], _wave(asked, "The recording"))]}
+        wave = _wave(asked, "The recording")[-samples:]
+        return {"p": [float(p) for p in hear(kept[name], np.pad(wave, (samples - len(wave), 0)))]}
 
     def answer(work: Callable[[dict[str, Any]], dict[str, Any]]) -> Callable[[Request], Any]:
         async def respond(request: Request) -> Response:

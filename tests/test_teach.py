@@ -16,7 +16,6 @@ from jax import export
 from metajax import InputError, models, runs
 from metajax.data import corpora
 from metajax.models import Model, Trained
-from metajax.taught import hearing
 from tests.conftest import write_tones
 
 RATE, CLIP, HOP = teach.RATE, teach.CLIP, teach.HOP
@@ -35,7 +34,9 @@ def windows(params, x, key=None):
 
 def tones_model(*, spotting=False):
     model = Model(None, windows if spotting else bands, None)
-    return Trained(model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"})
+    return Trained(
+        model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"}, 20.0 if spotting else 0.0
+    )
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_words_are_taught_recognised_kept_and_written(said, tones, tmp_path):
     x = teach.clip(wave, "it")[None]
     heard = export.deserialize(bytearray((tmp_path / "mine.stablehlo").read_bytes())).call(x)
     taught = teach.load(tmp_path / "kept/mine.safetensors", "today none")
-    np.testing.assert_allclose(heard, hearing(taught, UNKNOWN)(teach.embedding(tones_model())(x)), atol=1e-6)
+    np.testing.assert_allclose(heard, teach.hears(teach.ear(False), taught[0])(x), atol=1e-6)
     assert json.loads((tmp_path / "mine.stablehlo.json").read_text()) == ["low", "high", "unknown"]
 
 
@@ -142,6 +143,8 @@ def test_what_cannot_be_taught_is_refused_in_a_sentence(said, tones, tmp_path):
         (["--words", "bare.csv"], "0_0_1.wav has no label in bare.csv"),
         (["--taught", "0_0_0.wav", "low=0_0_0.wav"], "expected one of the two"),
         (["--taught", "away.safetensors"], "there is no such file"),
+        (["low=0_0_0.wav", "--web"], "web is given with other settings"),
+        (["--web", "--host", "nowhere.invalid"], "port 8765 of nowhere.invalid cannot be opened"),
     ):
         assert told in said(*arguments, code=2)
 
@@ -153,7 +156,9 @@ def test_a_foreign_file_or_one_of_another_version_is_refused(said, tones, tmp_pa
     save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
     assert "is no taught recogniser" in said("--taught", "other.safetensors", code=2)
     assert "No word is taught" in said("--recognise", "0_0_0.wav", code=2)
-    monkeypatch.setattr(teach.models, "words", lambda: tones_model()._replace(card={"date": "later", "commit": "x"}))
+    monkeypatch.setattr(
+        teach.models, "words", lambda **how: tones_model(**how)._replace(card={"date": "later", "commit": "x"})
+    )
     assert "taught with another version" in said("--taught", "mine.safetensors", code=2)
 
 
@@ -196,7 +201,7 @@ def test_it_knows_real_words_of_synthetic_voices(tmp_path, capsys):
     trained = models.words()
     version = f"{trained.card['date']} {trained.card['commit']}"
     taught = teach.load(tmp_path / "mine.safetensors", version)
-    here = hearing(taught, trained.unknown)(teach.embedding(trained)(x))
+    here = teach.hears(teach.ear(False), taught[0])(x)
     assert not imported
     np.testing.assert_allclose(p, here, atol=1e-4)
     assert jax.tree.leaves(here)[0].shape == (1, 4)

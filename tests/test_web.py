@@ -53,20 +53,20 @@ def hear(pitches, wave):
 def client():
     from starlette.testclient import TestClient
 
-    return TestClient(web.app(teach, hear, largest=200_000))
+    return TestClient(web.app(teach, hear, RATE, largest=200_000))
 
 
 def test_words_are_taught_and_heard_at_any_rate(client):
     clips = [("low", 400), ("high", 1200), ("low", 420)]
     taught = client.post("/teach", json={"clips": [{"word": word, **sent(tone(hz))} for word, hz in clips]}).json()
-    assert taught["words"] == ["low", "high"] and taught["doubtful"] == [] and taught["ms"] >= 0
+    assert taught["words"] == ["low", "high"] and taught["faint"] == [] and taught["ms"] >= 0
     for hertz, expected in ((410, [1, 0]), (1200, [0, 1]), (2500, [0, 0])):
         # heard at another rate
         found = client.post("/hear", json={"taught": taught["taught"], **sent(tone(hertz, 24000), 24000)}).json()
         np.testing.assert_allclose(found["p"], expected, atol=0.2)
     clips = [{"word": "top", **sent(tone(hertz))} for hertz in (900, 3500)]
     told = client.post("/teach", json={"clips": clips}).json()
-    assert told["doubtful"] == [1] and told["taught"] != taught["taught"]
+    assert told["faint"] == [1] and told["taught"] != taught["taught"]
     # the first is not forgotten
     assert client.post("/hear", json={"taught": taught["taught"], **sent(tone(400))}).status_code == 200
 
@@ -128,7 +128,9 @@ def served():
     pytest.importorskip("uvicorn", reason="uvicorn is of the extra web")
     found = []
     ready = {"ready": found.append}
-    threading.Thread(target=web.serve, args=(web.app(teach, hear), "127.0.0.1", 0), kwargs=ready, daemon=True).start()
+    threading.Thread(
+        target=web.serve, args=(web.app(teach, hear, RATE), "127.0.0.1", 0), kwargs=ready, daemon=True
+    ).start()
     while not found:
         time.sleep(0.01)
     return found[0]

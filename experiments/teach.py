@@ -2,11 +2,11 @@
 
     python experiments/teach.py                                # three synthetic words, heard from other voices
     python experiments/teach.py yes=yes1.wav no=no1.wav,no2.wav stop=stop.wav --recognise a.wav b.wav
-    python experiments/teach.py --words FOLDER --save my.safetensors     # then --taught my.safetensors --stream a.wav
+    python experiments/teach.py --words DIR --save my.safetensors  # then --taught my.safetensors --stream a.wav, or mic
+    python experiments/teach.py --web                          # a page in the browser, for this machine alone
 
-A clip, of which the loudest second counts, becomes numbers, a word is the mean of its clips; running audio is looked at
-every 80 ms. What `--export` writes needs JAX alone: `p = jax.export.deserialize(bytearray(FILE.read())).call(x)`, x a
-clip as float32 [1, 20000], the word in the middle; p the probability of each entry of FILE.json. 7 s on 2 CPU cores.
+A word is the mean of its clips, of which the loudest second counts. What `--export` writes needs JAX alone: `p = jax.
+export.deserialize(bytearray(FILE.read())).call(x)`, x a clip as float32 [1, 20000], p by entry of FILE.json. 7 seconds.
 """
 
 import json
@@ -60,7 +60,6 @@ def clip(wave: np.ndarray, name: str) -> np.ndarray:
 
 
 def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Word, name and wave of every clip to be taught."""
     files = []
     for item in s.teach:
         word, _, paths = item.partition("=")
@@ -107,8 +106,8 @@ def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
         raise mj.InputError(f"{count} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
     (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
     begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
-    ms = f"{1000 * (time.perf_counter() - begin):.0f} ms"
-    print(f"{count} words taught by {len(clips)} clips in {ms}: {', '.join(taught.words)}")
+    spent, words = 1000 * (time.perf_counter() - begin), ", ".join(taught.words)
+    print(f"{count} words taught by {len(clips)} clips in {spent:.0f} ms: {words}")
     for word, name, _ in (clips[i] for i in faint):
         print(f"note: {name} of {word!r} holds little speech: expect false alarms, or record again", file=sys.stderr)
     return [taught, running]
@@ -146,8 +145,8 @@ def load(path: Path, version: str) -> list[Taught]:
         raise mj.InputError(f"{path} is no taught recogniser, expected a file that --save wrote.")
     if told.get("version") != version:
         raise mj.InputError(f"{path} was taught with another version of the embedding; teach the words again.")
-    kept = jax.tree.unflatten(KEPT, [tensors[name] for name in sorted(tensors)])
-    return [Taught(json.loads(told["words"]), phi) for phi in kept]
+    words, leaves = json.loads(told["words"]), [tensors[name] for name in sorted(tensors)]
+    return [Taught(words, phi) for phi in jax.tree.unflatten(KEPT, leaves)]
 
 
 def write(s: Settings, heard: Callable, taught: list[Taught], version: str) -> None:
@@ -175,7 +174,8 @@ def run(s: Settings) -> None:
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
     ears = ear(False), ear(True)
     if s.web:
-        hear = lambda taught, x: hears(ears[1], taught)(x[None])[0, :, :-1].max(0)  # noqa: E731
+        [ears[1][1](np.zeros((1, size), np.float32)) for size in (CLIP, CLIP + HOP)]  # compiles
+        hear = lambda t, x: max(np.asarray(hears(ears[1], t)(x[None]))[0, :, :-1], key=max)  # noqa: E731
         return web.serve(web.app(lambda clips: learn(ears[1], clips), hear, CLIP + HOP), s.host, s.port)
     version = "{date} {commit}".format(**ears[0][0].card)
     if s.taught or s.teach or s.words:

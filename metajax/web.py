@@ -51,7 +51,8 @@ def app(teach: Teach, hear: Hear, samples: int, *, largest: int = LARGEST) -> An
     kept: dict[str, Any] = {}
 
     def taught(asked: dict[str, Any]) -> dict[str, Any]:
-        clips, given = [], asked.get("clips")
+        clips: list[tuple[str, str, Wave]] = []
+        given = asked.get("clips")
         if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
             raise InputError("The request holds no clips, expected one or more.")
         for one in given:

@@ -22,7 +22,6 @@ from scipy.ndimage import maximum_filter1d
 from tqdm import tqdm
 
 from metajax import checkpoint, models, report, runs
-from metajax.algorithms.heads import unit
 from metajax.data import corpora
 from metajax.data.corpus import Recordings
 from metajax.data.waves import word_waves
@@ -103,12 +102,15 @@ def single(embed, recordings: Recordings, chosen: np.ndarray) -> Words:
     return Words(np.stack(clips), *(recordings.columns[name][chosen] for name in ("label", "speaker")))
 
 
+def scaled(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
 def tried(s: Settings, kind: str, words: Words, shots: int, faint: np.ndarray, speech: Speech) -> Tried:
     """Sets of words are taught by one voice each, and looked for in running speech."""
     draw, of, n = np.random.default_rng(s.seed), KINDS[kind], len(speech.frames) - FRAMES + 1
-    z, x = (
-        np.asarray(unit(of(w))) for w in (words.clips, np.stack([speech.frames[i : i + n] for i in range(FRAMES)], 1))
-    )
+    windows = np.stack([speech.frames[i : i + n] for i in range(FRAMES)], 1)
+    z, x = (scaled(of(one)) for one in (words.clips, windows))
     people: dict[int, list] = {}
     for label, speaker in sorted(set(zip(words.label.tolist(), words.speaker.tolist(), strict=True))):
         rows = np.flatnonzero((words.label == label) & (words.speaker == speaker))[:shots]
@@ -117,7 +119,7 @@ def tried(s: Settings, kind: str, words: Words, shots: int, faint: np.ndarray, s
     alarms, heard = [], []
     for speaker in draw.choice(able, s.sets):
         rows = [people[speaker][i] for i in draw.choice(len(people[speaker]), s.ways, replace=False)]
-        scores = x @ np.stack([z[clips].mean(0) / np.linalg.norm(z[clips].mean(0)) for _, clips in rows]).T
+        scores = x @ scaled(np.stack([z[clips].mean(0) for _, clips in rows])).T
         best, likeliest, labels = scores.max(1), scores.argmax(1), np.array([label for label, _ in rows])
         around = (speech.middle[:, None] + np.arange(-NEAR, NEAR + 1)).clip(0, n - 1)
         said, free = np.isin(speech.label, labels), np.ones(n, bool)

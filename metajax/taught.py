@@ -1,6 +1,7 @@
 """Words taught by a clip each: what is learned of their embeddings, and what is heard in clips and in running audio."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import jax
@@ -9,8 +10,10 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from metajax.algorithms.open_set import Known, open_set
-from metajax.core import Batch, Learner, Theta
+from metajax.core import Batch
 from metajax.losses import classify
+
+_MANY = 8  # words and clips are filled up to a multiple of it
 
 Embeddings = Float[Array | np.ndarray, "*n features"]
 Probabilities = Float[Array, "*n words_and_none"]
@@ -34,7 +37,7 @@ class Found(NamedTuple):
 class Spotting(NamedTuple):
     """What is remembered of the windows so far."""
 
-    count: int = 0
+    windows: int = 0  # so far
     word: int = -1  # of the stretch that the last window belongs to
     stretch: tuple[float, ...] = ()  # its probabilities
     waiting: Found | None = None  # told unless a stronger one follows soon
@@ -54,15 +57,24 @@ def learned(z: Embeddings, said: Sequence[str], unknown: Mapping[str, float]) ->
       (['yes', 'no'], 0)
     """
     words = list(dict.fromkeys(said))
-    learner, theta = _learner(len(words), unknown)
-    support = Batch(jnp.asarray(z), jnp.asarray([words.index(word) for word in said]))
-    return Taught(words, learner.step(theta, None, support, jax.random.key(0)))
+    ways, step, _ = _compiled(len(words), unknown)
+    size = max(-(-len(said) // _MANY) * _MANY, ways)
+    y = np.pad([words.index(word) for word in said], (0, size - len(said)), constant_values=-1)
+    phi = step(np.pad(np.asarray(z), ((0, size - len(said)), (0, 0))), y)
+    return Taught(words, Known(*(value[: len(words)] for value in phi)))
 
 
 def hearing(taught: Taught, unknown: Mapping[str, float]) -> Callable[[Embeddings], Probabilities]:
     """Embeddings to probabilities of the words and, last, of none of them."""
-    learner, theta = _learner(len(taught.words), unknown)
-    return lambda z: jax.nn.softmax(learner.predict(theta, taught.phi, z, None))
+    count = len(taught.words)
+    ways, _, predict = _compiled(count, unknown)
+    phi = Known(*(jnp.pad(value, [(0, ways - count), (0, 0)][: value.ndim]) for value in taught.phi))
+
+    def heard(z: Embeddings) -> Probabilities:
+        p = predict(phi, z)
+        return jnp.concatenate([p[..., :count], p[..., -1:]], -1)
+
+    return heard
 
 
 def spot(
@@ -91,16 +103,16 @@ def spot(
     best = int(p.argmax())
     word, told, waiting = best if p[best] >= sure else -1, None, state.waiting
     if state.word >= 0 and word != state.word and len(state.stretch) >= least:
-        places = np.arange(state.count - len(state.stretch), state.count)
+        places = np.arange(state.windows - len(state.stretch), state.windows)
         found = Found(float(np.average(places, weights=state.stretch)), state.word, max(state.stretch))
         if waiting and found.middle - waiting.middle > apart:
             told, waiting = waiting, found
         elif not waiting or found.p > waiting.p:
             waiting = found
-    if waiting and not told and word < 0 and state.count - waiting.middle > apart:
+    if waiting and not told and word < 0 and state.windows - waiting.middle > apart:
         told, waiting = waiting, None
     kept = state.stretch if word == state.word else ()
-    return Spotting(state.count + 1, word, (*kept, float(p[best])) if word >= 0 else (), waiting), told
+    return Spotting(state.windows + 1, word, (*kept, float(p[best])) if word >= 0 else (), waiting), told
 
 
 def listen(
@@ -130,7 +142,19 @@ def listen(
                 yield found._replace(middle=(found.middle + 1) * hop - samples / 2)
 
 
-def _learner(ways: int, unknown: Mapping[str, float]) -> tuple[Learner, Theta]:
-    """Of embeddings, and its theta."""
-    learner = open_set(lambda params, z, key: z, classify, ways, **unknown).learner
-    return learner, learner.init({}, jax.random.key(0))
+def _compiled(count: int, unknown: Mapping[str, float]) -> tuple[int, Callable, Callable]:
+    """Classes, a step and a prediction for so many words or a few more, so that few numbers of words are compiled."""
+    ways = -(-count // _MANY) * _MANY
+    return ways, *_programs(ways, tuple(sorted(unknown.items())))
+
+
+@lru_cache
+def _programs(ways: int, unknown: tuple[tuple[str, float], ...]) -> tuple[Callable, Callable]:
+    learner = open_set(lambda params, z, key: z, classify, ways, **dict(unknown)).learner
+    theta, key = learner.init({}, jax.random.key(0)), jax.random.key(0)
+
+    def predict(phi: Known, z: Embeddings) -> Probabilities:
+        logits = learner.predict(theta, phi, z, None)
+        return jax.nn.softmax(jnp.where(jnp.append(phi.counts > 0, True), logits, -jnp.inf))
+
+    return jax.jit(lambda z, y: learner.step(theta, None, Batch(z, y), key)), jax.jit(predict)

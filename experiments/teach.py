@@ -94,8 +94,7 @@ def learn(ear: Ear, clips: Clips) -> tuple[Taught, list[int]]:
     return learned(z, [word for word, _, _ in clips], trained.unknown), faint
 
 
-def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:
-    """Waves to probabilities of the words and, last, of none of them."""
+def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:  # waves to probabilities
     heard = hearing(taught, ear[0].unknown)
     return lambda x: heard(ear[1](x))
 
@@ -174,8 +173,9 @@ def run(s: Settings) -> None:
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
     ears = ear(False), ear(True)
     if s.web:
-        [ears[1][1](np.zeros((1, size), np.float32)) for size in (CLIP, CLIP + HOP)]  # compiles
         hear = lambda t, x: max(np.asarray(hears(ears[1], t)(x[None]))[0, :, :-1], key=max)  # noqa: E731
+        noise = np.random.default_rng(0).normal(0, 0.1, CLIP + HOP).astype(np.float32)
+        hear(learn(ears[1], [("a word", "noise", noise[:RATE])])[0], noise)  # compiles
         return web.serve(web.app(lambda clips: learn(ears[1], clips), hear, CLIP + HOP), s.host, s.port)
     version = "{date} {commit}".format(**ears[0][0].card)
     if s.taught or s.teach or s.words:

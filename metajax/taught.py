@@ -78,7 +78,7 @@ def hearing(taught: Taught, unknown: Mapping[str, float]) -> Callable[[Embedding
 
 
 def spot(
-    state: Spotting, p: Float[np.ndarray, " words"], *, sure: float = 0.5, apart: int = 8, least: int = 1
+    state: Spotting, p: Float[np.ndarray, " words"], *, sure: float = 0.5, apart: int = 8
 ) -> tuple[Spotting, Found | None]:
     """One window more: a word is told for a stretch of windows in each of which it is the likeliest and likely enough.
 
@@ -87,7 +87,6 @@ def spot(
       p: probabilities of the words in the window; what is missing to 1 is none of them.
       sure: the least probability.
       apart: windows within which two words are one, the likelier.
-      least: windows of a stretch that counts.
 
     Returns:
       The state, and a word, once no likelier one can be near it: `apart` windows late, or when its stretch ends.
@@ -102,7 +101,7 @@ def spot(
     """
     best = int(p.argmax())
     word, told, waiting = best if p[best] >= sure else -1, None, state.waiting
-    if state.word >= 0 and word != state.word and len(state.stretch) >= least:
+    if state.word >= 0 and word != state.word:
         places = np.arange(state.windows - len(state.stretch), state.windows)
         found = Found(float(np.average(places, weights=state.stretch)), state.word, max(state.stretch))
         if waiting and found.middle - waiting.middle > apart:

@@ -5,6 +5,7 @@ import socket
 import time
 from base64 import b64decode
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def app(teach: Teach, hear: Hear, samples: int, *, largest: int = LARGEST) -> An
     return Starlette(routes=[Route("/", page), *(Route(path, work, methods=["POST"]) for path, work in routes)])
 
 
-def serve(app: Any, host: str, port: int, *, ready: Callable[[str], None] = print) -> None:
+def serve(app: Any, host: str, port: int, *, ready: Callable[[str], Any] = partial(print, flush=True)) -> None:
     """Serve an application until it is interrupted.
 
     Args:

@@ -16,6 +16,7 @@ from metajax.data.audio import resample
 from metajax.errors import InputError
 
 LARGEST = 2**24  # bytes of a request
+_TELL = partial(print, flush=True)
 _KEPT = 16  # taught sets that are remembered; an open page uses its last one
 
 Wave = Float[np.ndarray, " samples"]
@@ -102,7 +103,7 @@ def app(teach: Teach, hear: Hear, samples: int, *, largest: int = LARGEST) -> An
     return Starlette(routes=[Route("/", page), *(Route(path, work, methods=["POST"]) for path, work in routes)])
 
 
-def serve(app: Any, host: str, port: int, *, ready: Callable[[str], Any] = partial(print, flush=True)) -> None:
+def serve(app: Any, host: str, port: int, *, ready: Callable[[str], Any] = _TELL) -> None:
     """Serve an application until it is interrupted.
 
     Args:

@@ -61,14 +61,14 @@ def learned(z: Embeddings, said: Sequence[str], unknown: Mapping[str, float]) ->
     size = max(-(-len(said) // _MANY) * _MANY, ways)
     y = np.pad([words.index(word) for word in said], (0, size - len(said)), constant_values=-1)
     phi = step(np.pad(np.asarray(z), ((0, size - len(said)), (0, 0))), y)
-    return Taught(words, Known(*(value[: len(words)] for value in phi)))
+    return Taught(words, Known(*(np.asarray(value)[: len(words)] for value in phi)))  # NumPy compiles nothing
 
 
 def hearing(taught: Taught, unknown: Mapping[str, float]) -> Callable[[Embeddings], Probabilities]:
     """Embeddings to probabilities of the words and, last, of none of them."""
     count = len(taught.words)
     ways, _, predict = _compiled(count, unknown)
-    phi = Known(*(jnp.pad(value, [(0, ways - count), (0, 0)][: value.ndim]) for value in taught.phi))
+    phi = Known(*(np.pad(value, [(0, ways - count), (0, 0)][: value.ndim]) for value in taught.phi))
 
     def heard(z: Embeddings) -> Probabilities:
         p = predict(phi, z)

@@ -35,7 +35,7 @@ def windows(params, x, key=None):
 def tones_model(*, spotting=False):
     model = Model(None, windows if spotting else bands, None)
     return Trained(
-        model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"}, 20.0 if spotting else 0.0
+        model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"}, 200.0 if spotting else 0.0
     )
 
 
@@ -48,7 +48,7 @@ def said(monkeypatch, capsys, tmp_path):
     def call(*arguments, code=0):
         assert runs.main(teach.Settings, teach.run, teach.__doc__, [str(a) for a in arguments]) == code
         out, err = capsys.readouterr()
-        call.printed = [*getattr(call, "printed", []), out]
+        call.printed, call.told = out, err
         return err.splitlines()[-1] if code else out
 
     return call
@@ -123,8 +123,17 @@ def test_words_are_found_as_the_microphone_hears_them(said, tones, tmp_path, mon
 
     monkeypatch.setattr(teach, "microphone", microphone)
     assert "has given nothing" in said("low=0_0_0.wav", "high=1_0_0.wav", "--stream", "mic", code=2)
-    found = [line.split(": ")[1].split(",")[0] for line in said.printed[-1].splitlines() if " s: " in line]
+    found = [line.split(": ")[1].split(",")[0] for line in said.printed.splitlines() if " s: " in line]
     assert found == [word for _, word in expected[:-1]]  # the last is not over
+
+
+def test_a_clip_that_holds_little_speech_is_told(said, tones, tmp_path):
+    noise = 0.001 * np.random.default_rng(0).normal(size=RATE)
+    soundfile.write(tmp_path / "faint.wav", noise, RATE)
+    said("low=0_0_0.wav", "high=faint.wav,1_0_0.wav")
+    assert said.told.splitlines() == [
+        "note: faint.wav of 'high' holds little speech: expect false alarms, or record again"
+    ]
 
 
 def test_what_cannot_be_taught_is_refused_in_a_sentence(said, tones, tmp_path):

@@ -2,38 +2,38 @@
 
     python experiments/teach.py                                # three synthetic words, heard from other voices
     python experiments/teach.py yes=yes1.wav no=no1.wav,no2.wav stop=stop.wav --recognise a.wav b.wav
-    python experiments/teach.py --words FOLDER --save my.safetensors     # then --taught my.safetensors --stream a.wav
+    python experiments/teach.py --words DIR --save my.safetensors  # then --taught my.safetensors --stream a.wav, or mic
+    python experiments/teach.py --web                          # a page in the browser, for this machine alone
 
-`mj.models.words()` (the extra `encoder`) turns a clip, of which the loudest second counts, into 96 numbers; a word is
-the mean of its clips. Running audio is looked at every 80 ms. What `--export` writes needs JAX alone:
-`p = jax.export.deserialize(bytearray(open("mine.stablehlo", "rb").read())).call(x)`, x a clip as float32 [1, 20000],
-the word in the middle of silence; p the probability of each entry of mine.stablehlo.json. 7 seconds on 2 CPU cores.
+A word is the mean of its clips, of which the loudest second counts. What `--export` writes needs JAX alone: `p = jax.
+export.deserialize(bytearray(FILE.read())).call(x)`, x a clip as float32 [1, 20000], p by entry of FILE.json. 7 seconds.
 """
 
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import jax.export
-import jax.numpy as jnp
 import numpy as np
 import tyro
 
 import metajax as mj
-from metajax import checkpoint, models, runs
-from metajax.algorithms.open_set import Known
+from metajax import checkpoint, models, runs, web
 from metajax.data import corpora
 from metajax.data.audio import check_wave, read_audio
 from metajax.data.checkpoints import read_tensors
+from metajax.data.microphone import microphone
 from metajax.data.waves import placed
-from metajax.losses import classify
+from metajax.taught import Known, Taught, hearing, learned, listen
 
 RATE, CLIP, HOP = 16000, 20000, 1280  # Hz, samples of a clip with silence around it, and from one window to the next
-BLOCK, APART = 125, 8  # windows at a time; windows within which two words are one
+BLOCK = 125  # windows of a file at a time
+KEPT = jax.tree.structure([Known(0, 0)] * 2)  # what was taught, of clips and of running audio
+Clips = list[tuple[str, str, np.ndarray]]  # word, name and wave
+Ear = tuple[models.Trained, Callable[[np.ndarray], jax.Array]]  # and what embeds waves [1, samples], compiled once
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,13 @@ class Settings:
     words: Path | None = None  # more: a folder with a folder for each word, or a manifest with path and label
     taught: Path | None = None  # instead of both, a file that --save wrote
     recognise: tuple[Path, ...] = ()  # clips to say the word of
-    stream: Path | None = None  # running audio to find the words in
+    stream: Path | None = None  # running audio to find the words in, or mic: what the microphone hears
+    web: bool = False  # serve a page on which words are taught and recognised by voice (extra `web`)
+    host: str = "127.0.0.1"  # address of the page
+    port: int = 8765  # of the page
     sure: float = 0.5  # a word is told from this probability on, else it is unknown
     save: Path | None = None  # file for what was taught, .safetensors
     export: Path | None = None  # file for a program that recognises; its words go to FILE.json
-
-
-class Taught(NamedTuple):
-    words: list[str]
-    phi: Known  # what was learned of them
 
 
 def clip(wave: np.ndarray, name: str) -> np.ndarray:
@@ -62,7 +60,6 @@ def clip(wave: np.ndarray, name: str) -> np.ndarray:
 
 
 def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
-    """Word, name and wave of every clip to be taught."""
     files = []
     for item in s.teach:
         word, _, paths = item.partition("=")
@@ -84,102 +81,105 @@ def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
             yield recordings.names["label"][label], name, wave
 
 
-def learner_of(trained: models.Trained, ways: int) -> tuple[mj.Learner, dict]:
-    """What learns and hears words, and its theta."""
-    learner = mj.open_set(trained.model.apply, classify, ways, **trained.unknown).learner
-    return learner, learner.init(trained.params, jax.random.key(0))
+def ear(spotting: bool) -> Ear:
+    trained = models.words(spotting=spotting)
+    return trained, jax.jit(lambda x: trained.model.apply(trained.params, x))
 
 
-def learned(trained: models.Trained, clips: list[tuple[str, str, np.ndarray]]) -> Taught:
-    """Words from their clips; tells the time, without compiling."""
-    words = list(dict.fromkeys(word for word, _, _ in clips))
-    if len(words) < 2:
-        raise mj.InputError(f"{len(words)} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
-    learner, theta = learner_of(trained, len(words))
-    x, y = np.stack([clip(wave, name) for _, name, wave in clips]), [words.index(word) for word, _, _ in clips]
-    support = mj.Batch(jnp.asarray(x), jnp.asarray(y))
-    learn = jax.jit(lambda support: learner.step(theta, None, support, jax.random.key(0))).lower(support).compile()
-    begin, phi = time.perf_counter(), jax.block_until_ready(learn(support))
-    ms = f"{1000 * (time.perf_counter() - begin):.0f} ms"
-    print(f"{len(words)} words taught by {len(clips)} clips in {ms}: {', '.join(words)}")
-    return Taught(words, phi)
+def learn(ear: Ear, clips: Clips) -> tuple[Taught, list[int]]:
+    """Words from their clips, and the clips that are too faint for running audio."""
+    trained, embed = ear
+    z = np.concatenate([embed(clip(wave, name)[None]) for _, name, wave in clips]).reshape(len(clips), -1)
+    faint = np.flatnonzero(np.linalg.norm(z, axis=1) < trained.faint).tolist()
+    return learned(z, [word for word, _, _ in clips], trained.unknown), faint
 
 
-def hearing(trained: models.Trained, taught: Taught) -> jax.stages.Wrapped:
-    """Samples to probabilities of the words and, last, of none of them."""
-    learner, theta = learner_of(trained, len(taught.words))
-    return jax.jit(lambda x: jax.nn.softmax(learner.predict(theta, taught.phi, x, None)))
+def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:  # waves to probabilities
+    heard = hearing(taught, ear[0].unknown)
+    return lambda x: heard(ear[1](x))
 
 
-def recognise(trained: models.Trained, taught: Taught, clips: list[tuple[str, np.ndarray]], sure: float) -> list[str]:
-    """The word of each clip, or unknown, each by itself; tells them all."""
-    heard, x = hearing(trained, taught), [clip(wave, name)[None] for name, wave in clips]
+def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
+    """Two words or more, for clips and for running audio; tells the time, without compiling."""
+    if (count := len({word for word, _, _ in clips})) < 2:
+        raise mj.InputError(f"{count} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
+    (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
+    begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
+    spent, words = 1000 * (time.perf_counter() - begin), ", ".join(taught.words)
+    print(f"{count} words taught by {len(clips)} clips in {spent:.0f} ms: {words}")
+    for word, name, _ in (clips[i] for i in faint):
+        print(f"note: {name} of {word!r} holds little speech: expect false alarms, or record again", file=sys.stderr)
+    return [taught, running]
+
+
+def recognise(heard: Callable, words: list[str], clips: list[tuple[str, np.ndarray]], sure: float) -> None:
+    """Tells the word of each clip, or unknown, each by itself."""
+    x = [clip(wave, name)[None] for name, wave in clips]
     jax.block_until_ready(heard(x[0]))  # compiles
     begin = time.perf_counter()
     p = [np.asarray(heard(one))[0] for one in x]
     spent = 1000 * (time.perf_counter() - begin) / len(x)
-    told = [taught.words[q[:-1].argmax()] if q[:-1].max() >= sure else "unknown" for q in p]
-    for (name, _), word, q in zip(clips, told, p, strict=True):
-        print(f"{name}: {word}, {100 * (q[-1] if word == 'unknown' else q[:-1].max()):.0f} %")
+    for (name, _), q in zip(clips, p, strict=True):
+        best = q[:-1].argmax() if q[:-1].max() >= sure else -1
+        print(f"{name}: {[*words, 'unknown'][best]}, {100 * q[best]:.0f} %")
     print(f"{len(x)} clips, {spent:.1f} ms each")
-    return told
 
 
-def listen(taught: Taught, wave: np.ndarray, sure: float) -> list[tuple[float, str]]:
-    """When which word is said in running audio: a word for every stretch in which it is the likeliest throughout."""
-    heard, size, windows = hearing(models.words(spotting=True), taught), (BLOCK - 1) * HOP + CLIP, len(wave) // HOP
-    jax.block_until_ready(heard(np.zeros((1, size), np.float32)))  # compiles
-    begin, padded = time.process_time(), np.pad(wave, (CLIP // 2, size))  # window i has its middle at i * HOP
-    blocks = [heard(padded[None, i * HOP : i * HOP + size])[0] for i in range(0, windows + 1, BLOCK)]
-    p, found = np.concatenate(blocks)[: windows + 1, :-1], []
-    best = np.where(p.max(1) >= sure, p.argmax(1), -1)
-    stretches = np.split(np.arange(len(best)), np.flatnonzero(np.diff(best)) + 1)
-    for stretch in sorted((one for one in stretches if best[one[0]] >= 0), key=lambda one: -p[one].max()):
-        middle = np.average(stretch, weights=p[stretch].max(1))
-        if all(abs(middle - other) > APART for other, _, _ in found):
-            found.append((middle, taught.words[best[stretch[0]]], p[stretch].max()))
+def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
+    """Tells which word is said when in running audio: a file in long blocks, or what the microphone hears in short."""
+    wave, size = (None, 2 * HOP) if str(path) == "mic" else (read_audio(path, RATE), BLOCK * HOP)
+    jax.block_until_ready(heard(np.zeros((1, CLIP - HOP + size), np.float32)))  # compiles
+    begin, count = time.process_time(), 0
+    sound = microphone(RATE, size) if wave is None else np.pad(wave, (0, size + -len(wave) % size)).reshape(-1, size)
+    for one in listen(heard, sound, samples=CLIP, hop=HOP, sure=sure):
+        count += 1
+        print(f"{one.middle / RATE:8.2f} s: {words[one.word]}, {100 * one.p:.0f} %", flush=True)
     spent, seconds = 1000 * (time.process_time() - begin), len(wave) / RATE
-    for middle, word, most in sorted(found):
-        print(f"{middle * HOP / RATE:8.2f} s: {word}, {100 * most:.0f} %")
-    print(f"{len(found)} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
-    return [(middle * HOP / RATE, word) for middle, word, _ in sorted(found)]
+    print(f"{count} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
 
 
-def load(path: Path, version: str) -> Taught:
+def load(path: Path, version: str) -> list[Taught]:
     tensors, told = read_tensors(path)
-    if not told or "words" not in told or set(tensors) != set(Known._fields):
+    if not told or "words" not in told or len(tensors) != KEPT.num_leaves:
         raise mj.InputError(f"{path} is no taught recogniser, expected a file that --save wrote.")
     if told.get("version") != version:
         raise mj.InputError(f"{path} was taught with another version of the embedding; teach the words again.")
-    return Taught(json.loads(told["words"]), Known(**tensors))
+    words, leaves = json.loads(told["words"]), [tensors[name] for name in sorted(tensors)]
+    return [Taught(words, phi) for phi in jax.tree.unflatten(KEPT, leaves)]
 
 
-def write(s: Settings, trained: models.Trained, taught: Taught, version: str) -> None:
-    """The files of --save and --export."""
+def write(s: Settings, heard: Callable, taught: list[Taught], version: str) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
-    files = {}
+    files, words = {}, taught[0].words
     if s.save:
-        known = {name: np.asarray(value) for name, value in taught.phi._asdict().items()}
-        files[s.save] = save(known, {"words": json.dumps(taught.words), "version": version})
+        kept = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves([one.phi for one in taught]))}
+        files[s.save] = save(kept, {"words": json.dumps(words), "version": version})
     if s.export:
-        program = jax.export.export(hearing(trained, taught), platforms=("cpu", "cuda", "tpu"))
-        files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), jnp.float32)).serialize()
-        files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*taught.words, "unknown"]).encode()
+        program = jax.export.export(jax.jit(heard), platforms=("cpu", "cuda", "tpu"))
+        files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), np.float32)).serialize()
+        files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*words, "unknown"]).encode()
     for path, content in files.items():
         checkpoint.make_folder(path.parent)
-        (part := path.with_name(f".{path.name}.tmp")).write_bytes(content)
-        part.replace(path)
+        checkpoint.write_bytes(path, content)
         print(f"{path}: {len(content) / 1024:.1f} KB")
 
 
 def run(s: Settings) -> None:
-    trained = models.words()
-    version = f"{trained.card['date']} {trained.card['commit']}"
+    runs.check(s, ["web"] if s.web else [])
+    if s.web and s != Settings(web=True, host=s.host, port=s.port):
+        raise mj.InputError("web is given with other settings, expected host and port alone: the page teaches words.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
+    ears = ear(False), ear(True)
+    if s.web:
+        hear = lambda t, x: max(np.asarray(hears(ears[1], t)(x[None]))[0, :, :-1], key=max)  # noqa: E731
+        noise = np.random.default_rng(0).normal(0, 0.1, CLIP + HOP).astype(np.float32)
+        hear(learn(ears[1], [("a word", "noise", noise[:RATE])])[0], noise)  # compiles
+        return web.serve(web.app(lambda clips: learn(ears[1], clips), hear, CLIP + HOP), s.host, s.port)
+    version = "{date} {commit}".format(**ears[0][0].card)
     if s.taught or s.teach or s.words:
-        taught = load(s.taught, version) if s.taught else learned(trained, list(given(s)))
+        taught = load(s.taught, version) if s.taught else teach(ears, list(given(s)))
         clips = [(str(path), read_audio(path, RATE)) for path in s.recognise]
     elif s.recognise or s.stream or s.save or s.export:
         raise mj.InputError("No word is taught, expected WORD=FILE, words or taught.")
@@ -187,13 +187,13 @@ def run(s: Settings) -> None:
         made = corpora.read("espeak", languages=["en"], numbers=(1, 3, 4, 6, 8), clips_per_label=5)
         said = [made.names["label"][i] for i in made.columns["label"]]
         spoken = list(zip(said, made.clip_names, made.read(range(len(said)), RATE), strict=True))
-        taught = learned(trained, [spoken[said.index(word)] for word in sorted(set(said))[:3]])
-        clips = [one[1:] for i, one in enumerate(spoken) if said.index(one[0]) != i or one[0] not in taught.words]
-    write(s, trained, taught, version)
+        taught = teach(ears, [spoken[said.index(word)] for word in sorted(set(said))[:3]])
+        clips = [one[1:] for i, one in enumerate(spoken) if said.index(one[0]) != i or one[0] not in taught[0].words]
+    write(s, hears(ears[0], taught[0]), taught, version)
     if clips:
-        recognise(trained, taught, clips, s.sure)
+        recognise(hears(ears[0], taught[0]), taught[0].words, clips, s.sure)
     if s.stream:
-        listen(taught, read_audio(s.stream, RATE), s.sure)
+        spot(hears(ears[1], taught[1]), taught[1].words, s.stream, s.sure)
 
 
 if __name__ == "__main__":

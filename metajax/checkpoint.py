@@ -121,11 +121,16 @@ def _is_key(leaf: Any) -> bool:
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def write_bytes(path: Path, content: bytes | bytearray) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:

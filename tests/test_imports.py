@@ -19,7 +19,8 @@ SCRIPT_NAMES = [str(path.relative_to(EXPERIMENTS)) for path in SCRIPTS]
 FILE_MODULES = ("os", "pathlib", "io", "json", "shutil", "tempfile", "pickle", "soundfile", "orbax", "csv", "zipfile",
                 "tarfile")  # fmt: skip
 OPTIONAL = ("espeakng_loader", "matplotlib", "torch", "librosa", "sklearn", "PIL", "beartype", "pytest", "tyro",
-            "safetensors", "tflite", "pyopen_wakeword", "transformers", "onnxruntime")  # fmt: skip
+            "safetensors", "tflite", "pyopen_wakeword", "transformers", "onnxruntime", "starlette", "uvicorn",
+            "sounddevice")  # fmt: skip
 # what each layer stands on, all the way down
 LAYERS = {
     "errors": (),
@@ -32,7 +33,8 @@ LAYERS = {
 TOUCH_FILES = ("data/", "checkpoint.py", "runs.py", "report.py")
 # these take folders from the caller and open nothing; `os` counts the cores
 TAKE_PATHS = {"train.py": {"pathlib"}, "parallel.py": {"pathlib", "os"}, "recipes.py": {"pathlib"},
-              "models/pretrained/__init__.py": {"pathlib"}, "models/saved.py": {"pathlib"}}  # fmt: skip
+              "models/pretrained/__init__.py": {"pathlib"}, "models/saved.py": {"pathlib"},
+              "web.py": {"pathlib"}}  # fmt: skip
 
 
 def module(path):

@@ -1,6 +1,7 @@
 """Words taught by a recording each: what is heard, kept, written and refused."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import soundfile
 import teach
 from jax import export
 
-from metajax import models, runs
+from metajax import InputError, models, runs
 from metajax.data import corpora
 from metajax.models import Model, Trained
 from tests.conftest import write_tones
@@ -33,7 +34,9 @@ def windows(params, x, key=None):
 
 def tones_model(*, spotting=False):
     model = Model(None, windows if spotting else bands, None)
-    return Trained(model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"})
+    return Trained(
+        model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"}, 200.0 if spotting else 0.0
+    )
 
 
 @pytest.fixture
@@ -45,6 +48,7 @@ def said(monkeypatch, capsys, tmp_path):
     def call(*arguments, code=0):
         assert runs.main(teach.Settings, teach.run, teach.__doc__, [str(a) for a in arguments]) == code
         out, err = capsys.readouterr()
+        call.printed, call.told = out, err
         return err.splitlines()[-1] if code else out
 
     return call
@@ -71,7 +75,7 @@ def test_words_are_taught_recognised_kept_and_written(said, tones, tmp_path):
     x = teach.clip(wave, "it")[None]
     heard = export.deserialize(bytearray((tmp_path / "mine.stablehlo").read_bytes())).call(x)
     taught = teach.load(tmp_path / "kept/mine.safetensors", "today none")
-    np.testing.assert_allclose(heard, teach.hearing(tones_model(), taught)(x), atol=1e-6)
+    np.testing.assert_allclose(heard, teach.hears(teach.ear(False), taught[0])(x), atol=1e-6)
     assert json.loads((tmp_path / "mine.stablehlo.json").read_text()) == ["low", "high", "unknown"]
 
 
@@ -89,18 +93,47 @@ def test_a_folder_and_a_manifest_teach_the_same(said, tones, tmp_path):
     assert found[0] == found[1] and found[0][1].startswith("2_0_1.wav: w2")
 
 
-def test_words_are_found_in_running_audio(tones, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(teach.models, "words", tones_model)
-    tone = [soundfile.read(tmp_path / f"{word}_0_0.wav", dtype="float32")[0] for word in range(4)]
-    taught = teach.learned(tones_model(), [("low", "a", tone[0]), ("high", "b", tone[1])])
+def running(folder):
+    """Four words in 16 s of `running.wav`, and when."""
+    tone = [soundfile.read(folder / f"{word}_0_0.wav", dtype="float32")[0] for word in range(4)]
     wave = 0.001 * np.random.default_rng(0).normal(size=16 * RATE).astype(np.float32)
-    for word, middle in ((0, 0.3), (1, 3.0), (2, 6.0), (0, 10.1), (1, 15.7)):  # the last is of the second block
+    places = ((0, 0.3), (1, 3.0), (2, 6.0), (0, 10.1), (1, 15.7))  # the last is of the second block
+    for word, middle in places:
         start = round(middle * RATE) - 4000
         wave[start : start + 8000] += tone[word]
-    found = teach.listen(taught, wave, 0.5)
-    assert [word for _, word in found] == ["low", "high", "low", "high"]
-    np.testing.assert_allclose([at for at, _ in found], [0.3, 3.0, 10.1, 15.7], atol=0.35)
-    assert "4 words in 16.0 s of audio" in capsys.readouterr().out
+    soundfile.write(folder / "running.wav", wave, RATE)
+    return wave, [(middle, ("low", "high")[word]) for word, middle in places if word < 2]
+
+
+def test_words_are_found_in_running_audio(said, tones, tmp_path):
+    _, expected = running(tmp_path)
+    told = said("low=0_0_0.wav", "high=1_0_0.wav", "--stream", "running.wav")
+    found = re.findall(r"^ +([\d.]+) s: (\w+), \d+ %$", told, re.MULTILINE)
+    assert [word for _, word in found] == [word for _, word in expected]
+    np.testing.assert_allclose([float(at) for at, _ in found], [at for at, _ in expected], atol=0.35)
+    assert "4 words in 16.0 s of audio" in told
+
+
+def test_words_are_found_as_the_microphone_hears_them(said, tones, tmp_path, monkeypatch):
+    wave, expected = running(tmp_path)
+
+    def microphone(rate, block):
+        yield from wave[: len(wave) // block * block].reshape(-1, block)
+        raise InputError("The microphone has given nothing.")
+
+    monkeypatch.setattr(teach, "microphone", microphone)
+    assert "has given nothing" in said("low=0_0_0.wav", "high=1_0_0.wav", "--stream", "mic", code=2)
+    found = [line.split(": ")[1].split(",")[0] for line in said.printed.splitlines() if " s: " in line]
+    assert found == [word for _, word in expected[:-1]]  # the last is not over
+
+
+def test_a_clip_that_holds_little_speech_is_told(said, tones, tmp_path):
+    noise = 0.001 * np.random.default_rng(0).normal(size=RATE)
+    soundfile.write(tmp_path / "faint.wav", noise, RATE)
+    said("low=0_0_0.wav", "high=faint.wav,1_0_0.wav")
+    assert said.told.splitlines() == [
+        "note: faint.wav of 'high' holds little speech: expect false alarms, or record again"
+    ]
 
 
 def test_what_cannot_be_taught_is_refused_in_a_sentence(said, tones, tmp_path):
@@ -119,6 +152,8 @@ def test_what_cannot_be_taught_is_refused_in_a_sentence(said, tones, tmp_path):
         (["--words", "bare.csv"], "0_0_1.wav has no label in bare.csv"),
         (["--taught", "0_0_0.wav", "low=0_0_0.wav"], "expected one of the two"),
         (["--taught", "away.safetensors"], "there is no such file"),
+        (["low=0_0_0.wav", "--web"], "web is given with other settings"),
+        (["--web", "--host", "nowhere.invalid"], "port 8765 of nowhere.invalid cannot be opened"),
     ):
         assert told in said(*arguments, code=2)
 
@@ -130,7 +165,9 @@ def test_a_foreign_file_or_one_of_another_version_is_refused(said, tones, tmp_pa
     save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
     assert "is no taught recogniser" in said("--taught", "other.safetensors", code=2)
     assert "No word is taught" in said("--recognise", "0_0_0.wav", code=2)
-    monkeypatch.setattr(teach.models, "words", lambda: tones_model()._replace(card={"date": "later", "commit": "x"}))
+    monkeypatch.setattr(
+        teach.models, "words", lambda **how: tones_model(**how)._replace(card={"date": "later", "commit": "x"})
+    )
     assert "taught with another version" in said("--taught", "mine.safetensors", code=2)
 
 
@@ -172,7 +209,8 @@ def test_it_knows_real_words_of_synthetic_voices(tmp_path, capsys):
     p, imported = json.loads(done.stdout)
     trained = models.words()
     version = f"{trained.card['date']} {trained.card['commit']}"
-    here = teach.hearing(trained, teach.load(tmp_path / "mine.safetensors", version))(x)
+    taught = teach.load(tmp_path / "mine.safetensors", version)
+    here = teach.hears(teach.ear(False), taught[0])(x)
     assert not imported
     np.testing.assert_allclose(p, here, atol=1e-4)
     assert jax.tree.leaves(here)[0].shape == (1, 4)

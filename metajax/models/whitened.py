@@ -8,6 +8,7 @@ from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
 from metajax.errors import InputError
 from metajax.models.model import Model
+from metajax.models.pretrained.layers import Pretrained
 
 
 def whitening(
@@ -50,11 +51,12 @@ def whitening(
     return {"mean": jnp.asarray(x.mean(0), jnp.float32), "kernel": jnp.asarray(kernel, jnp.float32)}
 
 
-def whitened(model: Model) -> Model:
+def whitened(model: Model | Pretrained, *, length: bool = False) -> Model:
     """A model of embeddings of length 1, whitened: (f(x) - m) W over its norm; parameters `encoder` and `whitening`.
 
     Args:
       model: of embeddings `[..., features]`. Its `init` makes no whitening: `whitening` does.
+      length: whether to leave them their length, as of frames, of which those of silence are short.
     """
 
     def init(key: KeyArray, x: PyTree) -> Params:
@@ -68,6 +70,7 @@ def whitened(model: Model) -> Model:
             raise InputError(
                 "params hold whitening.adapter, which this map does not read; choose the encoder's layers."
             )
-        return unit((model.apply(params["encoder"], x, key) - mean) @ kernel)
+        white = (model.apply(params["encoder"], x, key) - mean) @ kernel
+        return white if length else unit(white)
 
     return Model(init, apply, model.statistics)

@@ -12,19 +12,27 @@ import pytest
 import metajax as mj
 from metajax import InputError
 from metajax.data import speech_embedding as data
-from metajax.models.pretrained import Pretrained, windowed
-from metajax.models.pretrained.layers import Encoded
+from metajax.models import Model, whitened
+from metajax.models.pretrained import windowed
 
 ROOT = Path(mj.__file__).parent
 
 
-def test_a_window_is_the_mean_of_frames_that_follow_one_another():
-    def encode(params, x):
-        return Encoded(x[..., None] * params, (), jnp.full(len(x), x.shape[1]))
+def test_a_window_is_the_frames_that_follow_one_another():
+    def apply(params, x, key=None):
+        return x[..., None] * params
 
-    model = windowed(Pretrained(None, None, None, encode), 3)
-    found = model.apply(jnp.array([1.0, -2.0]), jnp.array([[0.0, 3.0, 6.0, 0.0]]))
-    np.testing.assert_allclose(found, [[[3.0, -6.0], [3.0, -6.0]]], atol=1e-6)
+    model = windowed(Model(None, apply, None), 3)
+    found = model.apply(jnp.array([1.0, -2.0]), jnp.array([[0.0, 3.0, 6.0, 1.0]]))
+    assert found.tolist() == [[[0, 0, 3, -6, 6, -12], [3, -6, 6, -12, 1, -2]]]
+
+
+def test_frames_may_keep_their_length():
+    white = {"mean": jnp.array([1.0, 0.0]), "kernel": jnp.array([[2.0, 0.0], [0.0, 1.0]])}
+    model = Model(None, lambda params, x, key=None: x, None)
+    params, x = {"encoder": {}, "whitening": white}, jnp.array([[3.0, 3.0]])
+    assert whitened(model, length=True).apply(params, x).tolist() == [[4.0, 3.0]]
+    np.testing.assert_allclose(whitened(model).apply(params, x), [[0.8, 0.6]], atol=1e-6)
 
 
 def test_what_is_shipped_is_whole_and_told():
@@ -38,7 +46,7 @@ def test_what_is_shipped_is_whole_and_told():
     assert "train_words.py" in card["command"] and "/" not in card["command"].split("--arabic")[-1].split()[0]
     assert json.loads(card["results"])["1-shot"]["accuracy, whitened"]["mean"] > 0.9
     shipped = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    assert shipped == {"metajax": ["data/words.safetensors"]}
+    assert shipped == {"metajax": ["data/words.safetensors", "web.html"]}
     assert (ROOT / shipped["metajax"][0]).stat().st_size < 50_000
 
 
@@ -54,8 +62,15 @@ def test_a_window_of_running_audio_is_a_clip():
     pytest.importorskip("tflite", reason="tflite reads them")
     trained, running = mj.models.words(), mj.models.words(spotting=True)
     wave = 0.1 * jax.random.normal(jax.random.key(0), (1, 20000 + 3 * 1280))
-    found = jax.jit(running.model.apply)(running.params, wave)
+    apply = jax.jit(running.model.apply)
+    found = apply(running.params, wave)
     clips = jnp.stack([wave[0, 1280 * i :][:20000] for i in range(4)])
-    assert found.shape == (1, 4, 96)
-    np.testing.assert_allclose(found[0], jax.jit(trained.model.apply)(trained.params, clips), atol=1e-4)
-    np.testing.assert_allclose(jnp.linalg.norm(found, axis=-1), 1, atol=1e-5)
+    assert found.shape == (1, 4, 576)
+    np.testing.assert_allclose(found[0], apply(running.params, clips)[:, 0], atol=1e-3)
+    # the mean of the frames is the embedding of a clip
+    mean = found[0].reshape(4, 6, 96).mean(1)
+    mean /= jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    np.testing.assert_allclose(mean, jax.jit(trained.model.apply)(trained.params, clips), atol=1e-4)
+    # what is faint is told apart, and the threshold is a cosine's
+    assert running.faint > 0 == trained.faint
+    assert running.unknown["bias"] / running.unknown["scale"] > trained.unknown["bias"] / trained.unknown["scale"]

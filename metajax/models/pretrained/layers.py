@@ -115,18 +115,21 @@ def last_layers(params: Params, count: int) -> tuple[str, ...]:
     return tuple(f"encoder.layers.{i}" for i in range(layers - count, layers))
 
 
-def windowed(model: Pretrained, frames: int) -> Model:
-    """A model of running audio: `[n, windows, features]`, the mean over every so many frames that follow one another.
+def windowed(model: Model, frames: int) -> Model:
+    """A model of running audio: every so many frames that follow one another, as one vector.
 
     Args:
-      model: the encoder.
+      model: of frames, `[n, frames, features]`.
       frames: of a window; the next one begins a frame later.
+
+    Returns:
+      A model with outputs `[n, windows, frames * features]`, for the same parameters.
     """
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "n windows features"]:
-        output = model.encode(params, x).output
+        output = model.apply(params, x)
         windows = output.shape[1] - frames + 1
-        return jnp.stack([output[:, i : i + windows] for i in range(frames)]).mean(0)
+        return jnp.concatenate([output[:, i : i + windows] for i in range(frames)], -1)
 
     return Model(model.init, apply, model.statistics)
 

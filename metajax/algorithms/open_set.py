@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from metajax.algorithms.heads import classes_of, onehot, prototypes, unit
@@ -13,8 +14,8 @@ from metajax.inner import closed_form
 class Known(NamedTuple):
     """What a task has learned."""
 
-    means: Float[Array, "classes features"]  # of length 1
-    counts: Float[Array, " classes"]  # examples that each is the mean of
+    means: Float[Array | np.ndarray, "classes features"]  # of length 1
+    counts: Float[Array | np.ndarray, " classes"]  # examples that each is the mean of
 
 
 def open_set(

@@ -29,8 +29,7 @@ from metajax.data.microphone import microphone
 from metajax.data.waves import placed
 from metajax.taught import Known, Taught, hearing, learned, listen
 
-RATE, CLIP, HOP = 16000, 20000, 1280  # Hz, samples of a clip with silence around it, and from one window to the next
-BLOCK = 125  # windows of a file at a time
+RATE, CLIP, HOP, BLOCK = 16000, 20000, 1280, 125  # Hz; samples of a clip, to the next window; windows at a time
 KEPT = jax.tree.structure([Known(0, 0)] * 2)  # what was taught, of clips and of running audio
 Clips = list[tuple[str, str, np.ndarray]]  # word, name and wave
 Ear = tuple[models.Trained, Callable[[np.ndarray], jax.Array]]  # and what embeds waves [1, samples], compiled once
@@ -43,6 +42,7 @@ class Settings:
     taught: Path | None = None  # instead of both, a file that --save wrote
     recognise: tuple[Path, ...] = ()  # clips to say the word of
     stream: Path | None = None  # running audio to find the words in, or mic: what the microphone hears
+    encoder: bool | None = None  # whether Google's encoder is asked, not metajax's network alone; None: if installed
     web: bool = False  # serve a page on which words are taught and recognised by voice (extra `web`)
     host: str = "127.0.0.1"  # address of the page
     port: int = 8765  # of the page
@@ -81,8 +81,8 @@ def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
             yield recordings.names["label"][label], name, wave
 
 
-def ear(spotting: bool) -> Ear:
-    trained = models.words(spotting=spotting)
+def ear(encoder: bool | None, spotting: bool) -> Ear:
+    trained = models.words(encoder, spotting=spotting)
     return trained, jax.jit(lambda x: trained.model.apply(trained.params, x))
 
 
@@ -105,8 +105,8 @@ def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
         raise mj.InputError(f"{count} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
     (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
     begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
-    spent, words = 1000 * (time.perf_counter() - begin), ", ".join(taught.words)
-    print(f"{count} words taught by {len(clips)} clips in {spent:.0f} ms: {words}")
+    spent = 1000 * (time.perf_counter() - begin)
+    print(f"{count} words taught by {len(clips)} clips in {spent:.0f} ms: {', '.join(taught.words)}")
     for word, name, _ in (clips[i] for i in faint):
         print(f"note: {name} of {word!r} holds little speech: expect false alarms, or record again", file=sys.stderr)
     return [taught, running]
@@ -117,12 +117,11 @@ def recognise(heard: Callable, words: list[str], clips: list[tuple[str, np.ndarr
     x = [clip(wave, name)[None] for name, wave in clips]
     jax.block_until_ready(heard(x[0]))  # compiles
     begin = time.perf_counter()
-    p = [np.asarray(heard(one))[0] for one in x]
-    spent = 1000 * (time.perf_counter() - begin) / len(x)
+    p, spent = [np.asarray(heard(one))[0] for one in x], time.perf_counter() - begin
     for (name, _), q in zip(clips, p, strict=True):
         best = q[:-1].argmax() if q[:-1].max() >= sure else -1
         print(f"{name}: {[*words, 'unknown'][best]}, {100 * q[best]:.0f} %")
-    print(f"{len(x)} clips, {spent:.1f} ms each")
+    print(f"{len(x)} clips, {1000 * spent / len(x):.1f} ms each")
 
 
 def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
@@ -167,17 +166,18 @@ def write(s: Settings, heard: Callable, taught: list[Taught], version: str) -> N
 
 def run(s: Settings) -> None:
     runs.check(s, ["web"] if s.web else [])
-    if s.web and s != Settings(web=True, host=s.host, port=s.port):
-        raise mj.InputError("web is given with other settings, expected host and port alone: the page teaches words.")
+    if s.web and s != Settings(web=True, host=s.host, port=s.port, encoder=s.encoder):
+        raise mj.InputError("web is given with other settings, expected host, port, encoder: the page teaches words.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
-    ears = ear(False), ear(True)
+    ears = ear(s.encoder, False), ear(s.encoder, True)
+    print(f"in use: {ears[0][0].card['what']}")
     if s.web:
         hear = lambda t, x: max(np.asarray(hears(ears[1], t)(x[None]))[0, :, :-1], key=max)  # noqa: E731
         noise = np.random.default_rng(0).normal(0, 0.1, CLIP + HOP).astype(np.float32)
         hear(learn(ears[1], [("a word", "noise", noise[:RATE])])[0], noise)  # compiles
         return web.serve(web.app(lambda clips: learn(ears[1], clips), hear, CLIP + HOP), s.host, s.port)
-    version = "{date} {commit}".format(**ears[0][0].card)
+    version = "{what}, {date} {commit}".format(**ears[0][0].card)
     if s.taught or s.teach or s.words:
         taught = load(s.taught, version) if s.taught else teach(ears, list(given(s)))
         clips = [(str(path), read_audio(path, RATE)) for path in s.recognise]

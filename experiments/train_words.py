@@ -6,12 +6,13 @@ Trains a `word_net` on what eSpeak NG says in 106 languages: numbers and invente
 what Festival's voices, pieces of real speakers, say in theirs. An outer step takes many words at a time, two clips of
 each by different voices, and asks which two belong together; each clip is stretched, shifted, warped, heard in a room,
 by another microphone and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word
-too, on other such words. Writes all with a card into one file, which `mj.models.words("synthetic")` reads. The tests
+too, on other such words. Writes all with a card into one file, which `mj.models.words(encoder=False)` reads. The tests
 are of real words by unheard speakers, of whatever corpora are given; English digits are not among what it heard. Goes
 on where it stopped. An hour on one CPU core.
 """
 
 import json
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from metajax import checkpoint, embedded, recipes, report, runs
+from metajax import checkpoint, embedded, recipes, runs
 from metajax.core import Apply, Episode, KeyArray, Objective, Theta
 from metajax.data import augment as change
 from metajax.data import corpora
@@ -168,19 +169,14 @@ def run(s: Settings) -> None:
     print("rejection: " + ", ".join(f"{name} {value:.2f}" for name, value in unknown.items()))
     results = tests(s, embed, unknown)
     if results:
-        names = list(dict.fromkeys(name for row in results.values() for name in row))
-        told = [[row.get(name, "") for row in results.values()] for name in names]
-        cells = [
-            [report.percent(v) if isinstance(v, dict) else v if v == "" else f"{100 * v:.1f}" for v in row]
-            for row in told
-        ]
-        head = ["5-way, query by other speakers, %", *results]
-        print("", report.markdown(head, [[name, *row] for name, row in zip(names, cells, strict=True)]), sep="\n")
+        print("", embedded.table(results), sep="\n")
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     settings = runs.config(s, ("out", "cache", "arabic", "fsdd", "speech_commands", "episodes"))
     card = {
         "what": "a word_net, an embedding of words, and calibrated rejection",
         "heard": f"{heard}; in 106 languages, none Semitic, without the English digits; no recording of speech",
         "command": "python experiments/train_words.py",
+        "commit": head.stdout.strip() or "unknown",
         "settings": json.dumps(settings),
         "date": time.strftime("%Y-%m-%d"),
         "licence": "Apache-2.0, as metajax",

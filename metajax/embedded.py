@@ -1,11 +1,14 @@
 """What embeddings of words are worth: by one clip of each, and where most queries are of words that nobody taught."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Float
 
+from metajax import report
 from metajax.algorithms.heads import unit
 from metajax.algorithms.open_set import open_set
 from metajax.algorithms.protonet import protonet
@@ -100,3 +103,17 @@ def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> Numbe
     found = evaluate(learner, classify, theta, sample, jax.random.key(seed), num_tasks, 1)
     mean, ci95 = mean_ci95(found["accuracy"])
     return {"mean": float(mean[-1]), "ci95": float(ci95[-1])}
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Of results by test, accuracies and shares, a table in percent."""
+    names = list(dict.fromkeys(name for row in results.values() for name in row))
+    told = [[row.get(name, "") for row in results.values()] for name in names]
+    cells = [[_cell(value) for value in row] for row in told]
+    return report.markdown(["%", *results], [[name, *row] for name, row in zip(names, cells, strict=True)])
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, dict):
+        return report.percent(value)
+    return value if value == "" else f"{100 * value:.1f}"

@@ -75,7 +75,7 @@ def test_words_are_taught_recognised_kept_and_written(said, tones, tmp_path):
     x = teach.clip(wave, "it")[None]
     heard = export.deserialize(bytearray((tmp_path / "mine.stablehlo").read_bytes())).call(x)
     taught = teach.load(tmp_path / "kept/mine.safetensors", "today none")
-    np.testing.assert_allclose(heard, teach.hears(teach.ear(False), taught[0])(x), atol=1e-6)
+    np.testing.assert_allclose(heard, teach.hears(teach.ear(None, False), taught[0])(x), atol=1e-6)
     assert json.loads((tmp_path / "mine.stablehlo.json").read_text()) == ["low", "high", "unknown"]
 
 
@@ -210,7 +210,7 @@ def test_it_knows_real_words_of_synthetic_voices(tmp_path, capsys):
     trained = models.words()
     version = f"{trained.card['date']} {trained.card['commit']}"
     taught = teach.load(tmp_path / "mine.safetensors", version)
-    here = teach.hears(teach.ear(False), taught[0])(x)
+    here = teach.hears(teach.ear(None, False), taught[0])(x)
     assert not imported
     np.testing.assert_allclose(p, here, atol=1e-4)
     assert jax.tree.leaves(here)[0].shape == (1, 4)

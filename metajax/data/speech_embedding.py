@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -46,11 +47,14 @@ def read_speech_embedding() -> list[tuple[np.ndarray, np.ndarray]]:
     return found
 
 
-def read_words() -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The tensors that `experiments/train_words.py` made of synthetic speech, which come with metajax, and their card.
+def read_words(name: Literal["words", "word_net"] = "words") -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The tensors that a script made of synthetic speech, which come with metajax, and their card.
+
+    Args:
+      name: "words", of `experiments/whiten_words.py`, or "word_net", of `experiments/train_words.py`.
 
     Raises:
       InputError: safetensors is not installed.
     """
-    tensors, card = read_tensors(Path(__file__).with_name("words.safetensors"))
+    tensors, card = read_tensors(Path(__file__).with_name(f"{name}.safetensors"))
     return tensors, card or {}

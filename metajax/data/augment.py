@@ -196,6 +196,22 @@ def frequency_mask(x: LogMel, width: Draw, start: Draw, max_width: int, length: 
     return jnp.where(_mask(width, start, x.shape[1], max_width, "bands"), _mean(x, length).mean(), x)
 
 
+def occluded(image: Float[Array, "height width"], row: Draw, column: Draw, share: Draw) -> Float[Array, "height width"]:
+    """Return the image with a square of 0 whose side is `share` of the height, its place uniform."""
+    side, inside = jnp.round(share * image.shape[0]), []
+    for draw, size in zip((row, column), image.shape, strict=True):
+        place, first = jnp.arange(size), jnp.floor(draw * (size - side + 1))
+        inside.append((place >= first) & (place < first + side))
+    return jnp.where(inside[0][:, None] & inside[1], 0, image)
+
+
+def misspelt(text: Int[Array, " length"], key: KeyArray, share: Draw, symbols: int) -> Int[Array, " length"]:
+    """Return the text, numbers of characters padded with 0, each with probability `share` replaced by any of 1.. ."""
+    wrong_key, key = jax.random.split(key)
+    wrong = (jax.random.uniform(wrong_key, text.shape) < share) & (text > 0)
+    return jnp.where(wrong, jax.random.randint(key, text.shape, 1, symbols), text)
+
+
 def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> Any:
     """Clamp one clip from below, so that digital silence and room noise look alike, then normalise it.
 

@@ -5,39 +5,43 @@
 
 Five digits are learned from one example each: spoken, drawn (scikit-learn's 8x8 digits) and written (phonemes of
 synthetic speech, else the name in the language). Trained on synthetic speech in many languages and on the other five
-digits, with augmentation, noise, occlusion, typos and modalities dropped at random; tested on digits, languages,
-speakers and images that are in no training, support and query by different speakers (who drew a digit is not recorded).
-One model is tested on every set of modalities, in every condition, support and query alike; beside it: models that
-never had the others, other fusions, MAML, and a plain fusion trained jointly, read by class means; all on equal time.
-Each cell is a file: stopped at any time, the same command goes on.
+digits, with noise, occlusion, typos and modalities dropped at random; tested on digits, languages, speakers and images
+that are in no training, support and query by different speakers (who drew a digit is not recorded). One model is tested
+on every set of modalities, in every condition, support and query alike; beside it: models that never had the others,
+other fusions, MAML, and a plain fusion trained jointly, read by class means; all on equal time. Each cell is a file:
+stopped at any time, the same command goes on.
 """
 
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import combinations, product
+from functools import cache, partial
+from itertools import combinations, permutations
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 import metajax as mj
-from metajax import methods, models, recipes, report
+from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax.core import Sampler
 from metajax.data.augment import add_noise, augment, coloured_noise, misspelt, normalize, occluded, scaled
 from metajax.data.cache import default_folder
 from metajax.data.images import digits
 from metajax.data.spoken_digits import Spoken, spoken_digits
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
-from metajax.models.fusion import MODALITIES
-from metajax.tasks.crossmodal import Items, dropped, paired
+from metajax.models.fusion import MODALITIES, Kind
+from metajax.parallel import use_all_cores
+from metajax.tasks.crossmodal import Items, dropped, only, paired
 from metajax.tasks.episodes import with_inputs
 
 SETS = [" + ".join(some) for count in (1, 2, 3) for some in combinations(MODALITIES, count)]
 CONDITIONS = {  # signal-to-noise ratio in dB, share of the image's width that is hidden, share of wrong characters
     "clean": (100.0, 0.0, 0.0), "20 dB": (20.0, 0.0, 0.0), "10 dB": (10.0, 0.0, 0.0), "0 dB": (0.0, 0.0, 0.0),
-    "occluded": (100.0, 0.6, 0.0), "typos": (100.0, 0.0, 0.5), "all three": (0.0, 0.6, 0.5),
+    "occluded": (100.0, 0.6, 0.0), "typos": (100.0, 0.0, 0.5), "each": (0.0, 0.6, 0.5),
 }  # fmt: skip
 
 
@@ -50,7 +54,7 @@ class Settings:
     seeds: tuple[int, ...] = (0,)  # of the division of digits, fresh parameters, tasks and episodes
     seconds: float = 20.0  # of training
     outer_steps: int | None = None  # that many, in place of a time
-    queries: int = 5  # query examples per digit; five digits, one support example of each
+    queries: int = 5  # query examples per digit
     tasks: int = 4  # tasks per outer step
     num_steps: int = 5  # inner steps of MAML
     dropout: float = 0.3  # probability that an example of training lacks a modality
@@ -81,6 +85,11 @@ def wanted(s: Settings) -> list[Cell]:
     return found
 
 
+def among(some: str) -> np.ndarray:
+    """Which of the modalities a set holds."""
+    return np.isin(MODALITIES, some.split(" + "))
+
+
 def degraded(x: dict[str, Any], key: jax.Array, levels: jax.Array, symbols: int) -> dict[str, Any]:
     """Noise in the audio, then its own mean and variance; a black square; wrong characters; levels `[n, 3]`."""
     draws, (bits_key, *keys) = jax.random.uniform(key, (4, len(levels))), jax.random.split(key, 1 + len(levels))
@@ -94,96 +103,131 @@ def degraded(x: dict[str, Any], key: jax.Array, levels: jax.Array, symbols: int)
     }
 
 
-def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[str, Any]:
-    """Train one model, and test it on what it has had, whole and in part."""
-    jax.clear_caches()
-    (train, test, symbols), drawn = data, images.digits()
-    order = np.random.default_rng(cell.seed).permutation(10)
-    method, had = methods.METHODS[cell.method], np.isin(MODALITIES, cell.had.split(" + "))
-    net = partial(models.fusion, kind=cell.kind, width=s.width, symbols=symbols)
-    init_key, key = jax.random.split(jax.random.key(cell.seed))
-
-    def sampler(part: Spoken, digits: np.ndarray, ways: int, queries: int, **how: Any) -> Any:
-        label = np.where(np.isin(part.digit, digits), part.columns["label"], -1)
-        shown = {"image": Items(drawn.pixels, drawn.label, part.digit)}
-        sizes = {"ways": ways, "shots": 1, "queries": queries, "name": s.corpus}
-        return paired(part.x, label, part.columns["speaker"], shown, **sizes, **how)
-
+def prepared(s: Settings, symbols: int, had: np.ndarray) -> Callable[[Any, jax.Array], Any]:
+    """`(x, key) -> x` of training: other voices, all images turned alike, anything from clean to bad, or gone."""
     changed = augment(scaled(0.5)._replace(noise=0.0))
+    turns = [partial(jnp.rot90, k=k, axes=(1, 2)) for k in range(4)]
+    turns += [lambda image, turn=turn: turn(image[:, ::-1]) for turn in turns]
 
-    def prepared(x: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-        """Another voice, all images turned alike, and anything from clean to bad, or gone."""
-        keys, n = jax.random.split(key, 5), len(x["text"])
-        turns = [partial(jnp.rot90, k=k, axes=(1, 2)) for k in range(4)]
-        turns += [lambda a, turn=turn: turn(a[:, ::-1]) for turn in turns]
+    def prepare(x: dict[str, Any], key: jax.Array) -> dict[str, Any]:
+        keys = jax.random.split(key, 5)
         image = jax.lax.switch(jax.random.randint(keys[0], (), 0, 8), turns, x["image"])
-        levels = jax.random.uniform(keys[1], (n, 3)) * jnp.array([40.0, 0.6, 0.6])
-        present = dropped(x["present"] & had, keys[2], s.dropout)
+        present = dropped(x["present"] & had, keys[1], s.dropout)
+        levels = jax.random.uniform(keys[2], (len(image), 3)) * jnp.array([40.0, 0.6, 0.6])
         x = x | {"audio": changed(x["audio"], keys[3]), "image": image, "present": present}
         return degraded(x, keys[4], levels, symbols)
 
-    trained, within = np.isin(train.digit, order[:5]), {"within": train.columns["language"]}
-    classes = len(np.unique(train.columns["label"][trained]))
-    sample = sampler(train, order[:5], 5, s.queries, **within)
-    x = jax.eval_shape(sample, key).support.x
+    return prepare
+
+
+def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[str, Any]:
+    """Train one model, and test it on what it has had, whole and in part."""
+    jax.clear_caches()
+    (train, test, symbols), drawn = data, digits()
+    order, had = np.random.default_rng(cell.seed).permutation(10), among(cell.had)
+    method, net = methods.METHODS[cell.method], partial(models.fusion, kind=cell.kind, width=s.width, symbols=symbols)
+    init_key, key = jax.random.split(jax.random.key(cell.seed))
+
+    def sampler(part: Spoken, some: np.ndarray, ways: int, queries: int, **how: Any) -> Sampler:
+        label = np.where(np.isin(part.digit, some), part.label, -1)
+        x, shown = {"audio": part.audio[..., : s.bands], "text": part.text}, Items(drawn.pixels, drawn.label, part.digit)
+        how |= {"ways": ways, "shots": 1, "queries": queries, "name": s.corpus}
+        return paired(x, label, part.speaker, {"image": shown}, **how)
+
+    sample = sampler(train, order[:5], 5, s.queries, within=train.language)
+    x, classes = jax.eval_shape(sample, key).support.x, len(np.unique(train.label[np.isin(train.digit, order[:5])]))
     built = methods.build(method, net, x, ways=5, train_ways=5, classes=classes, num_steps=s.num_steps)
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, sample, init_key), init_key)
     if method.kind == "joint":  # many words at once, of all languages
         sample = sampler(train, order[:5], built.train_ways, 1)
     fitted = recipes.meta_train(
-        built.phases, theta, with_inputs(sample, prepared), key, s.outer_steps or 500,
+        built.phases, theta, with_inputs(sample, prepared(s, symbols, had)), key, s.outer_steps or 500,
         optimizer=recipes.adamw(s.outer_rate), num_tasks=s.tasks, chunk=methods.chunk_of(method), average=0.98,
         seconds=None if s.outer_steps else s.seconds, title="-".join(map(str, cell)),
     )  # fmt: skip
-    tested, keys = sampler(test, order[5:], 5, s.queries), jax.random.split(jax.random.key(cell.seed + 1), s.episodes)
+    tested = sampler(test, order[5:], 5, s.queries, within=test.language)
+    keys = jax.random.split(jax.random.key(cell.seed + 1), (s.episodes, 2))
 
-    def accuracy(theta: Any, levels: jax.Array, here: jax.Array) -> jax.Array:
-        """Of every episode, with these levels and what is here of support and query; the same whatever these are."""
+    @mj.hoisted
+    def accuracy(theta: Any, levels: jax.Array, support: jax.Array, query: jax.Array) -> jax.Array:
+        """Of all episodes, which are the same whatever is degraded or missing."""
 
         def one(keys: jax.Array) -> jax.Array:
-            n = 5 * (1 + s.queries)
-            kept = jnp.where((jnp.arange(n) < 5)[:, None], *here)
-            sample = with_inputs(tested, lambda x, key: degraded(
-                x | {"present": x["present"] & kept}, key, jnp.broadcast_to(levels, (n, 3)), symbols))  # fmt: skip
-            episode = sample(keys[0])
+            change = lambda x, key: degraded(x, key, jnp.tile(levels, (len(x["image"]), 1)), symbols)  # noqa: E731
+            episode = only(with_inputs(tested, change), support, query)(keys[0])
             phi, _ = mj.adapt(built.tested, theta, episode.support, keys[1], built.num_steps)
             return classify(built.tested.predict(theta, phi, episode.query.x, None), episode.query.y)[1]["accuracy"]
 
-        return jax.lax.map(one, jax.vmap(jax.random.split)(keys))
+        return jax.lax.map(one, keys)
 
-    score, scores, across = mj.hoisted(accuracy), dict[str, Any](), dict[str, Any]()
-    kept = {some: np.isin(MODALITIES, some.split(" + ")) for some in SETS}
-
-    def told(condition: str, support: np.ndarray, query: np.ndarray) -> dict[str, float]:
-        found = score(fitted.theta, jnp.array(CONDITIONS[condition]), jnp.stack([support, query]))
+    @cache
+    def score(levels: tuple[float, ...], support: str, query: str) -> dict[str, float]:
+        found = accuracy(fitted.theta, jnp.array(levels), *map(among, (support, query)))
         return report.curve(*mj.mean_ci95(np.asarray(found)[:, None]))[0]
 
-    for some in (some for some in SETS if (kept[some] <= had).all() and (had.all() or some == cell.had)):
-        scores[some] = {condition: told(condition, kept[some], kept[some]) for condition in CONDITIONS}
-    if had.all():
-        pairs = [pair for pair in product(MODALITIES, repeat=2) if pair[0] != pair[1]]
-        across = {" to ".join((a, b)): told("clean", kept[a], kept[b]) for a, b in pairs}
-    spent = {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
-    return {"scores": scores, "across": across, "digits": order[5:].tolist()} | spent
+    scores: dict[str, Any] = {}
+    for some in SETS if had.all() else [cell.had]:  # what is absent is as good as clean
+        at = {name: np.where(among(some), levels, CONDITIONS["clean"]).tolist() for name, levels in CONDITIONS.items()}
+        scores[some] = {name: score(tuple(levels), some, some) for name, levels in at.items()}
+    pairs = permutations(MODALITIES, 2) if had.all() else ()
+    across = {f"{a} to {b}": score(CONDITIONS["clean"], a, b) for a, b in pairs}
+    return {"scores": scores, "across": across, "digits": order[5:].tolist(), "outer_steps": int(fitted.state.count)}
 
 
-def mean(found: list[float], alone: dict[str, float]) -> dict[str, Any]:
-    """Over seeds; of one seed over its episodes."""
-    return over_seeds(found) if len(found) > 1 else alone
+def summary(s: Settings, done: dict[Cell, dict[str, Any]]) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """A row for every model and set it is tested on, a value for every condition; and what the first model gains."""
+    own = {cell._replace(seed=0): [done[cell._replace(seed=seed)] for seed in s.seeds] for cell in wanted(s)}
+    first = Cell(s.methods[0], s.kinds[0], SETS[-1], 0)
+
+    def mean(cell: Cell, some: str, condition: str, less: tuple[Cell, str] | None = None) -> dict[str, Any]:
+        """Accuracy, or how much higher it is than that of `less`, over seeds; of one seed over episodes."""
+        found = [one["scores"][some][condition]["mean"] for one in own[cell]]
+        if less:
+            found = [a - one["scores"][less[1]][condition]["mean"] for a, one in zip(found, own[less[0]], strict=True)]
+        return over_seeds(found) if len(found) > 1 or less else own[cell][0]["scores"][some][condition]
+
+    rows, gains = {}, {}
+    for cell in own:
+        for some in own[cell][0]["scores"] if cell == first or cell.had != SETS[-1] else SETS[-1:]:
+            name = f"{cell.method}, {cell.kind}: {some}" + ("" if cell.had == SETS[-1] else ", never more")
+            rows[name] = {condition: mean(cell, some, condition) for condition in CONDITIONS}
+    for condition in CONDITIONS:
+        best = max(SETS[:3], key=lambda some: mean(first, some, condition)["mean"])
+        gains[condition] = mean(first, SETS[-1], condition, (first, best)) | {"best": best}
+    costs = {some: mean(first, some, "clean", (first._replace(had=some), some)) for some in SETS[:-1]}
+    across = {name: over_seeds([one["across"][name]["mean"] for one in own[first]]) for name in own[first][0]["across"]}
+    return rows, {"all three over the best alone": gains, "missing at test over never had": costs, "across": across}
 
 
-def summary(s: Settings, done: dict[Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """A row for every model and set of modalities that it is tested on, a value for every condition."""
-    rows: dict[str, dict[str, Any]] = {}
-    for cell in (cell for cell in wanted(s) if cell.seed == s.seeds[0]):
-        own = [done[cell._replace(seed=seed)] for seed in s.seeds]
-        for some, alone in own[0]["scores"].items():
-            first = cell[:2] == (s.methods[0], s.kinds[0])
-            if not first and some != SETS[-1]:
-                continue
-            name = f"{cell.method}, {cell.kind}: {some}" + (
-                ", nothing else in training" if cell.had != SETS[-1] else ""
-            )
-            each = {c: [one["scores"][some][c]["mean"] for one in own] for c in CONDITIONS}
-            rows[name] = {c: mean(each[c], alone[c]) for c in CONDITIONS} | {"each": each}
-    return rows
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the tables and the heat map."""
+    least = {"queries": 1, "tasks": 1, "num_steps": 1, "episodes": 2, "width": 4, "bands": 1, "seconds": 0.1}
+    runs.check(s, ("plot", "images"), seeds=0, dropout=0, outer_rate=0, outer_steps=1, **least)
+    runs.known("methods", s.methods, methods.METHODS)
+    runs.known("kinds", s.kinds, [kind for kind in get_args(Kind) if kind != "apart"])
+    use_all_cores(s.cache / "compiled")
+    data = spoken_digits(s.corpus, s.root, cache=s.cache)
+    config = runs.config(s, ("out", "cache", "seeds", "methods", "kinds"))
+    done = runs.complete(s.out, config, wanted(s), lambda cell: run_cell(s, cell, data))
+    rows, told = summary(s, done)
+    title = f"{s.corpus}: 5 unseen digits, 1-shot, unseen speakers, others in support than in query; {s.seconds:g} s each, "
+    title += f"95 % intervals over {len(s.seeds)} seeds" if len(s.seeds) > 1 else "95 % intervals over episodes"
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | told | report.environment()
+    checkpoint.write_json(s.out / "results.json", results)
+    lines = [[name, *map(report.percent, row.values())] for name, row in rows.items()]
+    print(f"\n{title}\n\n{report.markdown(['', *CONDITIONS], lines)}")
+    for what, found in told.items():
+        cells = [report.percent(one, "+" * (what != "across")) for one in found.values()]
+        print(f"\n{report.markdown([what, *found], [['', *cells]])}")
+    with report.picture(s.out / "fusion.png", title, figsize=(9, 2 + 0.3 * len(rows))) as (axes,):
+        values = np.array([[100 * one["mean"] for one in row.values()] for row in rows.values()])
+        axes.imshow(values, aspect="auto", vmin=20, vmax=100)
+        axes.set_xticks(range(len(CONDITIONS)), CONDITIONS)
+        axes.set_yticks(range(len(rows)), rows, fontsize=7)
+        for (y, x), value in np.ndenumerate(values):
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="w" if value < 70 else "k", fontsize=7)
+    print(f"\nTables, results and picture are in {s.out}.")
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(Settings, run, __doc__))

@@ -130,7 +130,10 @@ def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[
 
     def sampler(part: Spoken, some: np.ndarray, ways: int, queries: int, **how: Any) -> Sampler:
         label = np.where(np.isin(part.digit, some), part.label, -1)
-        x, shown = {"audio": part.audio[..., : s.bands], "text": part.text}, Items(drawn.pixels, drawn.label, part.digit)
+        x, shown = (
+            {"audio": part.audio[..., : s.bands], "text": part.text},
+            Items(drawn.pixels, drawn.label, part.digit),
+        )
         how |= {"ways": ways, "shots": 1, "queries": queries, "name": s.corpus}
         return paired(x, label, part.speaker, {"image": shown}, **how)
 
@@ -210,7 +213,9 @@ def run(s: Settings) -> None:
     config = runs.config(s, ("out", "cache", "seeds", "methods", "kinds"))
     done = runs.complete(s.out, config, wanted(s), lambda cell: run_cell(s, cell, data))
     rows, told = summary(s, done)
-    title = f"{s.corpus}: 5 unseen digits, 1-shot, unseen speakers, others in support than in query; {s.seconds:g} s each, "
+    title = (
+        f"{s.corpus}: 5 unseen digits, 1-shot, unseen speakers, others in support than in query; {s.seconds:g} s each, "
+    )
     title += f"95 % intervals over {len(s.seeds)} seeds" if len(s.seeds) > 1 else "95 % intervals over episodes"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | told | report.environment()
     checkpoint.write_json(s.out / "results.json", results)

@@ -8,8 +8,7 @@ A task is so many pairs of a spoken word and an image, tied at random, one each.
 languages and on other classes of images; tested on words, languages and speakers and on classes of images that are in
 no training, each word by another speaker, each image by another drawer (who drew scikit-learn's digits is not
 recorded). Beside it, on the same tasks: dynamic time warping of endpointed cepstra, then cosines of pixels, as in
-Eloff, Engelbrecht and Kamper, "Multimodal One-Shot Learning of Speech and Images", 2019. Every seed is a file:
-stopped at any time, the same command goes on.
+Eloff, Engelbrecht and Kamper, "Multimodal One-Shot Learning of Speech and Images", 2019.
 """
 
 import sys
@@ -27,10 +26,10 @@ from metajax import checkpoint, models, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import images, words
-from metajax.data.augment import normalize
+from metajax.data.augment import normalize, turned
 from metajax.data.cache import default_folder
 from metajax.data.features import endpointed
-from metajax.evaluate import over_seeds
+from metajax.evaluate import over_runs
 from metajax.losses import classify
 from metajax.parallel import use_all_cores
 from metajax.tasks.crossmodal import choices, side_by_side
@@ -50,8 +49,6 @@ class Settings:
     seeds: tuple[int, ...] = (0,)  # of the division of images, fresh parameters, tasks and episodes
     seconds: float = 60.0  # of training
     outer_steps: int | None = None  # that many, in place of a time
-    tasks: int = 4  # tasks per outer step
-    outer_rate: float = 2e-3  # peak outer learning rate
     episodes: int = 400  # test episodes
     width: int = 48  # of the vectors
     bands: int = 40  # lowest mel bands to hear; 30 for 8 kHz audio
@@ -116,15 +113,10 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
     train, test, drawn = data
     known, new = divided(drawn, cell.seed)
     model, sizes = models.fusion(kind="apart", modalities=("audio", "image"), width=s.width), {"shots": 1, "queries": 1}
-    turns = [partial(jnp.rot90, k=k, axes=(1, 2)) for k in range(4)]
-    turns += [lambda image, turn=turn: turn(image[:, ::-1]) for turn in turns]
 
     def embed(params: Any, x: dict[str, Any], key: Any) -> jax.Array:
         audio = jax.vmap(partial(normalize, mode="mean_variance"))(x["audio"][..., : s.bands])
         return model.apply(params, x | {"audio": audio})
-
-    def turned(x: dict[str, Any], key: jax.Array) -> dict[str, Any]:
-        return x | {"image": jax.lax.switch(jax.random.randint(key, (), 0, len(turns)), turns, x["image"])}
 
     there, back = (mj.crossmodal(embed, classify, given=a, wanted=1 - a) for a in (AUDIO, IMAGE))
 
@@ -133,13 +125,14 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
         return loss + back.objective(theta, backward(episode), key)[0], metrics
 
     heard = words.sampler(train, "train", ways=s.ways, augmentation=0.5, **sizes)
-    sample = with_inputs(tasks(heard, drawn, known, s.ways), turned)
+    change = lambda x, key: x | {"image": turned(x["image"], key)}  # noqa: E731
+    sample = with_inputs(tasks(heard, drawn, known, s.ways), change)
     init_key, key = jax.random.split(jax.random.key(cell.seed))
     init = lambda key, x: model.init(key, x | {"audio": x["audio"][..., : s.bands]})  # noqa: E731
     theta = {"params": recipes.fresh(init, sample, init_key)}
     fitted = recipes.meta_train(
-        [(1.0, objective)], theta, sample, key, s.outer_steps or 500, optimizer=recipes.adamw(s.outer_rate),
-        num_tasks=s.tasks, average=0.98, seconds=None if s.outer_steps else s.seconds, title=f"seed {cell.seed}",
+        [(1.0, objective)], theta, sample, key, s.outer_steps or 500, optimizer=recipes.adamw(),
+        average=0.98, seconds=None if s.outer_steps else s.seconds, title=f"seed {cell.seed}",
     )  # fmt: skip
     label = np.where(test.splits.test, test.corpus.columns["label"], -1)
     speaker = test.corpus.columns["speaker"]
@@ -164,17 +157,15 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
         return jax.lax.map(one, keys)
 
     table = np.asarray(right(fitted.theta, jax.random.split(jax.random.key(cell.seed + 1), s.episodes)))
-    means, halves = (part.reshape(2, 4).tolist() for part in mj.mean_ci95(table.reshape(len(table), -1)))
-    rows = {row: [{"mean": m, "ci95": c} for m, c in zip(*both, strict=True)] for row, *both in
-            zip(ROWS, means, halves, strict=True)}  # fmt: skip
-    counts = {"image classes": len(np.unique(new[new >= 0])), "words": len(np.unique(label[label >= 0]))}
-    return {"rows": rows, "tested on": counts, "outer_steps": int(fitted.state.count)}
+    tested = {"image classes": len(np.unique(new[new >= 0])), "words": len(np.unique(label[label >= 0]))}
+    scores = {row: dict(zip(COLUMNS, table[:, i].T.tolist(), strict=True)) for i, row in enumerate(ROWS)}
+    return {"scores": scores, "tested on": tested, "outer_steps": int(fitted.state.count)}
 
 
 def run(s: Settings) -> None:
     """Every division that is missing, then the table and the picture."""
-    least = {"ways": 2, "tasks": 1, "episodes": 2, "width": 4, "bands": 1, "seconds": 0.1, "outer_steps": 1}
-    runs.check(s, ("plot", "images"), seeds=0, outer_rate=0, **least)
+    least = {"ways": 2, "episodes": 2, "width": 4, "bands": 1, "seconds": 0.1, "outer_steps": 1}
+    runs.check(s, ("plot", "images"), seeds=0, **least)
     use_all_cores(s.cache / "compiled")
     drawn = images.digits() if s.characters is None else images.omniglot(s.characters)
     train = test = words.load_words("espeak", cache=s.cache)
@@ -187,27 +178,17 @@ def run(s: Settings) -> None:
         train = train._replace(splits=train.splits._replace(train=train.splits.train & (language != "en")))
     config = runs.config(s, ("out", "cache", "seeds"))
     done = runs.complete(s.out, config, list(map(Cell, s.seeds)), lambda cell: run_cell(s, cell, (train, test, drawn)))
-    own = [done[Cell(seed)]["rows"] for seed in s.seeds]
-    rows: dict[str, list[Any]] = {}
-    for row in ROWS:
-        each = [[one[row][i]["mean"] for one in own] for i in range(len(COLUMNS))]
-        rows[row] = list(map(over_seeds, each)) if len(own) > 1 else own[0][row]
+    own = [done[Cell(seed)]["scores"] for seed in s.seeds]
+    rows = {row: {c: over_runs([np.array(one[row][c]) for one in own]) for c in COLUMNS} for row in ROWS}
     counts = ", ".join(f"{count} {what}" for what, count in done[Cell(s.seeds[0])]["tested on"].items())
     title = f"{s.corpus} and {drawn.name}, {s.ways}-way 1-shot, unseen: {counts}, speakers, others in support than in "
     title += f"query;\nchance {100 / s.ways:.1f} %, 95 % intervals over "
     title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else f"{s.episodes} tasks"
-    results = {"title": title, "config": config, "seeds": s.seeds, "columns": COLUMNS, "rows": rows}
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
-    lines = [[row, *map(report.percent, values)] for row, values in rows.items()]
+    lines = [[row, *map(report.percent, values.values())] for row, values in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *COLUMNS], lines)}")
-    with report.picture(s.out / "crossmodal.png", title) as (axes,):
-        for i, (row, values) in enumerate(rows.items()):
-            at, mean, half = np.arange(len(COLUMNS)) + 0.4 * i, *np.array([(v["mean"], v["ci95"]) for v in values]).T
-            axes.bar(at, 100 * mean, 0.4, yerr=100 * half, capsize=3, label=row)
-        axes.set_xticks(np.arange(len(COLUMNS)) + 0.2, COLUMNS)
-        axes.axhline(100 / s.ways, color="0.5", linestyle="--", label="chance")
-        axes.set(ylabel="right choices (%)", ylim=(0, 100))
-        axes.legend()
+    report.heat_map(rows, title, s.out / "crossmodal.png")
     print(f"\nTable, results and picture are in {s.out}.")
 
 

@@ -196,6 +196,12 @@ def frequency_mask(x: LogMel, width: Draw, start: Draw, max_width: int, length: 
     return jnp.where(_mask(width, start, x.shape[1], max_width, "bands"), _mean(x, length).mean(), x)
 
 
+def turned(images: Float[Array, "n size size"], key: KeyArray) -> Float[Array, "n size size"]:
+    """Return all images turned by the same one of four right angles, mirrored or not: other classes to learn from."""
+    turns = [lambda a, k=k, step=step: jnp.rot90(a[:, ::step], k, (1, 2)) for k in range(4) for step in (1, -1)]
+    return jax.lax.switch(jax.random.randint(key, (), 0, 8), turns, images)
+
+
 def occluded(image: Float[Array, "height width"], row: Draw, column: Draw, share: Draw) -> Float[Array, "height width"]:
     """Return the image with a square of 0 whose side is `share` of the height, its place uniform."""
     side, inside = jnp.round(share * image.shape[0]), []

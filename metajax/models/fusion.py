@@ -25,7 +25,6 @@ class Characters(nn.Module):
 
     symbols: int
     width: int
-    normalization: FrameNormalization
 
     @nn.compact
     def __call__(self, ids: Int[Array, "n length"]) -> Float[Array, "n length width"]:
@@ -35,7 +34,7 @@ class Characters(nn.Module):
         x = table[ids] * written
         for i in range(2):
             rows = Conv(self.width, (3,), name=f"conv{i}")(x).reshape(-1, self.width)
-            x = jax.nn.relu(Norm(self.normalization, name=f"norm{i}")(rows)).reshape(x.shape) * written
+            x = jax.nn.relu(Norm("layer", name=f"norm{i}")(rows)).reshape(x.shape) * written
         return x
 
 
@@ -75,11 +74,11 @@ class Fusion(nn.Module):
     def encoded(self, name: str, x: Array) -> tuple[Float[Array, "n tokens features"], Bool[Array, "n tokens"]]:
         """Tokens of one modality, and which of them count."""
         if name == "text":
-            return Characters(self.symbols, self.width, self.normalization, name=name)(x), x > 0
+            return Characters(self.symbols, self.width, name=name)(x), x > 0
         if name == "audio":
             features = TCResNet8(None, self.normalization, self.width / 48, mean=False, name=name)(x)
         else:
-            flat = ImageEncoder(None, self.normalization, self.width // 4, name=name)(x)
+            flat = ImageEncoder(None, "layer", self.width // 4, name=name)(x)
             features = flat.reshape(len(x), -1, self.width // 4 * 4)
         return features, jnp.ones(features.shape[:2], bool)
 
@@ -137,7 +136,8 @@ def fusion(
       kind: how modalities are joined; see above.
       modalities: of `audio`, `image` and `text`, those to use.
       width: of the vectors, a multiple of 4; the encoders grow with it.
-      normalization: `group` or `layer`, of each example by itself: one that lacks a modality must not touch others.
+      normalization: of the audio, `group` or `layer`, of each example by itself: one that lacks a modality must not
+        touch others. That of images and text is `layer`: in small images a group may be one number.
       symbols: how many characters there are, padding among them.
 
     Returns:

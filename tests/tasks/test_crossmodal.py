@@ -70,8 +70,8 @@ def test_bad_input_is_told():
         choices(side_by_side({"audio": one}), "smell")(KEYS[0])
     with pytest.raises(InputError, match="query keeps no modality at all"):
         only(one, np.array([True]), np.array([False]))
-    with pytest.raises(InputError, match="rate is 2"):
-        dropped(jnp.ones((2, 2), bool), KEYS[0], 2)
+    with pytest.raises(InputError, match="rate is 2.0"):
+        dropped(jnp.ones((2, 2), bool), KEYS[0], 2.0)
 
 
 def test_choices_tell_where_the_right_item_is():

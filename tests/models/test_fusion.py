@@ -97,13 +97,13 @@ def test_padding_of_text_changes_nothing_and_a_traced_example_of_nothing_is_nan(
     params = jax.jit(model.init)(KEY, x)
     text = jnp.where(jnp.arange(5) < 3, jnp.maximum(x["text"], 1), 0)
     apply = jax.jit(model.apply)
-    longer = model.apply(params, x | {"text": jnp.pad(text, ((0, 0), (0, 2)))})
-    np.testing.assert_allclose(apply(params, x | {"text": text}), longer, atol=1e-5)
+    shorter = jax.jit(model.apply)(params, x | {"text": text[:, :3]})
+    np.testing.assert_allclose(apply(params, x | {"text": text}), shorter, atol=1e-5)
     out = apply(params, x | {"present": HERE.at[3].set(False)})
     assert np.isnan(out[3]).all() and np.isfinite(np.delete(out, 3, 0)).all()
 
 
-def test_bad_input_is_told():
+def test_bad_input_is_told(unchecked):
     x = inputs()
     model = fusion(2, width=8, symbols=9)
     params = jax.eval_shape(model.init, KEY, x)

@@ -4,11 +4,11 @@
     python experiments/fusion.py --corpus arabic --root DIR --seeds 0 1 2 --out runs/fusion_arabic
 
 Five digits are learned from one example each: spoken, drawn (scikit-learn's 8x8 digits) and written (phonemes of
-synthetic speech, else the name in the language). Trained on synthetic speech in many languages and on the other five
-digits, with noise, occlusion, typos and modalities dropped; tested on digits, languages, speakers and images that are
-in no training, support and query by different speakers (who drew a digit is not recorded). One model is tested on every
-set of modalities, support and query degraded alike; beside it: models that never had the others, other fusions, MAML,
-and a plain fusion trained jointly, read by class means; all on equal time. Stopped at any time, the command goes on.
+synthetic speech, else the name in the language). Trained on synthetic speech of many languages and five other digits,
+with noise, occlusion, typos and modalities dropped; tested on digits, languages, speakers and images that are in no
+training, support and query by different speakers (who drew is not recorded), degraded alike. One model is tested on
+every set of modalities; beside it models that never had the others, other fusions, MAML, and a plain fusion trained
+jointly, read by class means; all on equal time. Stopped at any time, the command goes on.
 """
 
 import sys
@@ -80,14 +80,14 @@ def wanted(s: Settings) -> list[Cell]:
 
 def degraded(x: dict[str, Any], key: jax.Array, levels: jax.Array, symbols: int) -> dict[str, Any]:
     """Noise in the audio, then its own mean and variance; a black square; wrong characters; levels `[n, 3]`."""
-    draws, (bits_key, *keys) = jax.random.uniform(key, (4, len(levels))), jax.random.split(key, 1 + len(levels))
-    snr, hidden, wrong = levels.T
-    noise = jax.vmap(coloured_noise)(*draws[:2], jax.random.bits(bits_key, x["audio"].shape, jnp.uint32))
+    (snr, hidden, wrong), (draw_key, key), n = levels.T, jax.random.split(key), x["text"].shape[1]
+    draws = jax.random.uniform(draw_key, (len(levels), 4 + 2 * n))
+    noise = jax.vmap(coloured_noise)(*draws.T[:2], jax.random.bits(key, x["audio"].shape, jnp.uint32))
     noisy = jax.vmap(add_noise)(x["audio"], noise, 0 * snr, snr, snr)
     return x | {
         "audio": jax.vmap(partial(normalize, mode="mean_variance"))(noisy),
-        "image": jax.vmap(occluded)(x["image"], *draws[2:], hidden),
-        "text": jax.vmap(partial(misspelt, symbols=symbols))(x["text"], jnp.stack(keys), wrong),
+        "image": jax.vmap(occluded)(x["image"], *draws.T[2:4], hidden),
+        "text": jax.vmap(partial(misspelt, symbols=symbols))(x["text"], draws[:, 4 : n + 4], draws[:, n + 4 :], wrong),
     }
 
 
@@ -143,12 +143,11 @@ def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[
     def score(levels: tuple[float, ...], support: str, query: str) -> list[float]:
         return np.asarray(accuracy(fitted.theta, jnp.array(levels), *map(among, (support, query)))).tolist()
 
-    scores: dict[str, Any] = {}
-    pairs = permutations(MODALITIES, 2) if had.all() else ()
+    scores, clean = dict[str, Any](), CONDITIONS["clean"]
     for some in SETS if had.all() else [cell.had]:  # what is absent is as good as clean
-        at = {name: np.where(among(some), levels, CONDITIONS["clean"]).tolist() for name, levels in CONDITIONS.items()}
-        scores[some] = {name: score(tuple(levels), some, some) for name, levels in at.items()}
-    scores["across"] = {f"{a} to {b}": score(CONDITIONS["clean"], a, b) for a, b in pairs}
+        at = {name: tuple(np.where(among(some), levels, clean).tolist()) for name, levels in CONDITIONS.items()}
+        scores[some] = {name: score(levels, some, some) for name, levels in at.items()}
+    scores["across"] = {f"{a} to {b}": score(clean, a, b) for a, b in permutations(MODALITIES, 2) if had.all()}
     return {"scores": scores, "digits": order[5:].tolist(), "outer_steps": int(fitted.state.count)}
 
 
@@ -184,10 +183,9 @@ def run(s: Settings) -> None:
     data = spoken_digits(s.corpus, s.root, cache=s.cache)
     config = runs.config(s, ("out", "cache", "seeds", "methods", "kinds"))
     done = runs.complete(s.out, config, wanted(s), lambda cell: run_cell(s, cell, data))
-    found = summary(s, done)
+    found, over = summary(s, done), "seeds" if len(s.seeds) > 1 else "episodes"
     title = f"{s.corpus}: 5 unseen digits, 1-shot, unseen speakers, others in support than in query; "
-    title += f"{s.outer_steps} steps" if s.outer_steps else f"{s.seconds:g} s"
-    title += f" each, 95 % intervals over {'seeds' if len(s.seeds) > 1 else 'episodes'}"
+    title += (f"{s.outer_steps} steps" if s.outer_steps else f"{s.seconds:g} s") + f" each, 95 % intervals over {over}"
     results = {"title": title, "config": config, "seeds": s.seeds} | found | report.environment()
     checkpoint.write_json(s.out / "results.json", results)
     print(f"\n{title}")

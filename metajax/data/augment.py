@@ -211,11 +211,15 @@ def occluded(image: Float[Array, "height width"], row: Draw, column: Draw, share
     return jnp.where(inside[0][:, None] & inside[1], 0, image)
 
 
-def misspelt(text: Int[Array, " length"], key: KeyArray, share: Draw, symbols: int) -> Int[Array, " length"]:
-    """Return the text, numbers of characters padded with 0, each with probability `share` replaced by any of 1.. ."""
-    wrong_key, key = jax.random.split(key)
-    wrong = (jax.random.uniform(wrong_key, text.shape) < share) & (text > 0)
-    return jnp.where(wrong, jax.random.randint(key, text.shape, 1, symbols), text)
+def misspelt(
+    text: Int[Array, " length"],
+    wrong: Float[Array, " length"],
+    letter: Float[Array, " length"],
+    share: Draw,
+    symbols: int,
+) -> Int[Array, " length"]:
+    """Return the text, numbers of characters padded with 0, each with probability `share` one of 1..symbols - 1."""
+    return jnp.where((wrong < share) & (text > 0), 1 + _whole(letter, symbols - 1), text)
 
 
 def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> Any:
@@ -257,7 +261,7 @@ def _mean(x: LogMel, length: Length) -> Float[Array, " mel"]:
     return x.mean(0) if length is None else _within(x, length, 0.0).sum(0) / length
 
 
-def _whole(draw: Draw, count: int | Array) -> Array:
+def _whole(draw: Float[Array, "*n"], count: int | Array) -> Array:
     """A whole number uniform in 0..count - 1."""
     return jnp.floor(draw * count).astype(jnp.int32)
 

@@ -338,7 +338,8 @@ def test_images_are_turned_alike_and_hidden_by_a_square():
 
 def test_characters_are_replaced_at_their_rate_and_padding_stays():
     text = jnp.concatenate([jnp.full(4000, 3), jnp.zeros(50, int)])
-    wrong = np.asarray(misspelt(text, jax.random.key(2), jnp.float32(0.4), 9))
+    draws = jax.random.uniform(jax.random.key(2), (2, 4050))
+    wrong = np.asarray(misspelt(text, *draws, jnp.float32(0.4), 9))
     assert (wrong[4000:] == 0).all() and set(wrong[:4000].tolist()) == set(range(1, 9))
     assert abs((wrong[:4000] == 3).mean() - (0.6 + 0.4 / 8)) < 0.03
-    np.testing.assert_array_equal(misspelt(text, jax.random.key(2), jnp.float32(0), 9), text)
+    np.testing.assert_array_equal(misspelt(text, *draws, jnp.float32(0), 9), text)

@@ -114,13 +114,17 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
     known, new = divided(drawn, cell.seed)
     model, sizes = models.fusion(kind="apart", modalities=("audio", "image"), width=s.width), {"shots": 1, "queries": 1}
 
-    def embed(params: Any, x: dict[str, Any], key: Any) -> jax.Array:
+    def embedded(theta: Any, episode: mj.Episode) -> mj.Episode:
+        """Both halves through the model at once: vectors `[ways, modalities, width]` as x."""
+        x = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *(half.x for half in episode))
         audio = jax.vmap(partial(normalize, mode="mean_variance"))(x["audio"][..., : s.bands])
-        return model.apply(params, x | {"audio": audio})
+        halves = jnp.split(model.apply(theta["params"], x | {"audio": audio}), 2)
+        return mj.Episode(*(half._replace(x=z) for half, z in zip(episode, halves, strict=True)))
 
-    there, back = (mj.crossmodal(embed, classify, given=a, wanted=1 - a) for a in (AUDIO, IMAGE))
+    there, back = (mj.crossmodal(lambda _, z, key: z, classify, given=a, wanted=1 - a) for a in (AUDIO, IMAGE))
 
     def objective(theta: Any, episode: mj.Episode, key: jax.Array) -> tuple[jax.Array, Any]:
+        episode = embedded(theta, episode)
         loss, metrics = there.objective(theta, episode, key)
         return loss + back.objective(theta, backward(episode), key)[0], metrics
 
@@ -144,11 +148,12 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
 
         def one(key: jax.Array) -> jax.Array:
             episode, found = asked(key), []
-            for side, algorithm in ((episode, there), (backward(episode), back)):
-                phi = algorithm.learner.step(theta, (), side.support, key)
+            vectors = embedded(theta, episode)
+            for side, algorithm in ((vectors, there), (backward(vectors), back)):
+                phi, _ = mj.adapt(algorithm.learner, theta, side.support, key, 1)
                 scores = algorithm.learner.predict(theta, phi, side.query.x, None)
                 found.append(classify(scores, side.query.y)[1]["accuracy"])
-            pairs, z = (unit(embed(theta["params"], half.x, None)) for half in episode)
+            pairs, z = (unit(half.x) for half in vectors)
             near = jnp.einsum("qmf,smf->mqs", z, pairs).argmax(-1)
             own = jnp.arange(s.ways), jnp.argsort(episode.query.y.episode)
             found += [(near[m] == own[m]).mean() for m in (AUDIO, IMAGE)]

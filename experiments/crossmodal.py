@@ -138,9 +138,8 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
         [(1.0, objective)], theta, sample, key, s.outer_steps or 500, optimizer=recipes.adamw(),
         average=0.98, seconds=None if s.outer_steps else s.seconds, title=f"seed {cell.seed}",
     )  # fmt: skip
-    label = np.where(test.splits.test, test.corpus.columns["label"], -1)
-    speaker = test.corpus.columns["speaker"]
-    asked = tasks(episodes(test.corpus.features, label, speaker, ways=s.ways, **sizes), drawn, new, s.ways)
+    columns, label = test.corpus.columns, np.where(test.splits.test, test.corpus.columns["label"], -1)
+    asked = tasks(episodes(test.corpus.features, label, columns["speaker"], ways=s.ways, **sizes), drawn, new, s.ways)
 
     @mj.hoisted
     def right(theta: Any, keys: jax.Array) -> jax.Array:

@@ -78,8 +78,8 @@ def tasks(audio: Sampler, drawn: images.Images, label: np.ndarray, ways: int) ->
 
 def backward(episode: mj.Episode) -> mj.Episode:
     """The same task the other way round: which word is that of each image."""
-    y = episode.query.y
-    return episode._replace(query=episode.query._replace(y=y._replace(episode=jnp.argsort(y.episode))))
+    (x, y), support = episode.query, episode.support
+    return mj.Episode(support, mj.Batch(x, y._replace(episode=jnp.argsort(y.episode))))
 
 
 def warped(a: jax.Array, b: jax.Array) -> jax.Array:
@@ -100,8 +100,7 @@ def unlearned(episode: mj.Episode) -> jax.Array:
         ("audio", lambda x: endpointed(x, FRAMES).reshape(FRAMES, -1)), ("image", jnp.ravel)))  # fmt: skip
     far = jax.vmap(lambda q: jax.vmap(lambda s: warped(q, s))(cepstra[1]))(cepstra[0])
     near = unit(pixels[0]) @ unit(pixels[1]).T
-    where, word = episode.query.y.episode, jnp.arange(len(far))
-    pair = jnp.argsort(where)  # of each image
+    where, word, pair = episode.query.y.episode, jnp.arange(len(far)), backward(episode).query.y.episode
     found = near[:, far.argmin(1)].argmax(0), far[:, near.argmax(1)].argmin(0), far.argmin(1), near.argmax(1)
     return jnp.stack([(a == b).mean() for a, b in zip(found, (where, pair, word, pair), strict=True)])
 
@@ -121,16 +120,15 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
         return mj.Episode(*(half._replace(x=z) for half, z in zip(episode, halves, strict=True)))
 
     there, back = (mj.crossmodal(lambda _, z, key: z, classify, given=a, wanted=1 - a) for a in (AUDIO, IMAGE))
-    heard, seen = (mj.protonet(lambda _, z, key, m=m: z[:, m], classify, s.ways, metric="cosine", temperature=0.1)
-                   for m in (AUDIO, IMAGE))  # fmt: skip
+    hop = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine", temperature=0.1)
+    heard, seen = (hop(lambda _, z, key, m=m: z[:, m]) for m in (AUDIO, IMAGE))
 
     def objective(theta: Any, episode: mj.Episode, key: jax.Array) -> tuple[jax.Array, Any]:
-        """Both directions, and each hop by itself: two hops that know nothing have no slope."""
         episode = embedded(theta, episode)
         images = backward(episode)
         sounds = episode._replace(query=episode.query._replace(y=episode.support.y))
         loss, metrics = there.objective(theta, episode, key)
-        more = (back, images), (heard, sounds), (seen, images)
+        more = (back, images), (heard, sounds), (seen, images)  # each hop too: two that know nothing have no slope
         return loss + sum(method.objective(theta, own, key)[0] for method, own in more), metrics
 
     spoken = words.sampler(train, "train", ways=s.ways, augmentation=0.5, **sizes)
@@ -139,9 +137,8 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
     init_key, key = jax.random.split(jax.random.key(cell.seed))
     theta = {"params": recipes.fresh(model.init, sample, init_key)}
     fitted = recipes.meta_train(
-        [(1.0, objective)], theta, sample, key, s.outer_steps or 500, optimizer=recipes.adamw(),
-        average=0.98, seconds=None if s.outer_steps else s.seconds, title=f"seed {cell.seed}",
-    )  # fmt: skip
+        [(1.0, objective)], theta, sample, key, s.outer_steps or 500, optimizer=recipes.adamw(), average=0.98,
+        seconds=None if s.outer_steps else s.seconds, title=f"seed {cell.seed}")  # fmt: skip
     columns, label = test.corpus.columns, np.where(test.splits.test, test.corpus.columns["label"], -1)
     asked = tasks(episodes(test.corpus.features, label, columns["speaker"], ways=s.ways, **sizes), drawn, new, s.ways)
 
@@ -190,9 +187,8 @@ def run(s: Settings) -> None:
     own = [done[Cell(seed)]["scores"] for seed in s.seeds]
     rows = {row: {c: over_runs([np.array(one[row][c]) for one in own]) for c in COLUMNS} for row in ROWS}
     counts = ", ".join(f"{count} {what}" for what, count in done[Cell(s.seeds[0])]["tested on"].items())
-    over = f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else f"{s.episodes} tasks"
     title = f"{s.corpus} and {drawn.name}, {s.ways}-way 1-shot, unseen: {counts}, speakers, others in support than in "
-    title += f"query;\nchance {100 / s.ways:.1f} %, 95 % intervals over {over}"
+    title += f"query;\nchance {100 / s.ways:.1f} %, 95 % intervals over {'seeds' if len(s.seeds) > 1 else 'tasks'}"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     lines = [[row, *map(report.percent, values.values())] for row, values in rows.items()]

@@ -40,7 +40,7 @@ SETS = [" + ".join(some) for count in (1, 2, 3) for some in combinations(MODALIT
 among = lambda some: np.isin(MODALITIES, some.split(" + "))  # noqa: E731  which of the modalities a set holds
 CONDITIONS = {  # signal-to-noise ratio in dB, share of the image's width that is hidden, share of wrong characters
     "clean": (100.0, 0.0, 0.0), "20 dB": (20.0, 0.0, 0.0), "10 dB": (10.0, 0.0, 0.0), "0 dB": (0.0, 0.0, 0.0),
-    "occluded": (100.0, 0.6, 0.0), "typos": (100.0, 0.0, 0.5), "each": (0.0, 0.6, 0.5),
+    "occluded": (100.0, 0.5, 0.0), "typos": (100.0, 0.0, 0.25), "each": (10.0, 0.5, 0.25),
 }  # fmt: skip
 
 
@@ -108,7 +108,7 @@ def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[
     def prepared(x: dict[str, Any], key: jax.Array) -> dict[str, Any]:
         """Other voices, all images turned alike, anything from clean to bad, or gone."""
         keys = jax.random.split(key, 5)
-        levels = jax.random.uniform(keys[0], (len(x["image"]), 3)) * jnp.array([40.0, 0.6, 0.6])
+        levels = jax.random.uniform(keys[0], (len(x["image"]), 3)) * jnp.array([40.0, 0.5, 0.4])
         x = x | {"audio": changed(x["audio"], keys[1]), "image": turned(x["image"], keys[2])}
         x["present"] = dropped(x["present"] & had, keys[3], s.dropout)
         return degraded(x, keys[4], levels, symbols)

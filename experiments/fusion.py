@@ -83,7 +83,7 @@ def degraded(x: dict[str, Any], key: jax.Array, levels: jax.Array, symbols: int)
     (snr, hidden, wrong), (draw_key, key), n = levels.T, jax.random.split(key), x["text"].shape[1]
     draws = jax.random.uniform(draw_key, (len(levels), 4 + 2 * n))
     noise = jax.vmap(coloured_noise)(*draws.T[:2], jax.random.bits(key, x["audio"].shape, jnp.uint32))
-    noisy = jax.vmap(add_noise)(x["audio"], noise, 0 * snr, snr, snr)
+    noisy = jax.vmap(partial(add_noise, low_db=0.0, high_db=1.0))(x["audio"], noise, snr)
     return x | {
         "audio": jax.vmap(partial(normalize, mode="mean_variance"))(noisy),
         "image": jax.vmap(occluded)(x["image"], *draws.T[2:4], hidden),

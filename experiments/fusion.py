@@ -49,12 +49,12 @@ class Settings:
     corpus: Literal["espeak", "fsdd", "arabic"] = "espeak"  # spoken digits to test on
     root: Path | None = None  # its folder
     methods: tuple[str, ...] = ("protonet", "maml", "simpleshot")  # the last is the plain fusion, trained jointly
-    kinds: tuple[str, ...] = ("gated", "concat", "experts", "bottleneck")  # of fusion; the first with every method
+    kinds: tuple[str, ...] = ("concat", "gated", "experts", "bottleneck")  # of fusion; the first with every method
     seeds: tuple[int, ...] = (0,)  # of the division of digits, fresh parameters, tasks and episodes
     seconds: float = 20.0  # of training
     outer_steps: int | None = None  # that many, in place of a time
     queries: int = 5  # query examples per digit
-    dropout: float = 0.3  # probability that a task of training lacks a modality; a third of it for an example
+    dropout: float = 0.5  # probability that a task of training lacks a modality; a third of it for an example
     episodes: int = 200  # test episodes
     width: int = 48  # of the vectors
     bands: int = 40  # lowest mel bands to hear; 30 for 8 kHz audio

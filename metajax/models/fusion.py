@@ -61,7 +61,9 @@ class Fusion(nn.Module):
                 tokens.append(nn.Dense(self.width, name=f"{name}_token")(features) + place)
                 counts.append(count & own[:, None])
                 continue
-            whole = features.reshape(len(given), -1) if name == "image" else _mean(features, count)
+            # the pixels too: few classes teach a network features that fit them alone
+            parts = [features, given] if name == "image" else [_mean(features, count)]
+            whole = jnp.concatenate([part.reshape(len(given), -1) for part in parts], 1)
             z.append(jnp.where(own[:, None], nn.Dense(self.width, name=f"{name}_vector")(whole), 0))
         if self.kind == "bottleneck":
             fused = self.read(jnp.concatenate(tokens, 1), jnp.concatenate(counts, 1))
@@ -119,7 +121,8 @@ def fusion(
 ) -> Model:
     """Audio, image and text, each through an encoder of its own, in one vector; any of them may be missing.
 
-    x is a dict of `audio`, log-mels `[n, time, mel]` (TC-ResNet8), `image` `[n, height, width]` (`image_encoder`),
+    x is a dict of `audio`, log-mels `[n, time, mel]` (TC-ResNet8), `image` `[n, height, width]` (`image_encoder`, and
+    a linear map),
     `text`, numbers of characters `[n, length]` with 0 for padding, and `present`, `[n, modalities]`, whether example i
     has modality m, in alphabetical order; without `present` all are there. Whatever stands in x for a modality that is
     absent, NaN too, has no influence and no gradient. With vectors z_m, and sums over what is present:

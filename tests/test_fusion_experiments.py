@@ -88,7 +88,7 @@ def test_tables_of_fusion_compare_models_on_the_same_episodes(main, tmp_path, mo
     def scored(s, cell, data):
         full = cell.had == fusion.SETS[-1]
         level = lambda some: 0.1 * len(some.split(" + ")) + 0.02 * cell.seed + 0.05 * (not full)  # noqa: E731
-        scores = {some: dict.fromkeys(fusion.CONDITIONS, [level(some), level(some) + 0.2])
+        scores = {some: {name: [level(some), level(some) + 0.2] for name in fusion.CONDITIONS}
                   for some in (fusion.SETS if full else [cell.had])}  # fmt: skip
         return {"scores": scores | {"across": {"audio to text": [0.2, 0.4]} if full else {}}}
 

@@ -69,8 +69,7 @@ class Fusion(nn.Module):
             fused = self.read(jnp.concatenate(tokens, 1), jnp.concatenate(counts, 1))
         else:
             fused = self.fused(jnp.stack(z, 1), here)
-        none = here.any(1).reshape(-1, *[1] * (fused.ndim - 1))
-        fused = jnp.where(none, fused, jnp.nan)
+        fused = jnp.where(here.any(1).reshape(-1, *[1] * (fused.ndim - 1)), fused, jnp.nan)
         return fused if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(fused)
 
     def encoded(self, name: str, x: Array) -> tuple[Float[Array, "n tokens features"], Bool[Array, "n tokens"]]:

@@ -27,7 +27,9 @@ def few():
     return {name: x[name] for name in FEW} | {"present": HERE[:, 1:].at[0, 1].set(True)}
 
 
-@pytest.mark.parametrize("kind", ["apart", "concat", "gated", "bottleneck", "experts"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("apart", marks=pytest.mark.slow), "concat", "gated", "bottleneck", "experts"]
+)
 def test_what_is_absent_has_exactly_no_influence_and_no_gradient(x64, kind):
     """NaN in its place changes no bit of outputs and slopes; its encoder learns nothing; others stay as they were."""
     names = MODALITIES if kind == "apart" else FEW
@@ -67,13 +69,13 @@ def test_what_is_absent_has_exactly_no_influence_and_no_gradient(x64, kind):
 
 def test_the_fused_vector_is_what_the_formulas_say():
     """Gates are shares of what is present; a product of experts by hand; without `present` all are there."""
-    x, z, encoders = few(), {}, {}
-    here = np.asarray(x["present"])
+    x, z = few(), {}
+    here, draw = np.asarray(x["present"]), np.random.default_rng(0)
+    params = jax.jit(fusion(None, kind="apart", modalities=FEW, width=8, symbols=9).init)(KEY, x)
+    params |= {"gate": {"kernel": draw.normal(size=(18, 2)).astype(np.float32), "bias": np.float32([0.5, 0])}}
+    params |= {f"{m}_sure": {"kernel": draw.normal(size=(8, 8)).astype(np.float32), "bias": np.zeros(8)} for m in FEW}
     for kind in ("apart", "gated", "experts"):
-        model = fusion(None, kind=kind, modalities=FEW, width=8, symbols=9)
-        params = jax.jit(model.init)(KEY, x) | encoders
-        encoders = {name: leaf for name, leaf in params.items() if name in FEW or name.endswith("vector")}
-        apply = jax.jit(model.apply)
+        apply = jax.jit(fusion(None, kind=kind, modalities=FEW, width=8, symbols=9).apply)
         z[kind] = np.asarray(apply(params, x))
         if kind == "apart":
             assert (z["apart"][~here] == 0).all()

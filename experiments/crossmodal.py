@@ -124,8 +124,7 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
     heard, seen = (hop(lambda _, z, key, m=m: z[:, m]) for m in (AUDIO, IMAGE))
 
     def objective(theta: Any, episode: mj.Episode, key: jax.Array) -> tuple[jax.Array, Any]:
-        episode = embedded(theta, episode)
-        images = backward(episode)
+        images = backward(episode := embedded(theta, episode))
         sounds = episode._replace(query=episode.query._replace(y=episode.support.y))
         loss, metrics = there.objective(theta, episode, key)
         more = (back, images), (heard, sounds), (seen, images)  # each hop too: two that know nothing have no slope

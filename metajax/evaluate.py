@@ -106,5 +106,5 @@ def over_runs(values: Sequence[Float[np.ndarray, " tasks"]]) -> dict[str, float 
     """As `over_seeds` of the means of several runs; of a single one, over its tasks."""
     if len(values) > 1:
         return over_seeds([float(value.mean()) for value in values])
-    mean, half = mean_ci95(values[0])
-    return {"mean": float(mean), "ci95": float(half)}
+    mean, half = mean_ci95(values[0][:, None])
+    return {"mean": float(mean[0]), "ci95": float(half[0])}

@@ -5,6 +5,7 @@ from metajax.algorithms.anil import anil
 from metajax.algorithms.baselinepp import baselinepp
 from metajax.algorithms.boil import boil
 from metajax.algorithms.cavia import cavia
+from metajax.algorithms.crossmodal import crossmodal
 from metajax.algorithms.fomaml import fomaml
 from metajax.algorithms.hypernetwork import hypernetwork
 from metajax.algorithms.imaml import imaml

@@ -100,3 +100,11 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
     array = np.asarray(values, np.float64)
     half = float(t.ppf(0.975, len(array) - 1) * array.std(ddof=1) / np.sqrt(len(array))) if len(array) > 1 else None
     return {"mean": float(array.mean()), "ci95": half}
+
+
+def over_runs(values: Sequence[Float[np.ndarray, " tasks"]]) -> dict[str, float | None]:
+    """As `over_seeds` of the means of several runs; of a single one, over its tasks."""
+    if len(values) > 1:
+        return over_seeds([float(value.mean()) for value in values])
+    mean, half = mean_ci95(values[0][:, None])
+    return {"mean": float(mean[0]), "ci95": float(half[0])}

@@ -177,3 +177,14 @@ def plot_panels(
             axes.set(title=name, xlabel=label, ylabel=what)
             axes.grid(alpha=0.3)
             axes.legend(fontsize=7, ncols=2)
+
+
+def heat_map(rows: dict[str, dict[str, dict[str, Any]]], title: str, path: Path) -> None:
+    """Draw mean accuracies by row and column, as numbers on colours, into a PNG; arguments as of `plot_curves`."""
+    values, columns = np.array([[100 * one["mean"] for one in row.values()] for row in rows.values()]), next(iter(rows))
+    with picture(path, title, figsize=(5 + 0.7 * values.shape[1], 1.5 + 0.3 * len(rows))) as (axes,):
+        axes.imshow(values, aspect="auto", vmin=0, vmax=100)
+        axes.set_xticks(range(values.shape[1]), rows[columns])
+        axes.set_yticks(range(len(rows)), rows, fontsize=8)
+        for (y, x), value in np.ndenumerate(values):
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", color="w" if value < 60 else "k", fontsize=8)

@@ -216,6 +216,32 @@ def frequency_mask(x: LogMel, width: Draw, start: Draw, max_width: int, length: 
     return jnp.where(_mask(width, start, x.shape[1], max_width, "bands"), _mean(x, length).mean(), x)
 
 
+def turned(images: Float[Array, "n size size"], key: KeyArray) -> Float[Array, "n size size"]:
+    """Return all images turned by the same one of four right angles, mirrored or not: other classes to learn from."""
+    turns = [lambda a, k=k, step=step: jnp.rot90(a[:, ::step], k, (1, 2)) for k in range(4) for step in (1, -1)]
+    return jax.lax.switch(jax.random.randint(key, (), 0, 8), turns, images)
+
+
+def occluded(image: Float[Array, "height width"], row: Draw, column: Draw, share: Draw) -> Float[Array, "height width"]:
+    """Return the image with a square of 0 whose side is `share` of the height, its place uniform."""
+    side, inside = jnp.round(share * image.shape[0]), []
+    for draw, size in zip((row, column), image.shape, strict=True):
+        place, first = jnp.arange(size), jnp.floor(draw * (size - side + 1))
+        inside.append((place >= first) & (place < first + side))
+    return jnp.where(inside[0][:, None] & inside[1], 0, image)
+
+
+def misspelt(
+    text: Int[Array, " length"],
+    wrong: Float[Array, " length"],
+    letter: Float[Array, " length"],
+    share: Draw,
+    symbols: int,
+) -> Int[Array, " length"]:
+    """Return the text, numbers of characters padded with 0, each with probability `share` one of 1..symbols - 1."""
+    return jnp.where((wrong < share) & (text > 0), 1 + _whole(letter, symbols - 1), text)
+
+
 def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_range_db: float = 60.0) -> Any:
     """Clamp one clip from below, so that digital silence and room noise look alike, then normalise it.
 
@@ -266,7 +292,7 @@ def _mean(x: LogMel, length: Length) -> Float[Array, " mel"]:
     return x.mean(0) if length is None else _within(x, length, 0.0).sum(0) / length
 
 
-def _whole(draw: Draw, count: int | Array) -> Array:
+def _whole(draw: Float[Array, "*n"], count: int | Array) -> Array:
     """A whole number uniform in 0..count - 1."""
     return jnp.floor(draw * count).astype(jnp.int32)
 

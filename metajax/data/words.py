@@ -142,7 +142,7 @@ def sampler(
         raise InputError(f"split is {split!r}, expected one of {', '.join(Splits._fields)}.")
     columns, name = words.corpus.columns, f"{words.corpus.name} ({split})"
     label = np.where(getattr(words.splits, split), columns["label"], -1)
-    sizes = {"ways": ways, "shots": shots, "queries": queries}
+    sizes: dict[str, Any] = {"ways": ways, "shots": shots, "queries": queries}
     sample = episodes(words.corpus.features, label, columns["speaker"], **sizes, across=across, name=name)
     return with_inputs(sample, prepared(words, augmentation))
 

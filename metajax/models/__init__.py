@@ -5,6 +5,7 @@ from metajax.models.bilstm import bilstm
 from metajax.models.conformer import conformer
 from metajax.models.conv4 import conv4
 from metajax.models.crnn import crnn
+from metajax.models.fusion import fusion
 from metajax.models.image import image_encoder
 from metajax.models.judged import judged
 from metajax.models.layers import NORMALIZATIONS, Normalization

@@ -9,11 +9,12 @@ from metajax.models.model import Model, check_shape, from_linen
 
 
 class TCResNet8(nn.Module):
-    """A first convolution and three residual blocks of two; mean over time; a linear head, if asked."""
+    """A first convolution and three residual blocks of two; mean over time, unless off; a linear head, if asked."""
 
     num_outputs: int | None
     normalization: Normalization
     width: float
+    mean: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"]) -> Array:
@@ -29,7 +30,7 @@ class TCResNet8(nn.Module):
             y = norm(Conv(features, (9,), name=f"conv{i}b")(y), f"{i}b")
             x = jax.nn.relu(norm(Conv(features, (1,), 2, name=f"short{i}")(x), f"{i}s"))
             x = jax.nn.relu(y + x)
-        x = x.mean(1)
+        x = x.mean(1) if self.mean else x
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
 
 

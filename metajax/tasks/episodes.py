@@ -41,6 +41,7 @@ def episodes(
     shots: int,
     queries: int,
     across: Across = "speaker",
+    within: Int[np.ndarray, " clips"] | None = None,
     name: str = "corpus",
 ) -> Sampler:
     """A distribution over episodes: `ways` classes, `shots` support and `queries` query clips of each.
@@ -62,6 +63,8 @@ def episodes(
       shots: support clips per class.
       queries: query clips per class.
       across: who speaks; see above.
+      within: a group of each clip, the same for all of a class, such as its language: the classes of an episode are
+        then of one group, drawn uniformly.
       name: of the corpus or split, for messages.
 
     Returns:
@@ -71,19 +74,24 @@ def episodes(
     Raises:
       InputError: too few classes, speakers or clips, with how many there are; or arguments for other numbers of clips.
     """
-    count_clips(features=features, label=label, speaker=speaker, y=y)
+    count_clips(features=features, label=label, speaker=speaker, y=y, within=() if within is None else within)
     features, y = jax.tree.map(jnp.asarray, (features, y))
     tables = index_tables(label, speaker, ways, shots, queries, across, name)
     cut = ways * shots
 
     num_classes, width = tables.clips.shape
     num_speakers = tables.members.shape[0]
+    group = None if within is None else _group_of_class(tables, label, within, ways, name)
 
     def draw(key: KeyArray) -> tuple[Array, Array, Array]:
         """Classes [ways], clip indices [ways, shots + queries], and whether every one of them exists."""
         # one call of the generator for all three: each costs compile time
-        numbers = jax.random.uniform(key, (num_classes + num_speakers + ways * width,))
-        by_class, by_speaker, by_clip = jnp.split(numbers, [num_classes, num_classes + num_speakers])
+        ends = np.cumsum([num_classes, num_speakers, ways * width])
+        numbers = jax.random.uniform(key, (ends[-1] + (group is not None),))
+        by_class, by_speaker, by_clip, by_group = jnp.split(numbers, ends)
+        if group is not None:
+            chosen = jnp.floor(by_group[0] * (group.max() + 1)).astype(int)
+            by_class = jnp.where(group == chosen, by_class, -1.0)
         who = by_speaker.argmax()
         if across == "same":
             by_class = jnp.where(tables.homes[who], by_class, -1.0)
@@ -101,7 +109,7 @@ def episodes(
             values, columns = (jnp.concatenate(pair, 1) for pair in zip(*best, strict=True))
         else:
             values, columns = jax.lax.top_k(priority, shots + queries)
-        return classes, jnp.take_along_axis(clips, columns, 1), (values >= 0).all()
+        return classes, jnp.take_along_axis(clips, columns, 1), (values >= 0).all() & (by_class[classes] >= 0).all()
 
     def sample(key: KeyArray) -> Episode:
         # a draw whose halves leave a class short of clips is drawn again: `index_tables` saw that enough are complete
@@ -189,6 +197,22 @@ def index_tables(
         members=jnp.asarray(members),
         homes=jnp.asarray(homes),
     )
+
+
+def _group_of_class(
+    tables: Tables, label: Int[np.ndarray, " clips"], within: Int[np.ndarray, " clips"], ways: int, name: str
+) -> Int[np.ndarray, " classes"]:
+    """The group of each class of `tables`, renumbered; -1 for one with fewer than `ways` of them."""
+    check_column("within", within)
+    firsts = np.asarray(tables.clips)[:, 0]
+    for first in firsts:
+        if (found := np.unique(within[label == label[first]])).size > 1:
+            raise InputError(f"{name}: class {label[first]} is of groups {found[:3].tolist()}, expected one of within.")
+    values, counts = np.unique(within[firsts], return_counts=True)
+    enough = values[(counts >= ways) & (values >= 0)]
+    if not len(enough):
+        raise InputError(f"{name}: no group of within has {ways} classes; the largest has {counts.max()}.")
+    return np.where(np.isin(within[firsts], enough), np.searchsorted(enough, within[firsts]), -1)
 
 
 def query_speakers(count: int) -> int:

@@ -7,7 +7,7 @@ import pytest
 
 from metajax.core import Utterances
 from metajax.data import augment as parts
-from metajax.data.augment import Augmentation, augment, normalize
+from metajax.data.augment import Augmentation, augment, misspelt, normalize, occluded, turned
 from metajax.errors import InputError
 
 # Compiling is most of the time.
@@ -346,3 +346,27 @@ def test_silence_around_a_word_and_its_level_do_not_change_how_speech_is_normali
     padded = parts.among_speech(jnp.concatenate([silence, word + 4.0, silence]))
     np.testing.assert_allclose(padded[30:70], alone, atol=1e-4)
     np.testing.assert_allclose(padded[:30], 0.3 * (2 - 3 * np.log(10)), atol=1e-4)  # 30 dB below the mean
+
+
+def test_images_are_turned_alike_and_hidden_by_a_square():
+    images = jax.random.uniform(jax.random.key(0), (3, 8, 8), minval=0.1)
+    turns = [np.rot90(one, k, (1, 2)) for one in (np.asarray(images), np.asarray(images)[:, ::-1]) for k in range(4)]
+    found = jax.jit(jax.vmap(turned, (None, 0)))(images, jax.random.split(jax.random.key(1), 200))
+    hits = [np.flatnonzero([np.array_equal(one, turn) for turn in turns]) for one in np.asarray(found)]
+    assert all(len(hit) == 1 for hit in hits) and len(np.unique(hits)) == 8
+    for row, column in ((0.0, 0.999), (0.5, 0.3)):
+        seen = np.asarray(occluded(images[0], jnp.float32(row), jnp.float32(column), jnp.float32(0.5)))
+        rows, columns = np.nonzero(seen == 0)
+        assert len(rows) == 16 and np.ptp(rows) == np.ptp(columns) == 3
+        assert (rows[0], columns[0]) == (int(row * 5), int(column * 5))
+        np.testing.assert_array_equal(seen[seen > 0], np.asarray(images[0])[seen > 0])
+    np.testing.assert_array_equal(occluded(images[0], jnp.float32(0), jnp.float32(0), jnp.float32(0)), images[0])
+
+
+def test_characters_are_replaced_at_their_rate_and_padding_stays():
+    text = jnp.concatenate([jnp.full(4000, 3), jnp.zeros(50, int)])
+    draws = jax.random.uniform(jax.random.key(2), (2, 4050))
+    wrong = np.asarray(misspelt(text, *draws, jnp.float32(0.4), 9))
+    assert (wrong[4000:] == 0).all() and set(wrong[:4000].tolist()) == set(range(1, 9))
+    assert abs((wrong[:4000] == 3).mean() - (0.6 + 0.4 / 8)) < 0.03
+    np.testing.assert_array_equal(misspelt(text, *draws, jnp.float32(0), 9), text)

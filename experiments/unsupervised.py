@@ -3,11 +3,12 @@
     python experiments/unsupervised.py
     python experiments/unsupervised.py --corpus arabic --root DIR --seeds 0 1 2 --seconds 120 --out runs/unlabelled
 
-Trains metric and gradient-based methods on tasks made without a label or a speaker: UMTRA (every clip its own class,
-its queries augmented copies), the same with many ways and one query (contrastive), CACTUs (clusters of cepstra as
-classes). Beside them on the same time: the same methods on the labels; and without training: class means of endpointed
-cepstra (the floor), and a network from scratch. All are tested on words and speakers that are in no training. Each cell
-is a file: stopped at any time, the same command goes on. Without arguments: embedded synthetic speech.
+Trains metric, in-context and gradient-based methods on tasks made without a label or a speaker: UMTRA (every clip its
+own class, its queries augmented copies), the same with many ways and one query (contrastive), CACTUs (clusters of
+cepstra as classes); or has them take an encoder that learned to say masked frames. Beside them on the same time: the
+same methods on the labels; without training: class means of endpointed cepstra (the floor), a network from scratch. A
+ProtoNet is also tested with those cepstra beside what it learned. Words and speakers of the test are in no training.
+Each cell is a file: stopped at any time, the same command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
@@ -26,6 +27,7 @@ import metajax as mj
 from metajax import checkpoint, methods, models, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import words
+from metajax.data.augment import scaled
 from metajax.data.cache import default_folder
 from metajax.data.clusters import partitions
 from metajax.data.features import endpointed
@@ -35,7 +37,8 @@ from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import episodes, with_inputs
 from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
 
-SOURCES = ("umtra", "contrastive", "cactus", "supervised")
+SOURCES = ("umtra", "contrastive", "cactus", "masked", "supervised")
+READERS = ("in_context", "relation", "hypernetwork", "task_encoder")  # an encoder alone is no use to them
 STEPS = 10  # adaptation steps of a network from scratch
 vectors = jax.jit(lambda x: jax.lax.map(endpointed, x, batch_size=256))  # what is known of clips without learning
 
@@ -45,7 +48,7 @@ class Settings:
     corpus: str = "espeak"  # what to train and test on
     root: Path | None = None  # its folder, or the manifest file
     sources: tuple[str, ...] = SOURCES  # of training tasks
-    methods: tuple[str, ...] = ("protonet", "maml", "ridge")  # of metajax.methods
+    methods: tuple[str, ...] = ("protonet_cosine", "maml", "ridge", "in_context")  # of metajax.methods
     clips: tuple[int, ...] = (100, 400)  # so many clips without labels, too, for the first source and method
     seeds: tuple[int, ...] = (0,)  # of splits, fresh parameters, tasks and episodes
     seconds: float = 20.0  # of training
@@ -58,7 +61,9 @@ class Settings:
     many: int = 32  # classes per contrastive task
     clusters: int = 100  # of a partition
     partitions: int = 4  # by k-means, each of features scaled at random
-    augment: float = 1.0  # strength of the augmentation of tasks without labels
+    augment: float = 1.0  # strength of the augmentation of tasks without labels, but for
+    warp: float = 0.25  # its change of the frequency scale, and
+    stretch: float = 0.3  # of the tempo, which imitate another speaker
     supervised_augment: float = 0.5  # of those with labels
     tasks: int = 4  # tasks per outer step
     num_steps: int = 5  # inner steps
@@ -83,7 +88,8 @@ def wanted(s: Settings) -> Iterator[Cell]:
     for seed in s.seeds:
         yield from (Cell("none", name, 0, seed) for name in ("cepstra", "from scratch"))
         metric = {name for name in s.methods if methods.METHODS[name].kind == "metric"}
-        arms = [arm for arm in product(s.sources, s.methods) if arm[0] != "contrastive" or arm[1] in metric]
+        left = {"contrastive": set(s.methods) - metric, "masked": set(READERS)}
+        arms = [arm for arm in product(s.sources, s.methods) if arm[1] not in left.get(arm[0], ())]
         yield from (Cell(*arm, 0, seed) for arm in arms)
         fewer = [arm for arm in arms if arm[0] != "supervised"][:1]
         yield from (Cell(*arm, count, seed) for arm, count in product(fewer, s.clips))
@@ -97,10 +103,11 @@ def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
     chosen = np.random.default_rng(cell.seed).permutation(np.flatnonzero(task.splits.train))
     if cell.clips > len(chosen):
         raise mj.InputError(f"clips holds {cell.clips}, but there are {len(chosen)} to train on.")
-    x, change = task.corpus.features[chosen[: cell.clips or None]], words.prepared(task, s.augment)
+    x = task.corpus.features[chosen[: cell.clips or None]]
+    change = words.prepared(task, scaled(s.augment)._replace(warp=s.warp, stretch=s.stretch))
     if cell.source != "cactus":
-        return umtra(x, change, **sizes | ({"queries": 1} if cell.source == "contrastive" else {}))
-    found = partitions(np.asarray(vectors(x)), s.clusters, s.partitions, seed=cell.seed)
+        return umtra(x, change, **sizes | ({} if cell.source == "umtra" else {"queries": 1}))
+    found = partitions(np.asarray(vectors(x)), s.clusters, s.partitions, seed=cell.seed, metric="cosine")
     return with_inputs(cactus(x, found, **sizes), change)
 
 
@@ -122,12 +129,12 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
         return found
 
     validates, first = task.splits.validation.any(), sample("test", s.shots[0])
+    label = np.where(task.splits.test, task.corpus.columns["label"], -1)
+    drawn = partial(episodes, speaker=task.corpus.columns["speaker"], label=label, ways=s.ways, queries=s.queries)
+    means = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine", temperature=0.1)
     if cell.method == "cepstra":
-        columns, found = task.corpus.columns, vectors(task.corpus.features)
-        label, sizes = np.where(task.splits.test, columns["label"], -1), {"ways": s.ways, "queries": s.queries}
-        means = mj.protonet(lambda p, x, _: x, classify, s.ways, metric="cosine").learner
-        draw = lambda _, shots: episodes(found, label, columns["speaker"], shots=shots, **sizes)  # noqa: E731
-        return by_shots(methods.curves(lambda _: means, 1), {"params": {}}, draw, rates=())
+        draw, known = partial(drawn, vectors(task.corpus.features)), means(lambda p, x, _: x).learner
+        return by_shots(methods.curves(lambda _: known, 1), {"params": {}}, lambda _, n: draw(shots=n), rates=())
     if cell.method == "from scratch":
         tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), STEPS)
         return by_shots(tuning, {"params": recipes.fresh(net(s.ways).init, first, init_key)})
@@ -138,19 +145,30 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     build = partial(methods.build, method, net, x, **how)
     built = build()
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
+    phases = built.phases
+    if cell.source == "masked":
+        frames = models.tcresnet8(normalization="group", width=s.width, pooled=False).apply
+        masked = mj.masked_prediction(frames, features=round(48 * s.width), bands=x.shape[-1], stride=8)
+        phases, theta = [(1.0, masked.objective)], theta | masked.learner.init(theta["params"], init_key)
     fitted = recipes.meta_train(
-        built.phases, theta, training(s, cell, task, built.train_ways), key, s.outer_steps or 200,
+        phases, theta, training(s, cell, task, built.train_ways), key, s.outer_steps or 200,
         optimizer=recipes.adamw(s.outer_rate), num_tasks=s.tasks, chunk=methods.chunk_of(method), average=0.98,
         seconds=None if s.outer_steps else s.seconds, title="-".join(map(str, cell)),
     )  # fmt: skip
     # without labels no inner rate is chosen either: it stays that of training
     fixed: dict[str, Any] = {} if labelled else {"rates": (method.rate,)}
     result = by_shots(methods.curves(lambda rate: build(rate=rate).tested, built.num_steps), fitted.theta, **fixed)
-    if cell.method == "protonet":
-        soft = methods.curves(lambda _: mj.protonet(net(None).apply, classify, s.ways, refinements=1).learner, 1)
-        test = partly_labelled(sample("test", s.shots[0] + s.unlabelled), s.ways, s.shots[0])
-        found = methods.tested(soft, fitted.theta, None, test, episodes=s.episodes, seed=cell.seed)
-        result["refined"] = report.curve(*mj.mean_ci95(found.accuracy))[-1]
+    if cell.method.startswith("protonet"):
+        heard, draw = (
+            lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key),
+            partial(drawn, task.corpus.features),
+        )
+        both = models.beside(net(None)._replace(apply=heard), endpointed).apply
+        run, soft = (methods.curves(lambda _, n=n: means(both, refinements=n).learner, 1) for n in (0, 1))
+        found = by_shots(run, fitted.theta, lambda _, n: draw(shots=n), rates=())
+        some = lambda _, n: partly_labelled(draw(shots=n + s.unlabelled), s.ways, n)  # noqa: E731
+        result |= {f"{name} beside": row for name, row in found.items()}
+        result["refined"] = by_shots(soft, fitted.theta, some, rates=())[f"{s.shots[0]}-shot"]
     return result | {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
 
 
@@ -169,7 +187,8 @@ def summary(s: Settings, done: dict[Cell, dict[str, Any]], columns: Iterable[str
 def run(s: Settings) -> None:
     """Every cell that is missing, then the table and the picture."""
     least: dict[str, Any] = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "num_steps": 1, "episodes": 2, "many": 2}
-    least |= {"seeds": 0, "seconds": 0.1, "outer_steps": 1, "unlabelled": 1, "augment": 0.1, "supervised_augment": 0}
+    least |= {"seeds": 0, "seconds": 0.1, "outer_steps": 1, "unlabelled": 1, "augment": 0.1, "supervised_augment": 0,
+              "warp": 0, "stretch": 0}  # fmt: skip
     runs.check(s, ("plot", "images"), clusters=2, partitions=1, outer_rate=0, width=0.1, **least)
     runs.known("sources", s.sources, SOURCES)
     runs.known("methods", s.methods, [name for name, row in methods.METHODS.items() if row.kind != "joint"])
@@ -178,7 +197,8 @@ def run(s: Settings) -> None:
     config = runs.config(s, ("out", "cache", "seeds", "sources", "methods", "clips"))
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
     columns = {f"{n}-shot": f"{n}-shot" for n in s.shots}
-    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled"}
+    columns |= {f"{n}-shot beside": f"{n}-shot, beside cepstra" for n in s.shots}
+    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled, beside cepstra"}
     rows, first = summary(s, done, columns), task(s.seeds[0])
     many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
     spent = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s"

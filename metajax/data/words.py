@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from metajax.core import KeyArray, Sampler
 from metajax.data import corpora
-from metajax.data.augment import augment, normalize, scaled
+from metajax.data.augment import Augmentation, augment, normalize, scaled
 from metajax.data.corpus import Corpus, fingerprint, load, read_noise
 from metajax.data.features import FeatureSettings
 from metajax.errors import InputError
@@ -147,14 +147,17 @@ def sampler(
     return with_inputs(sample, prepared(words, augmentation))
 
 
-def prepared(words: Words, augmentation: float = 0.0) -> Callable[[Float[Array, "n time mel"], KeyArray], Array]:
+def prepared(
+    words: Words, augmentation: float | Augmentation = 0.0
+) -> Callable[[Float[Array, "n time mel"], KeyArray], Array]:
     """`(x, key) -> x`: what `sampler` does to clips; where no label may be read, to `words.corpus.features[chosen]`.
 
     Args:
         words: whose recordings of noise are added, where there are some.
-        augmentation: as of `sampler`.
+        augmentation: as of `sampler`, or the strengths of its parts.
     """
-    change = augment(scaled(augmentation), words.noise) if augmentation else None
+    strengths = augmentation if isinstance(augmentation, Augmentation) else scaled(augmentation)
+    change = augment(strengths, words.noise) if augmentation else None
 
     def prepare(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
         return _normalized(x if change is None else change(x, key))

@@ -1,6 +1,7 @@
 """Models: pure functions on parameters."""
 
 from metajax.models import pretrained
+from metajax.models.beside import beside
 from metajax.models.bilstm import bilstm
 from metajax.models.conformer import conformer
 from metajax.models.conv4 import conv4

@@ -21,6 +21,7 @@ ALONE = {
     "time_mask": OFF._replace(time_mask=12),
     "frequency_mask": OFF._replace(frequency_mask=5),
     "all": Augmentation(),
+    "off by default": OFF._replace(pitch=2.0, room=30, band=6),
 }
 UNIFORM = np.random.default_rng(7).uniform(size=(400, 3)).astype(np.float32)
 BITS = np.random.default_rng(8).integers(0, 2**32, (400, 98, 40), np.uint32)
@@ -249,6 +250,40 @@ def test_stretch_moves_frames_from_the_centre_by_the_ratio():
     assert 0.8 <= min(slopes) < 0.82 and 1.22 < max(slopes) <= 1.2501 and abs(np.log(slopes).mean()) < 0.03
 
 
+def test_pitch_moves_whole_spectra_by_bands():
+    x, draw = clip(time=5), np.float32([1.0, 0.5, 0.0])
+    up, same, down = draws(lambda draw: parts.shift_bands(x, draw, 3.0), draw)
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_allclose(up[:, 3:], x[:, :-3], rtol=1e-5)
+    np.testing.assert_allclose(down[:, :-3], x[:, 3:], rtol=1e-5)
+    np.testing.assert_allclose(up[:, :3], np.repeat(x[:, :1], 3, 1), rtol=1e-5)
+
+
+def test_a_room_adds_the_decaying_past_at_its_ratio():
+    """Against the sum written out; the ratio is that of an impulse."""
+    impulse = np.full((60, 2), -200.0, np.float32)
+    impulse[3] = 0
+    x = np.stack([impulse, np.asarray(clip(time=60, mel=2))])
+    for decay, direct in UNIFORM[:5, :2]:
+        given = np.asarray(jax.vmap(lambda x: parts.reverberate(x, decay, direct, 20))(x), np.float64)  # noqa: B023
+        a = 10 ** (-6 / (20 * (1 - decay)))
+        g = 10 ** (-(20 * direct - 3) / 10) * (1 - a)
+        p = np.exp(x.astype(np.float64))
+        told = np.stack([p[:, t] + g * sum(a ** (t - k - 1) * p[:, k] for k in range(t)) for t in range(60)], 1)
+        np.testing.assert_allclose(given, np.log(told), atol=2e-3)
+        tail = np.exp(given[0, 4:]).sum(0)
+        np.testing.assert_allclose(decibel(1 / tail), 20 * direct - 3, atol=0.05)
+
+
+def test_a_narrow_band_loses_whole_bands_at_its_ends():
+    x = np.asarray(clip(time=9))
+    for given in draws(lambda low, high: parts.limit_band(jnp.asarray(x), low, high, 5), UNIFORM[:, 0], UNIFORM[:, 1]):
+        lost = (given != x).any(0)
+        kept = np.flatnonzero(~lost)
+        assert kept[0] <= 5 and kept[-1] >= 34 and (np.diff(kept) == 1).all()
+        assert (given[:, lost] == x.min()).all()
+
+
 def test_noise_is_added_with_its_probability():
     x = jnp.broadcast_to(clip(time=20), (400, 20, 40))
     given = jax.jit(augment(OFF._replace(noise=0.3)))(x, jax.random.key(0))
@@ -257,7 +292,17 @@ def test_noise_is_added_with_its_probability():
 
 @pytest.mark.parametrize(
     "change",
-    [{"warp": -0.1}, {"gain": float("nan")}, {"shift": 1.5}, {"noise": 1.1}, {"noise_low": 31.0}, {"time_mask": -1}],
+    [
+        {"warp": -0.1},
+        {"pitch": -1.0},
+        {"room": 0.5},
+        {"band": -2},
+        {"gain": float("nan")},
+        {"shift": 1.5},
+        {"noise": 1.1},
+        {"noise_low": 31.0},
+        {"time_mask": -1},
+    ],
 )
 def test_strengths_that_mean_nothing_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change))):

@@ -1,0 +1,207 @@
+"""How much data does learning to learn need, what helps where there is little, and what is to be collected next?
+
+    python experiments/data_scarcity.py
+    python experiments/data_scarcity.py --corpus arabic --root DIR --seeds 0 1 2
+
+Trains a gradient-based, a metric and a joint method on all of a corpus; on fewer of its words, of its speakers, or of
+the takes of each; and, with each remedy, on few words by few speakers. All are tested on the same words by the same
+people, none of them trained on. Accuracy on trained words by trained speakers stands beside it along the training, so
+that overfitting is seen. Each cell is a file: stopped at any time, the same command goes on. The networks here offer
+no dropout, so that remedy is left out. Without arguments: embedded synthetic speech.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import metajax as mj
+from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax.core import Sampler, Theta
+from metajax.data import words
+from metajax.data.augment import Augmentation, augment
+from metajax.data.cache import default_folder
+from metajax.parallel import use_all_cores
+from metajax.tasks.episodes import mixture
+from metajax.tasks.new_classes import changed_classes, mixed_classes
+from metajax.tasks.splits import counted, fewer
+
+KINDS = ("words", "speakers", "takes")  # as `fewer` takes them
+REMEDIES = ("none", "augmentation", "weight decay", "averaging", "mixed classes", "pitched classes",
+            "reversed classes", "head only", "synthetic too", "synthetic alone")  # fmt: skip
+EPISODES_ONLY = REMEDIES[4:]  # which make classes that no corpus has, or of another one: not for joint training
+SPOKEN = {"languages": ("cs", "de", "fi", "fr", "id", "it", "ru", "sw", "tr", "vi"), "clips_per_label": 24}
+AUGMENT, DECAY, AVERAGE = 0.5, 0.1, 0.98  # strengths of remedies; without them 0
+PITCHED = augment(Augmentation(*[0] * len(Augmentation()))._replace(warp=0.35))
+
+
+@dataclass(frozen=True)
+class Settings:
+    corpus: str = "espeak"  # what to train and test on
+    root: Path | None = None  # its folder, or the manifest file
+    methods: tuple[str, ...] = ("maml", "protonet", "simpleshot")  # of metajax.methods; simpleshot is joint training
+    shares: tuple[float, ...] = (0.35, 0.6)  # of the training words, speakers or takes; the first is few
+    remedies: tuple[str, ...] = REMEDIES  # tried on few words by few speakers
+    seeds: tuple[int, ...] = (0,)  # of splits, fresh parameters, tasks and episodes
+    outer_steps: int = 300  # of every training
+    points: int = 4  # of the curves along the training
+    ways: int = 5  # words per episode, at least in training
+    shots: int = 1  # support clips per word
+    queries: int = 5  # query clips per word of a test
+    train_queries: int = 2  # of a training episode
+    train_ways: int = 8  # words per training episode of metric methods, or as many as there are
+    tasks: int = 4  # episodes per outer step
+    num_steps: int = 3  # inner steps while training
+    outer_rate: float = 2e-3  # peak outer learning rate
+    episodes: int = 400  # test episodes; a quarter as many along the training
+    width: float = 1.0  # of TC-ResNet8
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
+    out: Path = Path("runs/data_scarcity")  # folder of the results
+
+
+class Cell(NamedTuple):
+    """One training; counts of what it trains on, 0 for all."""
+
+    method: str
+    remedy: str
+    words: int
+    speakers: int
+    takes: int
+    seed: int
+
+
+def wanted(s: Settings, most: dict[str, int]) -> Iterator[Cell]:
+    """Everything; less of each kind; and few words by few speakers with each remedy."""
+    least = {"words": s.ways, "speakers": 2, "takes": 1}
+    less = {kind: [max(least[kind], round(share * most[kind])) for share in s.shares] for kind in KINDS}
+    sizes = [*({kind: count} for kind in KINDS for count in less[kind] if count < most[kind]), {}]
+    for seed, method in product(s.seeds, s.methods):
+        whole = Cell(method, "none", 0, 0, 0, seed)
+        yield from (whole._replace(**size) for size in sizes)
+        left = set(EPISODES_ONLY if methods.METHODS[method].kind == "joint" else ())
+        left |= set(REMEDIES[8:] if s.corpus == "espeak" else ()) | set(() if method == "maml" else ["head only"])
+        few = whole._replace(words=less["words"][0], speakers=less["speakers"][0])
+        yield from (few._replace(remedy=one) for one in REMEDIES if one in ("none", *s.remedies) and one not in left)
+
+
+def training(s: Settings, cell: Cell, task: words.Words, spoken: Any, ways: int) -> Sampler:
+    """The training tasks of a cell."""
+    sizes: dict[str, Any] = {"ways": ways, "shots": s.shots, "queries": s.train_queries}
+    sample = words.sampler(task, "train", **sizes, augmentation=AUGMENT if cell.remedy == "augmentation" else 0.0)
+    if cell.remedy.startswith("synthetic"):
+        other = words.sampler(spoken(), "train", **sizes)
+        return other if cell.remedy == "synthetic alone" else mixture(sample, other, 0.5)
+    if cell.remedy == "mixed classes":
+        return mixed_classes(sample, ways)
+    changes = {"pitched classes": PITCHED, "reversed classes": lambda x, key: x[:, ::-1]}
+    return changed_classes(sample, changes[cell.remedy], ways) if cell.remedy in changes else sample
+
+
+def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[str, Any]:
+    """Train one method on some of the corpus, and test it."""
+    jax.clear_caches()
+    kept = fewer(task.corpus.columns, task.splits.train, *cell[2:])
+    task = task._replace(splits=task.splits._replace(train=kept))
+    method = methods.METHODS["anil" if cell.remedy == "head only" else cell.method]
+    net, classes = models.network(width=s.width, normalization="group"), len(words.names_of(task, "train", "label"))
+    sample = partial(words.sampler, task, ways=s.ways, shots=s.shots)
+    known, test = sample("train", queries=s.train_queries), sample("test", queries=s.queries)
+    x, (init_key, key) = jax.eval_shape(test, jax.random.key(0)).support.x, jax.random.split(jax.random.key(cell.seed))
+    how: dict[str, Any] = {"ways": s.ways, "train_ways": s.train_ways, "classes": classes, "num_steps": s.num_steps}
+    built = methods.build(method, net, x, **how)
+    run = methods.curves(lambda _: built.tested, built.num_steps)  # at the inner rate of training, as nothing validates
+    scores = [methods.scorer(run, sample, max(s.episodes // 4, 2), cell.seed + 1) for sample in (known, test)]
+    curve: list[dict[str, Any]] = []
+
+    def watch(theta: Theta) -> float:
+        means = [report.curve(*mj.mean_ci95(score(theta)))[-1] for score in scores]
+        curve.append({"step": every * (len(curve) + 1)} | dict(zip(("train", "test"), means, strict=True)))
+        return 0.0
+
+    along = (
+        cell.remedy == "none" and not cell.takes and bool(cell.words) == bool(cell.speakers)
+    )  # drawn, not told alone
+    every = -(-s.outer_steps // (s.points if along else 1))
+    watched = {"validate": watch, "validate_every": every, "block": every}
+    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, test, init_key), init_key)
+    fitted = recipes.meta_train(
+        built.phases, theta, training(s, cell, task, spoken, built.train_ways), key, s.outer_steps,
+        optimizer=recipes.adamw(s.outer_rate, DECAY if cell.remedy == "weight decay" else 0.0),
+        average=AVERAGE if cell.remedy == "averaging" else 0.0, num_tasks=s.tasks, chunk=methods.chunk_of(method),
+        title="-".join(map(str, cell)), **watched,
+    )  # fmt: skip
+    tested = methods.scorer(run, test, s.episodes, cell.seed + 1)(mj.trained(fitted.state))
+    told = {"clips": int(kept.sum()), "curve": curve, "seconds": fitted.seconds} | counted(task.corpus.columns, kept)
+    return told | {"episodes": tested[:, -1].round(4).tolist()}
+
+
+def summary(s: Settings, done: dict[Cell, dict[str, Any]], most: dict[str, int]) -> dict[Cell, dict[str, Any]]:
+    """A row for every cell of the first seed; episodes of all seeds are pooled, and gains over no remedy."""
+
+    def pooled(cell: Cell) -> np.ndarray:
+        return np.concatenate([done[cell._replace(seed=seed)]["episodes"] for seed in s.seeds])[:, None]
+
+    rows = {cell: done[cell] for cell in wanted(s, most) if cell.seed == s.seeds[0]}
+    for cell, row in rows.items():
+        found = pooled(cell), pooled(cell) - pooled(cell._replace(remedy="none"))
+        row |= {name: report.curve(*mj.mean_ci95(one))[0] for name, one in zip(("test", "gain"), found, strict=True)}
+    return rows
+
+
+def pictures(s: Settings, rows: dict[Cell, dict[str, Any]], title: str) -> None:
+    """What more of each kind buys, and what happens along the training."""
+    sizes: dict[str, dict[str, Any]] = {name: {f"fewer {kind}": [] for kind in KINDS} for name in s.methods}
+    along: dict[str, dict[str, Any]] = {"all there is": {}, "few words by few speakers": {}}
+    for cell, row in ((cell, row) for cell, row in rows.items() if cell.remedy == "none"):
+        for i, kind in enumerate(KINDS, 2):
+            if not any(cell[2:i] + cell[i + 1 : 5]):
+                sizes[cell.method][f"fewer {kind}"].append(row["test"] | {"clips": row["clips"]})
+        if not cell.takes and bool(cell.words) == bool(cell.speakers):
+            for side, told in (("train", "trained words and speakers"), ("test", "new ones")):
+                points = [point[side] | {"step": point["step"]} for point in row["curve"]]
+                along["few words by few speakers" if cell.words else "all there is"][f"{cell.method}, {told}"] = points
+    report.plot_panels(sizes, title, s.out / "collect.png", x="clips", label="training clips")
+    report.plot_panels(along, title, s.out / "training.png", x="step", label="outer steps")
+
+
+def run(s: Settings) -> None:
+    """Every cell that is missing, then the table and the pictures."""
+    least = dict.fromkeys(("shots", "queries", "train_queries", "tasks", "num_steps", "outer_steps", "points"), 1)
+    runs.check(s, ("plot",), **least, ways=2, episodes=2, width=0.1, seeds=0, shares=0, outer_rate=0)
+    runs.known("remedies", s.remedies, REMEDIES)
+    runs.known("methods", s.methods, list(methods.METHODS))
+    use_all_cores(s.cache / "compiled")
+    load = lru_cache(2)(lambda name, root, seed, **more: words.load_words(
+        name, root, ways=s.ways, cache=s.cache, seed=seed, **more | (SPOKEN if name == "espeak" else {})))  # fmt: skip
+    task = load(s.corpus, s.root, s.seeds[0])
+    most = counted(task.corpus.columns, task.splits.train)
+    config = runs.config(s, ("out", "cache", "seeds", "methods", "remedies"))
+    if most["takes"] == 1:
+        print("No speaker says a word twice, so that there are no fewer takes to try.")
+    spoken = lambda: load("espeak", None, 0)  # noqa: E731
+    one = lambda cell: run_cell(s, cell, load(s.corpus, s.root, cell.seed), spoken)  # noqa: E731
+    rows = summary(s, runs.complete(s.out, config, list(wanted(s, most)), one), most)
+    new = [len(words.names_of(task, "test", column)) for column in ("label", "speaker")]
+    title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.outer_steps} outer steps, group normalisation, "
+    title += f"{', '.join(f'{count} {kind}' for kind, count in most.items())} to train on,\n{new[0]} unseen words by "
+    title += f"{new[1]} unseen speakers, others in support than in query, episodes of {len(s.seeds)} division(s)"
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": [*rows.values()]} | report.environment()
+    checkpoint.write_json(s.out / "results.json", results)
+    lines = []
+    for cell, row in rows.items():
+        counts, shown = [str(row[what]) for what in (*KINDS, "clips")], (row["curve"][-1]["train"], row["test"])
+        gain = report.percent(row["gain"], "+") if cell.remedy != "none" else ""
+        lines.append([*cell[:2], *counts, *map(report.percent, shown), gain])
+    header = ["method", "remedy", *KINDS, "clips", "trained words", "new words", "remedy gives"]
+    print("", title, report.markdown(header, lines, 2), f"Results and pictures are in {s.out}.", sep="\n\n")
+    pictures(s, rows, title)
+
+
+if __name__ == "__main__":
+    sys.exit(runs.main(Settings, run, __doc__))

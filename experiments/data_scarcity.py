@@ -3,11 +3,10 @@
     python experiments/data_scarcity.py
     python experiments/data_scarcity.py --corpus arabic --root DIR --seeds 0 1 2
 
-Trains a gradient-based, a metric and a joint method on all of a corpus; on fewer of its words, of its speakers, or of
-the takes of each; and, with each remedy, on few words by few speakers. All are tested on the same words by the same
-people, none of them trained on. Accuracy on trained words by trained speakers stands beside it along the training, so
-that overfitting is seen. Each cell is a file: stopped at any time, the same command goes on. The networks here offer
-no dropout, so that remedy is left out. Without arguments: embedded synthetic speech.
+Trains a gradient-based, a metric and a joint method on all of a corpus; on fewer of its words, speakers or takes of
+each; and, with each remedy, on few words by few speakers. All are tested on the same words by the same people, none of
+them trained on; what is trained on is tested too, so that overfitting is seen. The networks offer no dropout, which is
+left out. Each cell is a file: the same command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
@@ -35,8 +34,7 @@ from metajax.tasks.splits import counted, fewer
 KINDS = ("words", "speakers", "takes")  # as `fewer` takes them
 REMEDIES = ("none", "augmentation", "weight decay", "averaging", "mixed classes", "pitched classes",
             "reversed classes", "head only", "synthetic too", "synthetic alone")  # fmt: skip
-EPISODES_ONLY = REMEDIES[4:]  # which make classes that no corpus has, or of another one: not for joint training
-SPOKEN = {"languages": ("cs", "de", "fi", "fr", "id", "it", "ru", "sw", "tr", "vi"), "clips_per_label": 24}
+MORE = {"espeak": {"languages": ("cs", "de", "fi", "fr", "id", "it", "ru", "sw", "tr", "vi"), "clips_per_label": 24}}
 AUGMENT, DECAY, AVERAGE = 0.5, 0.1, 0.98  # strengths of remedies; without them 0
 PITCHED = augment(Augmentation(*[0] * len(Augmentation()))._replace(warp=0.35))
 
@@ -84,7 +82,7 @@ def wanted(s: Settings, most: dict[str, int]) -> Iterator[Cell]:
     for seed, method in product(s.seeds, s.methods):
         whole = Cell(method, "none", 0, 0, 0, seed)
         yield from (whole._replace(**size) for size in sizes)
-        left = set(EPISODES_ONLY if methods.METHODS[method].kind == "joint" else ())
+        left = set(REMEDIES[4:] if methods.METHODS[method].kind == "joint" else ())  # has classes of the corpus alone
         left |= set(REMEDIES[8:] if s.corpus == "espeak" else ()) | set(() if method == "maml" else ["head only"])
         few = whole._replace(words=less["words"][0], speakers=less["speakers"][0])
         yield from (few._replace(remedy=one) for one in REMEDIES if one in ("none", *s.remedies) and one not in left)
@@ -113,7 +111,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
     sample = partial(words.sampler, task, ways=s.ways, shots=s.shots)
     known, test = sample("train", queries=s.train_queries), sample("test", queries=s.queries)
     x, (init_key, key) = jax.eval_shape(test, jax.random.key(0)).support.x, jax.random.split(jax.random.key(cell.seed))
-    how: dict[str, Any] = {"ways": s.ways, "train_ways": s.train_ways, "classes": classes, "num_steps": s.num_steps}
+    how = {"ways": s.ways, "train_ways": s.train_ways, "classes": classes, "num_steps": s.num_steps}
     built = methods.build(method, net, x, **how)
     run = methods.curves(lambda _: built.tested, built.num_steps)  # at the inner rate of training, as nothing validates
     scores = [methods.scorer(run, sample, max(s.episodes // 4, 2), cell.seed + 1) for sample in (known, test)]
@@ -124,21 +122,18 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
         curve.append({"step": every * (len(curve) + 1)} | dict(zip(("train", "test"), means, strict=True)))
         return 0.0
 
-    along = (
-        cell.remedy == "none" and not cell.takes and bool(cell.words) == bool(cell.speakers)
-    )  # drawn, not told alone
-    every = -(-s.outer_steps // (s.points if along else 1))
-    watched = {"validate": watch, "validate_every": every, "block": every}
+    drawn = cell.remedy == "none" and not cell.takes and bool(cell.words) == bool(cell.speakers)
+    every = -(-s.outer_steps // (s.points if drawn else 1))
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, test, init_key), init_key)
     fitted = recipes.meta_train(
         built.phases, theta, training(s, cell, task, spoken, built.train_ways), key, s.outer_steps,
         optimizer=recipes.adamw(s.outer_rate, DECAY if cell.remedy == "weight decay" else 0.0),
         average=AVERAGE if cell.remedy == "averaging" else 0.0, num_tasks=s.tasks, chunk=methods.chunk_of(method),
-        title="-".join(map(str, cell)), **watched,
+        title="-".join(map(str, cell)), validate=watch, validate_every=every, block=every,
     )  # fmt: skip
     tested = methods.scorer(run, test, s.episodes, cell.seed + 1)(mj.trained(fitted.state))
-    told = {"clips": int(kept.sum()), "curve": curve, "seconds": fitted.seconds} | counted(task.corpus.columns, kept)
-    return told | {"episodes": tested[:, -1].round(4).tolist()}
+    counts = counted(task.corpus.columns, kept) | {"clips": int(kept.sum())}
+    return {"curve": curve, "counts": counts, "episodes": tested[:, -1].round(4).tolist()}
 
 
 def summary(s: Settings, done: dict[Cell, dict[str, Any]], most: dict[str, int]) -> dict[Cell, dict[str, Any]]:
@@ -161,7 +156,7 @@ def pictures(s: Settings, rows: dict[Cell, dict[str, Any]], title: str) -> None:
     for cell, row in ((cell, row) for cell, row in rows.items() if cell.remedy == "none"):
         for i, kind in enumerate(KINDS, 2):
             if not any(cell[2:i] + cell[i + 1 : 5]):
-                sizes[cell.method][f"fewer {kind}"].append(row["test"] | {"clips": row["clips"]})
+                sizes[cell.method][f"fewer {kind}"].append(row["test"] | {"clips": row["counts"]["clips"]})
         if not cell.takes and bool(cell.words) == bool(cell.speakers):
             for side, told in (("train", "trained words and speakers"), ("test", "new ones")):
                 points = [point[side] | {"step": point["step"]} for point in row["curve"]]
@@ -177,29 +172,27 @@ def run(s: Settings) -> None:
     runs.known("remedies", s.remedies, REMEDIES)
     runs.known("methods", s.methods, list(methods.METHODS))
     use_all_cores(s.cache / "compiled")
-    load = lru_cache(2)(lambda name, root, seed, **more: words.load_words(
-        name, root, ways=s.ways, cache=s.cache, seed=seed, **more | (SPOKEN if name == "espeak" else {})))  # fmt: skip
+    how = {"cache": s.cache, "ways": s.ways}
+    load = lru_cache(2)(lambda name, root, seed: words.load_words(name, root, seed=seed, **how | MORE.get(name, {})))
     task = load(s.corpus, s.root, s.seeds[0])
     most = counted(task.corpus.columns, task.splits.train)
+    print("" if most["takes"] > 1 else "No speaker says a word twice: there are no fewer takes to try.")
+    one = lambda cell: run_cell(s, cell, load(s.corpus, s.root, cell.seed), partial(load, "espeak", None, 0))  # noqa: E731
     config = runs.config(s, ("out", "cache", "seeds", "methods", "remedies"))
-    if most["takes"] == 1:
-        print("No speaker says a word twice, so that there are no fewer takes to try.")
-    spoken = lambda: load("espeak", None, 0)  # noqa: E731
-    one = lambda cell: run_cell(s, cell, load(s.corpus, s.root, cell.seed), spoken)  # noqa: E731
     rows = summary(s, runs.complete(s.out, config, list(wanted(s, most)), one), most)
-    new = [len(words.names_of(task, "test", column)) for column in ("label", "speaker")]
+    new = counted(task.corpus.columns, task.splits.test)
     title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.outer_steps} outer steps, group normalisation, "
-    title += f"{', '.join(f'{count} {kind}' for kind, count in most.items())} to train on,\n{new[0]} unseen words by "
-    title += f"{new[1]} unseen speakers, others in support than in query, episodes of {len(s.seeds)} division(s)"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": [*rows.values()]} | report.environment()
+    title += f"{', '.join(f'{count} {kind}' for kind, count in most.items())} to train on,\n{new['words']} unseen "
+    title += f"words by {new['speakers']} unseen speakers, others in support than in query; {len(s.seeds)} division(s)"
+    results = {"title": title, "config": config, "rows": [*rows.values()]} | report.environment()
     checkpoint.write_json(s.out / "results.json", results)
     lines = []
     for cell, row in rows.items():
-        counts, shown = [str(row[what]) for what in (*KINDS, "clips")], (row["curve"][-1]["train"], row["test"])
+        shown = map(report.percent, (row["curve"][-1]["train"], row["test"]))
         gain = report.percent(row["gain"], "+") if cell.remedy != "none" else ""
-        lines.append([*cell[:2], *counts, *map(report.percent, shown), gain])
+        lines.append([*cell[:2], *map(str, row["counts"].values()), *shown, gain])
     header = ["method", "remedy", *KINDS, "clips", "trained words", "new words", "remedy gives"]
-    print("", title, report.markdown(header, lines, 2), f"Results and pictures are in {s.out}.", sep="\n\n")
+    print(f"\n{title}\n\n{report.markdown(header, lines, 2)}")
     pictures(s, rows, title)
 
 

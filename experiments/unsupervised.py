@@ -3,16 +3,15 @@
     python experiments/unsupervised.py
     python experiments/unsupervised.py --corpus arabic --root DIR --seeds 0 1 2 --seconds 120 --out runs/unlabelled
 
-Trains metric, in-context and gradient-based methods on tasks made without a label or a speaker: UMTRA (every clip its
-own class, its queries augmented copies), the same with many ways and one query (contrastive), CACTUs (clusters of
-cepstra as classes); or has them take an encoder that learned to say masked frames. Beside them on the same time: the
-same methods on the labels; without training: class means of endpointed cepstra (the floor), a network from scratch. A
-ProtoNet is also tested with those cepstra beside what it learned. Words and speakers of the test are in no training.
-Each cell is a file: stopped at any time, the same command goes on. Without arguments: embedded synthetic speech.
+Trains methods on tasks that read no label and no speaker: UMTRA (every clip its own class, queries are augmented
+copies), the same with many ways (contrastive), CACTUs (clusters of cepstra); or tests an encoder that learned to say
+masked frames. Beside them: the same on labels; class means of endpointed cepstra (the floor); a network from scratch.
+ProtoNets are also tested with those cepstra beside what they learned. Words and speakers of the test are in no
+training. Each cell is a file: the same command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
@@ -34,13 +33,11 @@ from metajax.data.features import endpointed
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
 from metajax.parallel import use_all_cores
-from metajax.tasks.episodes import episodes, with_inputs
+from metajax.tasks.episodes import with_inputs
 from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
 
 SOURCES = ("umtra", "contrastive", "cactus", "masked", "supervised")
 READERS = ("in_context", "relation", "hypernetwork", "task_encoder")  # an encoder alone is no use to them
-STEPS = 10  # adaptation steps of a network from scratch
-vectors = jax.jit(lambda x: jax.lax.map(endpointed, x, batch_size=256))  # what is known of clips without learning
 
 
 @dataclass(frozen=True)
@@ -87,9 +84,9 @@ def wanted(s: Settings) -> Iterator[Cell]:
     """All cells, seed by seed. Many ways are for methods without a head of so many classes."""
     for seed in s.seeds:
         yield from (Cell("none", name, 0, seed) for name in ("cepstra", "from scratch"))
-        metric = {name for name in s.methods if methods.METHODS[name].kind == "metric"}
-        left = {"contrastive": set(s.methods) - metric, "masked": set(READERS)}
-        arms = [arm for arm in product(s.sources, s.methods) if arm[1] not in left.get(arm[0], ())]
+        gradient = [name for name in s.methods if methods.METHODS[name].kind != "metric"]
+        left = {"contrastive": gradient, "masked": READERS}
+        arms = [(source, name) for source, name in product(s.sources, s.methods) if name not in left.get(source, ())]
         yield from (Cell(*arm, 0, seed) for arm in arms)
         fewer = [arm for arm in arms if arm[0] != "supervised"][:1]
         yield from (Cell(*arm, count, seed) for arm, count in product(fewer, s.clips))
@@ -106,8 +103,9 @@ def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
     x = task.corpus.features[chosen[: cell.clips or None]]
     change = words.prepared(task, scaled(s.augment)._replace(warp=s.warp, stretch=s.stretch))
     if cell.source != "cactus":
-        return umtra(x, change, **sizes | ({} if cell.source == "umtra" else {"queries": 1}))
-    found = partitions(np.asarray(vectors(x)), s.clusters, s.partitions, seed=cell.seed, metric="cosine")
+        return umtra(x, change, **sizes | ({} if cell.source == "umtra" else {"queries": 1, "ways": s.many}))
+    vectors = np.asarray(jax.jit(jax.vmap(endpointed))(x))  # what is known of clips without learning
+    found = partitions(vectors, s.clusters, s.partitions, seed=cell.seed, metric="cosine")
     return with_inputs(cactus(x, found, **sizes), change)
 
 
@@ -116,33 +114,28 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     jax.clear_caches()
     net = models.network(width=s.width, normalization="group")
     init_key, key = jax.random.split(jax.random.key(cell.seed))
+    test = partial(words.sampler, task, "test", ways=s.ways, queries=s.queries)
 
-    def sample(split: str, shots: int) -> Sampler:
-        return words.sampler(task, split, ways=s.ways, shots=shots, queries=s.queries)
+    def score(run: methods.Curves, theta: Theta, tasks: Sampler, rate: float = 0.1) -> dict[str, Any]:
+        # at the inner rate of training: without labels none could be chosen
+        found = methods.tested(run, theta, None, tasks, episodes=s.episodes, seed=cell.seed, rates=(rate,))
+        return report.curve(*mj.mean_ci95(found.accuracy))[-1]
 
-    def by_shots(run: methods.Curves, theta: Theta, sample: Any = sample, **how: Any) -> dict[str, Any]:
-        found, how = {}, {"episodes": s.episodes, "seed": cell.seed} | how
-        for shots in s.shots:
-            validation = sample("validation", shots) if "rates" not in how and validates else None
-            one = methods.tested(run, theta, validation, sample("test", shots), **how)
-            found[f"{shots}-shot"] = report.curve(*mj.mean_ci95(one.accuracy))[-1] | {"rate": one.rate}
-        return found
+    def by_shots(run: methods.Curves, theta: Theta, *rate: float, normalized: bool = True) -> dict[str, Any]:
+        return {f"{n}-shot": score(run, theta, test(shots=n, normalized=normalized), *rate) for n in s.shots}
 
-    validates, first = task.splits.validation.any(), sample("test", s.shots[0])
-    label = np.where(task.splits.test, task.corpus.columns["label"], -1)
-    drawn = partial(episodes, speaker=task.corpus.columns["speaker"], label=label, ways=s.ways, queries=s.queries)
+    first = test(shots=s.shots[0])
     means = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine", temperature=0.1)
     if cell.method == "cepstra":
-        draw, known = partial(drawn, vectors(task.corpus.features)), means(lambda p, x, _: x).learner
-        return by_shots(methods.curves(lambda _: known, 1), {"params": {}}, lambda _, n: draw(shots=n), rates=())
+        known = means(lambda p, x, _: jax.vmap(endpointed)(x)).learner
+        return by_shots(methods.curves(lambda _: known, 1), {"params": {}}, normalized=False)
     if cell.method == "from scratch":
-        tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), STEPS)
+        tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), 10)
         return by_shots(tuning, {"params": recipes.fresh(net(s.ways).init, first, init_key)})
-    labelled, ways = cell.source == "supervised", s.many if cell.source == "contrastive" else s.train_ways
-    classes = len(words.names_of(task, "train", "label")) if labelled else ways
+    ways = s.many if cell.source == "contrastive" else s.train_ways
+    classes = len(words.names_of(task, "train", "label")) if cell.source == "supervised" else ways
     x, method = jax.eval_shape(first, key).support.x, methods.METHODS[cell.method]
-    how: dict[str, Any] = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
-    build = partial(methods.build, method, net, x, **how)
+    build = partial(methods.build, method, net, x, ways=s.ways, train_ways=ways, classes=classes, num_steps=s.num_steps)
     built = build()
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
     phases = built.phases
@@ -155,64 +148,51 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
         optimizer=recipes.adamw(s.outer_rate), num_tasks=s.tasks, chunk=methods.chunk_of(method), average=0.98,
         seconds=None if s.outer_steps else s.seconds, title="-".join(map(str, cell)),
     )  # fmt: skip
-    # without labels no inner rate is chosen either: it stays that of training
-    fixed: dict[str, Any] = {} if labelled else {"rates": (method.rate,)}
-    result = by_shots(methods.curves(lambda rate: build(rate=rate).tested, built.num_steps), fitted.theta, **fixed)
+    run = methods.curves(lambda rate: build(rate=rate).tested, built.num_steps)
+    result = by_shots(run, fitted.theta, method.rate)
     if cell.method.startswith("protonet"):
-        heard, draw = (
-            lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key),
-            partial(drawn, task.corpus.features),
-        )
+        heard = lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key)  # noqa: E731
         both = models.beside(net(None)._replace(apply=heard), endpointed).apply
         run, soft = (methods.curves(lambda _, n=n: means(both, refinements=n).learner, 1) for n in (0, 1))
-        found = by_shots(run, fitted.theta, lambda _, n: draw(shots=n), rates=())
-        some = lambda _, n: partly_labelled(draw(shots=n + s.unlabelled), s.ways, n)  # noqa: E731
-        result |= {f"{name} beside": row for name, row in found.items()}
-        result["refined"] = by_shots(soft, fitted.theta, some, rates=())[f"{s.shots[0]}-shot"]
+        result |= {f"{name} beside": row for name, row in by_shots(run, fitted.theta, normalized=False).items()}
+        some = partly_labelled(test(shots=s.shots[0] + s.unlabelled, normalized=False), s.ways, s.shots[0])
+        result["refined"] = score(soft, fitted.theta, some)
     return result | {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
-
-
-def summary(s: Settings, done: dict[Cell, dict[str, Any]], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A row for every cell of a seed: the mean over seeds and its interval, over episodes where there is one seed."""
-    rows = {}
-    for cell in (cell for cell in wanted(s) if cell.seed == s.seeds[0]):
-        own = [done[cell._replace(seed=seed)] for seed in s.seeds]
-        means = {name: [one[name]["mean"] for one in own] for name in columns if name in own[0]}
-        row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in means.items()}
-        what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
-        rows[what] = row | {"each seed": means, "outer_steps": [one.get("outer_steps", 0) for one in own]}
-    return rows
 
 
 def run(s: Settings) -> None:
     """Every cell that is missing, then the table and the picture."""
-    least: dict[str, Any] = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "num_steps": 1, "episodes": 2, "many": 2}
-    least |= {"seeds": 0, "seconds": 0.1, "outer_steps": 1, "unlabelled": 1, "augment": 0.1, "supervised_augment": 0,
-              "warp": 0, "stretch": 0}  # fmt: skip
-    runs.check(s, ("plot", "images"), clusters=2, partitions=1, outer_rate=0, width=0.1, **least)
+    least = dict.fromkeys(("shots", "queries", "tasks", "num_steps", "outer_steps", "unlabelled", "partitions"), 1)
+    least |= dict.fromkeys(("ways", "many", "clusters", "episodes"), 2)
+    least |= dict.fromkeys(("seeds", "supervised_augment", "warp", "stretch", "outer_rate"), 0)
+    runs.check(s, ("plot", "images"), **least, seconds=0.1, augment=0.1, width=0.1)
     runs.known("sources", s.sources, SOURCES)
     runs.known("methods", s.methods, [name for name, row in methods.METHODS.items() if row.kind != "joint"])
     use_all_cores(s.cache / "compiled")
     task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=s.cache, seed=seed))
     config = runs.config(s, ("out", "cache", "seeds", "sources", "methods", "clips"))
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
-    columns = {f"{n}-shot": f"{n}-shot" for n in s.shots}
-    columns |= {f"{n}-shot beside": f"{n}-shot, beside cepstra" for n in s.shots}
-    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled, beside cepstra"}
-    rows, first = summary(s, done, columns), task(s.seeds[0])
+    columns = {f"{n}-shot{kind}": f"{n}-shot{kind}{kind and ' cepstra'}" for kind in ("", " beside") for n in s.shots}
+    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled beside cepstra"}
+    rows, first = dict[str, dict[str, Any]](), task(s.seeds[0])
+    for cell in (cell for cell in wanted(s) if cell.seed == s.seeds[0]):
+        own = [done[cell._replace(seed=seed)] for seed in s.seeds]
+        each = {name: [one[name]["mean"] for one in own] for name in columns if name in own[0]}
+        row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in each.items()}
+        what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
+        rows[what] = row | {"each seed": each, "outer_steps": [one.get("outer_steps", 0) for one in own]}
     many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
-    spent = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s"
-    title = f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n"
+    spent = (s.outer_steps, "outer steps") if s.outer_steps else (s.seconds, "s")
+    title = f"{s.corpus}, {s.ways}-way, {spent[0]} {spent[1]} of training on {many} clips, group normalisation,\n"
     title += f"{new[0]} unseen words by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
     title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
+    checkpoint.write_json(s.out / "results.json", results | report.environment())
     steps = {name: ", ".join(map(str, row["outer_steps"])) for name, row in rows.items()}
     lines = [[name, *(report.percent(row.get(c)) for c in columns), steps[name]] for name, row in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
     points = {name: [row[f"{n}-shot"] | {"shots": n} for n in s.shots] for name, row in rows.items()}
     report.plot_panels({"": points}, title, s.out / "accuracy.png", x="shots", label="support clips per word")
-    print(f"\nTable, results and picture are in {s.out}.")
 
 
 if __name__ == "__main__":

@@ -122,6 +122,7 @@ def sampler(
     queries: int,
     across: Across = "speaker",
     augmentation: float = 0.0,
+    normalized: bool = True,
 ) -> Sampler:
     """Episodes of one split: clips, augmented, then each normalised by its own mean and variance.
 
@@ -131,6 +132,7 @@ def sampler(
         ways, shots, queries, across: as in `metajax.tasks.episodes.episodes`.
         augmentation: its strength (1 for the defaults of `Augmentation`), with the noise of `words`, or coloured noise
             where there is none; 0 for no augmentation.
+        normalized: or log-mels as they are, for what reads their levels.
 
     Returns:
         `sample(key) -> Episode` with x of shape `[ways * shots, time, mel]` and `Labels`.
@@ -144,7 +146,7 @@ def sampler(
     label = np.where(getattr(words.splits, split), columns["label"], -1)
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     sample = episodes(words.corpus.features, label, columns["speaker"], **sizes, across=across, name=name)
-    return with_inputs(sample, prepared(words, augmentation))
+    return with_inputs(sample, prepared(words, augmentation)) if normalized else sample
 
 
 def prepared(

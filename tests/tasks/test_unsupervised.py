@@ -72,9 +72,9 @@ def hidden():
 
 def test_no_label_and_no_speaker_is_read(hidden):
     """By the script's own sampler of each source; `supervised` does read them, so that the columns would tell."""
-    s = unsupervised.Settings(queries=1, clusters=3, partitions=2)
+    s = unsupervised.Settings(queries=1, many=2, clusters=3, partitions=2)
     cell = unsupervised.Cell("umtra", "protonet", 20, 0)
-    for source in ("umtra", "contrastive", "cactus"):
+    for source in ("umtra", "contrastive", "cactus", "masked"):
         sample = unsupervised.training(s, cell._replace(source=source), hidden, 2)
         shape = jax.eval_shape(sample, KEYS[0]).support.x.shape
         assert shape == (2, 98, 40)

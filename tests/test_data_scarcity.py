@@ -94,7 +94,7 @@ def test_training_tasks_of_each_remedy_are_of_one_shape():
         return words.Words(corpus, Splits(every, ~every, ~every), None, "")
 
     s = Settings(train_queries=1)
-    for remedy in REMEDIES:
+    for remedy in ("none", *REMEDIES[4:7], "synthetic too"):
         cell = Cell("protonet", remedy, 0, 0, 0, 0)
         sample = data_scarcity.training(s, cell, noise(0), lambda: noise(9), 3)
         assert jax.eval_shape(sample, jax.random.key(0)).query.x.shape == (3, 98, 40), remedy

@@ -264,7 +264,7 @@ def test_a_room_adds_the_decaying_past_at_its_ratio():
     impulse = np.full((60, 2), -200.0, np.float32)
     impulse[3] = 0
     x = np.stack([impulse, np.asarray(clip(time=60, mel=2))])
-    for decay, direct in UNIFORM[:5, :2]:
+    for decay, direct in jnp.asarray(UNIFORM[:5, :2]):
         given = np.asarray(jax.vmap(lambda x: parts.reverberate(x, decay, direct, 20))(x), np.float64)  # noqa: B023
         a = 10 ** (-6 / (20 * (1 - decay)))
         g = 10 ** (-(20 * direct - 3) / 10) * (1 - a)

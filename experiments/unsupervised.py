@@ -57,7 +57,7 @@ class Settings:
     train_ways: int = 10  # classes per training task of metric methods
     many: int = 32  # classes per contrastive task
     clusters: int = 100  # of a partition
-    partitions: int = 4  # by k-means, each of features scaled at random
+    partitions: int = 4  # by k-means, each from another start
     augment: float = 1.0  # strength of the augmentation of tasks without labels, but for
     warp: float = 0.25  # its change of the frequency scale, and
     stretch: float = 0.3  # of the tempo, which imitate another speaker

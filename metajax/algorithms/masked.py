@@ -27,7 +27,7 @@ def masked_prediction(
       bands: mel bands of x.
       stride: frames of x for each of them.
       span: frames that are masked together.
-      share: of the frames that starts of spans would cover if none overlapped; at least one span is masked.
+      share: of the frames that spans cover, were none to overlap; at least one span is masked.
 
     Returns:
       The algorithm. Its theta is `{"params", "decoder"}`; there is nothing to adapt; it predicts x.

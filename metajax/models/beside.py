@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
+from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
 from metajax.models.model import Model
 
@@ -27,9 +28,6 @@ def beside(model: Model, known: Callable[[PyTree], Array], weight: float = 1.0) 
     Example:
       ``beside(tcresnet8(normalization="group"), features.endpointed)``
     """
-
-    def unit(z: Array) -> Array:
-        return z * jax.lax.rsqrt(jnp.square(z).sum(-1, keepdims=True) + 1e-8)
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Array:
         return jnp.concatenate([unit(model.apply(params, x, key)), weight * unit(jax.vmap(known)(x))], -1)

@@ -108,30 +108,37 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
     task = task._replace(splits=task.splits._replace(train=kept))
     method = methods.METHODS["anil" if cell.remedy == "head only" else cell.method]
     net, classes = models.network(width=s.width, normalization="group"), len(words.names_of(task, "train", "label"))
-    sample = partial(words.sampler, task, ways=s.ways, shots=s.shots)
-    known, test = sample("train", queries=s.train_queries), sample("test", queries=s.queries)
+    test = words.sampler(task, "test", ways=s.ways, shots=s.shots, queries=s.queries)
     x, (init_key, key) = jax.eval_shape(test, jax.random.key(0)).support.x, jax.random.split(jax.random.key(cell.seed))
     how = {"ways": s.ways, "train_ways": s.train_ways, "classes": classes, "num_steps": s.num_steps}
-    built = methods.build(method, net, x, **how)
-    run = methods.curves(lambda _: built.tested, built.num_steps)  # at the inner rate of training, as nothing validates
-    scores = [methods.scorer(run, sample, max(s.episodes // 4, 2), cell.seed + 1) for sample in (known, test)]
+    built, gradient = methods.build(method, net, x, **how), method.kind == "gradient"
+    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, test, init_key), init_key)
+    z = jax.eval_shape(net(None).apply, theta["params"], x)
+    learner = built.tested if gradient else methods.build(method, lambda _: models.identity(), z, **how).tested
+    run = methods.curves(lambda _: learner, built.num_steps)  # at the inner rate of training, as nothing validates
     curve: list[dict[str, Any]] = []
 
+    def score(theta: Theta, split: str, queries: int, episodes: int) -> np.ndarray:
+        embed = lambda x: net(None).apply(theta["params"], words.prepared(task)(x, key))  # noqa: E731
+        draw = partial(words.sampler, task, split) if gradient else words.embedded(task, split, embed)
+        tasks = draw(ways=s.ways, shots=s.shots, queries=queries)
+        return methods.scorer(run, tasks, max(episodes, 2), cell.seed + 1)(theta)
+
     def watch(theta: Theta) -> float:
-        means = [report.curve(*mj.mean_ci95(score(theta)))[-1] for score in scores]
-        curve.append({"step": every * (len(curve) + 1)} | dict(zip(("train", "test"), means, strict=True)))
+        found = [score(theta, *part, s.episodes // 4) for part in (("train", s.train_queries), ("test", s.queries))]
+        means = [report.curve(*mj.mean_ci95(accuracy))[-1] for accuracy in found]
+        curve.append({"step": every * (len(curve) + 1), "train": means[0], "test": means[1]})
         return 0.0
 
     drawn = cell.remedy == "none" and not cell.takes and bool(cell.words) == bool(cell.speakers)
     every = -(-s.outer_steps // (s.points if drawn else 1))
-    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, test, init_key), init_key)
     fitted = recipes.meta_train(
         built.phases, theta, training(s, cell, task, spoken, built.train_ways), key, s.outer_steps,
         optimizer=recipes.adamw(s.outer_rate, DECAY if cell.remedy == "weight decay" else 0.0),
         average=AVERAGE if cell.remedy == "averaging" else 0.0, num_tasks=s.tasks, chunk=methods.chunk_of(method),
         title="-".join(map(str, cell)), validate=watch, validate_every=every, block=every,
     )  # fmt: skip
-    tested = methods.scorer(run, test, s.episodes, cell.seed + 1)(mj.trained(fitted.state))
+    tested = score(mj.trained(fitted.state), "test", s.queries, s.episodes)
     counts = counted(task.corpus.columns, kept) | {"clips": int(kept.sum())}
     return {"curve": curve, "counts": counts, "episodes": tested[:, -1].round(4).tolist()}
 

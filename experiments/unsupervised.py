@@ -114,50 +114,56 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     jax.clear_caches()
     net = models.network(width=s.width, normalization="group")
     init_key, key = jax.random.split(jax.random.key(cell.seed))
-    test = partial(words.sampler, task, "test", ways=s.ways, queries=s.queries)
+    sizes: dict[str, Any] = {"ways": s.ways, "queries": s.queries}
+    whole, vectors = partial(words.sampler, task, "test"), partial(words.embedded, task, "test")
+    means = partial(mj.protonet, models.identity().apply, classify, s.ways, metric="cosine", temperature=0.1)
 
-    def score(run: methods.Curves, theta: Theta, tasks: Sampler, rate: float = 0.1) -> dict[str, Any]:
+    def score(learner: Any, theta: Theta, tasks: Sampler, rate: float = 0.1, steps: int = 1) -> dict[str, Any]:
         # at the inner rate of training: without labels none could be chosen
-        found = methods.tested(run, theta, None, tasks, episodes=s.episodes, seed=cell.seed, rates=(rate,))
+        how: dict[str, Any] = {"episodes": s.episodes, "seed": cell.seed, "rates": (rate,)}
+        found = methods.tested(methods.curves(learner, steps), theta, None, tasks, **how)
         return report.curve(*mj.mean_ci95(found.accuracy))[-1]
 
-    def by_shots(run: methods.Curves, theta: Theta, *rate: float, normalized: bool = True) -> dict[str, Any]:
-        return {f"{n}-shot": score(run, theta, test(shots=n, normalized=normalized), *rate) for n in s.shots}
+    def by_shots(draw: Any, learner: Any, theta: Theta, *how: Any, kind: str = "") -> dict[str, Any]:
+        return {f"{n}-shot{kind}": score(learner, theta, draw(**sizes, shots=n), *how) for n in s.shots}
 
-    first = test(shots=s.shots[0])
-    means = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine", temperature=0.1)
     if cell.method == "cepstra":
-        known = means(lambda p, x, _: jax.vmap(endpointed)(x)).learner
-        return by_shots(methods.curves(lambda _: known, 1), {"params": {}}, normalized=False)
+        return by_shots(vectors(jax.vmap(endpointed)), lambda _: means().learner, {"params": {}})
+    first = whole(**sizes, shots=s.shots[0])
     if cell.method == "from scratch":
-        tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), 10)
-        return by_shots(tuning, {"params": recipes.fresh(net(s.ways).init, first, init_key)})
+        theta = {"params": recipes.fresh(net(s.ways).init, first, init_key)}
+        return by_shots(whole, lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), theta, 0.1, 10)
     ways = s.many if cell.source == "contrastive" else s.train_ways
     classes = len(words.names_of(task, "train", "label")) if cell.source == "supervised" else ways
-    x, method = jax.eval_shape(first, key).support.x, methods.METHODS[cell.method]
-    build = partial(methods.build, method, net, x, ways=s.ways, train_ways=ways, classes=classes, num_steps=s.num_steps)
-    built = build()
+    method, inputs = methods.METHODS[cell.method], jax.eval_shape(first, key).support.x
+    how = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
+    build = partial(methods.build, method, **how)
+    built = build(net, inputs)
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
     phases = built.phases
     if cell.source == "masked":
         frames = models.tcresnet8(normalization="group", width=s.width, pooled=False).apply
-        masked = mj.masked_prediction(frames, features=round(48 * s.width), bands=x.shape[-1], stride=8)
+        masked = mj.masked_prediction(frames, features=round(48 * s.width), bands=inputs.shape[-1], stride=8)
         phases, theta = [(1.0, masked.objective)], theta | masked.learner.init(theta["params"], init_key)
     fitted = recipes.meta_train(
         phases, theta, training(s, cell, task, built.train_ways), key, s.outer_steps or 200,
         optimizer=recipes.adamw(s.outer_rate), num_tasks=s.tasks, chunk=methods.chunk_of(method), average=0.98,
         seconds=None if s.outer_steps else s.seconds, title="-".join(map(str, cell)),
     )  # fmt: skip
-    run = methods.curves(lambda rate: build(rate=rate).tested, built.num_steps)
-    result = by_shots(run, fitted.theta, method.rate)
+    told, theta = {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}, fitted.theta
+    if method.kind == "gradient":
+        return told | by_shots(
+            whole, lambda rate: build(net, inputs, rate=rate).tested, theta, method.rate, s.num_steps
+        )
+    heard = net(None)._replace(apply=lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key))
+    once, both = (vectors(partial(m.apply, theta["params"])) for m in (heard, models.beside(heard, endpointed)))
+    z = jax.eval_shape(once(**sizes, shots=1), key).support.x
+    told |= by_shots(once, lambda _: build(lambda _: models.identity(), z).tested, theta)
     if cell.method.startswith("protonet"):
-        heard = lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key)  # noqa: E731
-        both = models.beside(net(None)._replace(apply=heard), endpointed).apply
-        run, soft = (methods.curves(lambda _, n=n: means(both, refinements=n).learner, 1) for n in (0, 1))
-        result |= {f"{name} beside": row for name, row in by_shots(run, fitted.theta, normalized=False).items()}
-        some = partly_labelled(test(shots=s.shots[0] + s.unlabelled, normalized=False), s.ways, s.shots[0])
-        result["refined"] = score(soft, fitted.theta, some)
-    return result | {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
+        told |= by_shots(both, lambda _: means().learner, theta, kind=" beside")
+        some = partly_labelled(both(**sizes, shots=s.shots[0] + s.unlabelled), s.ways, s.shots[0])
+        told["refined"] = score(lambda _: means(refinements=1).learner, theta, some)
+    return told
 
 
 def run(s: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache as cached
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -122,7 +123,6 @@ def sampler(
     queries: int,
     across: Across = "speaker",
     augmentation: float = 0.0,
-    normalized: bool = True,
 ) -> Sampler:
     """Episodes of one split: clips, augmented, then each normalised by its own mean and variance.
 
@@ -132,7 +132,6 @@ def sampler(
         ways, shots, queries, across: as in `metajax.tasks.episodes.episodes`.
         augmentation: its strength (1 for the defaults of `Augmentation`), with the noise of `words`, or coloured noise
             where there is none; 0 for no augmentation.
-        normalized: or log-mels as they are, for what reads their levels.
 
     Returns:
         `sample(key) -> Episode` with x of shape `[ways * shots, time, mel]` and `Labels`.
@@ -146,7 +145,7 @@ def sampler(
     label = np.where(getattr(words.splits, split), columns["label"], -1)
     sizes = {"ways": ways, "shots": shots, "queries": queries}
     sample = episodes(words.corpus.features, label, columns["speaker"], **sizes, across=across, name=name)
-    return with_inputs(sample, prepared(words, augmentation)) if normalized else sample
+    return with_inputs(sample, prepared(words, augmentation))
 
 
 def prepared(
@@ -165,6 +164,23 @@ def prepared(
         return _normalized(x if change is None else change(x, key))
 
     return prepare
+
+
+def embedded(words: Words, split: str, embed: Callable[[Float[Array, "n time mel"]], Array]) -> Callable[..., Sampler]:
+    """Episodes of vectors: every clip of a split is embedded once, where a method embeds it alike in all of them.
+
+    Args:
+        words: the corpus and its splits.
+        split: "train", "validation" or "test".
+        embed: log-mels as they are in the corpus to `[n, features]`; for those of `sampler`, through `prepared(words)`.
+
+    Returns:
+        `(ways=..., shots=..., queries=...) -> sampler`, as of `metajax.tasks.episodes.episodes`.
+    """
+    chosen, columns = np.flatnonzero(getattr(words.splits, split)), words.corpus.columns
+    x, label, speaker = (a[chosen] for a in (words.corpus.features, columns["label"], columns["speaker"]))
+    z = jax.jit(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))(x)
+    return partial(episodes, z, label, speaker, name=f"{words.corpus.name} ({split})")
 
 
 def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:

@@ -16,6 +16,7 @@ from metajax.data.augment import Augmentation, augment, normalize, scaled
 from metajax.data.corpus import Corpus, fingerprint, load, read_noise
 from metajax.data.features import FeatureSettings
 from metajax.errors import InputError
+from metajax.parallel import hoisted
 from metajax.tasks.episodes import Across, episodes, with_inputs
 from metajax.tasks.splits import Splits, divide, without_tested
 
@@ -179,7 +180,7 @@ def embedded(words: Words, split: str, embed: Callable[[Float[Array, "n time mel
     """
     chosen, columns = np.flatnonzero(getattr(words.splits, split)), words.corpus.columns
     x, label, speaker = (a[chosen] for a in (words.corpus.features, columns["label"], columns["speaker"]))
-    z = jax.jit(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))(x)
+    z = hoisted(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))(x)
     return partial(episodes, z, label, speaker, name=f"{words.corpus.name} ({split})")
 
 

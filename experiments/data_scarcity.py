@@ -3,10 +3,10 @@
     python experiments/data_scarcity.py
     python experiments/data_scarcity.py --corpus arabic --root DIR --seeds 0 1 2
 
-Trains a gradient-based, a metric and a joint method on all of a corpus; on fewer of its words, speakers or takes of
-each; and, with each remedy, on few words by few speakers. All are tested on the same words by the same people, none of
-them trained on; what is trained on is tested too, so that overfitting is seen. The networks offer no dropout, which is
-left out. Each cell is a file: the same command goes on. Without arguments: embedded synthetic speech.
+Trains MAML, ProtoNet and jointly on all of a corpus; on fewer of its words, speakers or takes of each; and, with each
+remedy, on few words by few speakers. All are tested on the same words by the same people, none of them trained on, and
+on what they trained on, so that overfitting is seen. The networks have no dropout to try. Each cell is a file: the same
+command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
@@ -82,8 +82,8 @@ def wanted(s: Settings, most: dict[str, int]) -> Iterator[Cell]:
     for seed, method in product(s.seeds, s.methods):
         whole = Cell(method, "none", 0, 0, 0, seed)
         yield from (whole._replace(**size) for size in sizes)
-        left = set(REMEDIES[4:] if methods.METHODS[method].kind == "joint" else ())  # has classes of the corpus alone
-        left |= set(REMEDIES[8:] if s.corpus == "espeak" else ()) | set(() if method == "maml" else ["head only"])
+        left = REMEDIES[4:] if methods.METHODS[method].kind == "joint" else ()  # which has classes of the corpus alone
+        left += (REMEDIES[8:] if s.corpus == "espeak" else ()) + (() if method == "maml" else ("head only",))
         few = whole._replace(words=less["words"][0], speakers=less["speakers"][0])
         yield from (few._replace(remedy=one) for one in REMEDIES if one in ("none", *s.remedies) and one not in left)
 
@@ -104,17 +104,16 @@ def training(s: Settings, cell: Cell, task: words.Words, spoken: Any, ways: int)
 def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[str, Any]:
     """Train one method on some of the corpus, and test it."""
     jax.clear_caches()
-    kept = fewer(task.corpus.columns, task.splits.train, *cell[2:])
-    task = task._replace(splits=task.splits._replace(train=kept))
+    task = task._replace(splits=task.splits._replace(train=fewer(task.corpus.columns, task.splits.train, *cell[2:])))
     method = methods.METHODS["anil" if cell.remedy == "head only" else cell.method]
-    net, classes = models.network(width=s.width, normalization="group"), len(words.names_of(task, "train", "label"))
+    net, classes = models.network(width=s.width), len(words.names_of(task, "train", "label"))
     test = words.sampler(task, "test", ways=s.ways, shots=s.shots, queries=s.queries)
     x, (init_key, key) = jax.eval_shape(test, jax.random.key(0)).support.x, jax.random.split(jax.random.key(cell.seed))
-    how = {"ways": s.ways, "train_ways": s.train_ways, "classes": classes, "num_steps": s.num_steps}
-    built, gradient = methods.build(method, net, x, **how), method.kind == "gradient"
+    build = partial(methods.build, method, ways=s.ways, train_ways=s.train_ways, classes=classes, num_steps=s.num_steps)
+    built, gradient = build(net, x), method.kind == "gradient"
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, test, init_key), init_key)
     z = jax.eval_shape(net(None).apply, theta["params"], x)
-    learner = built.tested if gradient else methods.build(method, lambda _: models.identity(), z, **how).tested
+    learner = built.tested if gradient else build(lambda _: models.identity(), z).tested
     run = methods.curves(lambda _: learner, built.num_steps)  # at the inner rate of training, as nothing validates
     curve: list[dict[str, Any]] = []
 
@@ -126,12 +125,12 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
 
     def watch(theta: Theta) -> float:
         found = [score(theta, *part, s.episodes // 4) for part in (("train", s.train_queries), ("test", s.queries))]
-        means = [report.curve(*mj.mean_ci95(accuracy))[-1] for accuracy in found]
-        curve.append({"step": every * (len(curve) + 1), "train": means[0], "test": means[1]})
+        train, test = (report.curve(*mj.mean_ci95(accuracy))[-1] for accuracy in found)
+        curve.append({"step": min(every * (len(curve) + 1), s.outer_steps), "train": train, "test": test})
         return 0.0
 
-    drawn = cell.remedy == "none" and not cell.takes and bool(cell.words) == bool(cell.speakers)
-    every = -(-s.outer_steps // (s.points if drawn else 1))
+    alone = cell.remedy != "none" or cell.takes or bool(cell.words) != bool(cell.speakers)  # of no curve
+    every = s.outer_steps if alone else -(-s.outer_steps // s.points)
     fitted = recipes.meta_train(
         built.phases, theta, training(s, cell, task, spoken, built.train_ways), key, s.outer_steps,
         optimizer=recipes.adamw(s.outer_rate, DECAY if cell.remedy == "weight decay" else 0.0),
@@ -139,35 +138,22 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
         title="-".join(map(str, cell)), validate=watch, validate_every=every, block=every,
     )  # fmt: skip
     tested = score(mj.trained(fitted.state), "test", s.queries, s.episodes)
-    counts = counted(task.corpus.columns, kept) | {"clips": int(kept.sum())}
+    counts = counted(task.corpus.columns, task.splits.train) | {"clips": int(task.splits.train.sum())}
     return {"curve": curve, "counts": counts, "episodes": tested[:, -1].round(4).tolist()}
-
-
-def summary(s: Settings, done: dict[Cell, dict[str, Any]], most: dict[str, int]) -> dict[Cell, dict[str, Any]]:
-    """A row for every cell of the first seed; episodes of all seeds are pooled, and gains over no remedy."""
-
-    def pooled(cell: Cell) -> np.ndarray:
-        return np.concatenate([done[cell._replace(seed=seed)]["episodes"] for seed in s.seeds])[:, None]
-
-    rows = {cell: done[cell] for cell in wanted(s, most) if cell.seed == s.seeds[0]}
-    for cell, row in rows.items():
-        found = pooled(cell), pooled(cell) - pooled(cell._replace(remedy="none"))
-        row |= {name: report.curve(*mj.mean_ci95(one))[0] for name, one in zip(("test", "gain"), found, strict=True)}
-    return rows
 
 
 def pictures(s: Settings, rows: dict[Cell, dict[str, Any]], title: str) -> None:
     """What more of each kind buys, and what happens along the training."""
     sizes: dict[str, dict[str, Any]] = {name: {f"fewer {kind}": [] for kind in KINDS} for name in s.methods}
-    along: dict[str, dict[str, Any]] = {"all there is": {}, "few words by few speakers": {}}
+    along: dict[str, dict[str, Any]] = {"all": {}, "few words by few speakers": {}}
     for cell, row in ((cell, row) for cell, row in rows.items() if cell.remedy == "none"):
         for i, kind in enumerate(KINDS, 2):
             if not any(cell[2:i] + cell[i + 1 : 5]):
                 sizes[cell.method][f"fewer {kind}"].append(row["test"] | {"clips": row["counts"]["clips"]})
         if not cell.takes and bool(cell.words) == bool(cell.speakers):
-            for side, told in (("train", "trained words and speakers"), ("test", "new ones")):
+            for side in ("train", "test"):
                 points = [point[side] | {"step": point["step"]} for point in row["curve"]]
-                along["few words by few speakers" if cell.words else "all there is"][f"{cell.method}, {told}"] = points
+                along["few words by few speakers" if cell.words else "all"][f"{cell.method}, {side}"] = points
     report.plot_panels(sizes, title, s.out / "collect.png", x="clips", label="training clips")
     report.plot_panels(along, title, s.out / "training.png", x="step", label="outer steps")
 
@@ -182,22 +168,29 @@ def run(s: Settings) -> None:
     how = {"cache": s.cache, "ways": s.ways}
     load = lru_cache(2)(lambda name, root, seed: words.load_words(name, root, seed=seed, **how | MORE.get(name, {})))
     task = load(s.corpus, s.root, s.seeds[0])
-    most = counted(task.corpus.columns, task.splits.train)
+    most, new = (counted(task.corpus.columns, mask) for mask in (task.splits.train, task.splits.test))
     print("" if most["takes"] > 1 else "No speaker says a word twice: there are no fewer takes to try.")
     one = lambda cell: run_cell(s, cell, load(s.corpus, s.root, cell.seed), partial(load, "espeak", None, 0))  # noqa: E731
     config = runs.config(s, ("out", "cache", "seeds", "methods", "remedies"))
-    rows = summary(s, runs.complete(s.out, config, list(wanted(s, most)), one), most)
-    new = counted(task.corpus.columns, task.splits.test)
+    done = runs.complete(s.out, config, list(wanted(s, most)), one)
+
+    def pooled(cell: Cell) -> np.ndarray:
+        return np.concatenate([done[cell._replace(seed=seed)]["episodes"] for seed in s.seeds])[:, None]
+
+    rows = {cell: done[cell] for cell in wanted(s, most) if cell.seed == s.seeds[0]}
+    for cell, row in rows.items():  # episodes of all seeds, and gains over no remedy on the same ones
+        found = {"test": pooled(cell), "gain": pooled(cell) - pooled(cell._replace(remedy="none"))}
+        row |= {name: report.curve(*mj.mean_ci95(one))[0] for name, one in found.items()}
     title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.outer_steps} outer steps, group normalisation, "
     title += f"{', '.join(f'{count} {kind}' for kind, count in most.items())} to train on,\n{new['words']} unseen "
     title += f"words by {new['speakers']} unseen speakers, others in support than in query; {len(s.seeds)} division(s)"
     results = {"title": title, "config": config, "rows": [*rows.values()]} | report.environment()
     checkpoint.write_json(s.out / "results.json", results)
-    lines = []
-    for cell, row in rows.items():
-        shown = map(report.percent, (row["curve"][-1]["train"], row["test"]))
-        gain = report.percent(row["gain"], "+") if cell.remedy != "none" else ""
-        lines.append([*cell[:2], *map(str, row["counts"].values()), *shown, gain])
+    lines = [
+        [*cell[:2], *map(str, row["counts"].values()), report.percent(row["curve"][-1]["train"]),
+         report.percent(row["test"]), "" if cell.remedy == "none" else report.percent(row["gain"], "+")]
+        for cell, row in rows.items()
+    ]  # fmt: skip
     header = ["method", "remedy", *KINDS, "clips", "trained words", "new words", "remedy gives"]
     print(f"\n{title}\n\n{report.markdown(header, lines, 2)}")
     pictures(s, rows, title)

@@ -5,9 +5,9 @@
 
 Trains methods on tasks that read no label and no speaker: UMTRA (every clip its own class, queries are augmented
 copies), the same with many ways (contrastive), CACTUs (clusters of cepstra); or tests an encoder that learned to say
-masked frames. Beside them: the same on labels; class means of endpointed cepstra (the floor); a network from scratch.
-ProtoNets are also tested with those cepstra beside what they learned. Words and speakers of the test are in no
-training. Each cell is a file: the same command goes on. Without arguments: embedded synthetic speech.
+masked frames. Beside them: the same on labels; class means of endpointed cepstra (the floor), which are also put beside
+what a ProtoNet learned; a network from scratch. Words and speakers of the test are in no training. Each cell is a file:
+the same command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
@@ -112,8 +112,7 @@ def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
 def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     """Train and test one method on one source of tasks."""
     jax.clear_caches()
-    net = models.network(width=s.width, normalization="group")
-    init_key, key = jax.random.split(jax.random.key(cell.seed))
+    net, (init_key, key) = models.network(width=s.width), jax.random.split(jax.random.key(cell.seed))
     sizes: dict[str, Any] = {"ways": s.ways, "queries": s.queries}
     whole, vectors = partial(words.sampler, task, "test"), partial(words.embedded, task, "test")
     means = partial(mj.protonet, models.identity().apply, classify, s.ways, metric="cosine", temperature=0.1)
@@ -136,8 +135,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     ways = s.many if cell.source == "contrastive" else s.train_ways
     classes = len(words.names_of(task, "train", "label")) if cell.source == "supervised" else ways
     method, inputs = methods.METHODS[cell.method], jax.eval_shape(first, key).support.x
-    how = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
-    build = partial(methods.build, method, **how)
+    build = partial(methods.build, method, ways=s.ways, train_ways=ways, classes=classes, num_steps=s.num_steps)
     built = build(net, inputs)
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
     phases = built.phases
@@ -152,9 +150,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     )  # fmt: skip
     told, theta = {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}, fitted.theta
     if method.kind == "gradient":
-        return told | by_shots(
-            whole, lambda rate: build(net, inputs, rate=rate).tested, theta, method.rate, s.num_steps
-        )
+        return told | by_shots(whole, lambda r: build(net, inputs, rate=r).tested, theta, method.rate, s.num_steps)
     heard = net(None)._replace(apply=lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key))
     once, both = (vectors(partial(m.apply, theta["params"])) for m in (heard, models.beside(heard, endpointed)))
     z = jax.eval_shape(once(**sizes, shots=1), key).support.x
@@ -186,7 +182,7 @@ def run(s: Settings) -> None:
         each = {name: [one[name]["mean"] for one in own] for name in columns if name in own[0]}
         row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in each.items()}
         what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
-        rows[what] = row | {"each seed": each, "outer_steps": [one.get("outer_steps", 0) for one in own]}
+        rows[what] = row | {"each seed": each, "steps": ", ".join(str(one.get("outer_steps", 0)) for one in own)}
     many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
     spent = (s.outer_steps, "outer steps") if s.outer_steps else (s.seconds, "s")
     title = f"{s.corpus}, {s.ways}-way, {spent[0]} {spent[1]} of training on {many} clips, group normalisation,\n"
@@ -194,8 +190,7 @@ def run(s: Settings) -> None:
     title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
-    steps = {name: ", ".join(map(str, row["outer_steps"])) for name, row in rows.items()}
-    lines = [[name, *(report.percent(row.get(c)) for c in columns), steps[name]] for name, row in rows.items()]
+    lines = [[name, *(report.percent(row.get(c)) for c in columns), row["steps"]] for name, row in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
     points = {name: [row[f"{n}-shot"] | {"shots": n} for n in s.shots] for name, row in rows.items()}
     report.plot_panels({"": points}, title, s.out / "accuracy.png", x="shots", label="support clips per word")

@@ -76,7 +76,7 @@ def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys):
     for name, row in rows.items():
         assert 0 <= row["1-shot"]["mean"] <= 1 and row["1-shot"]["ci95"] >= 0
         assert ("refined" in row) == ("1-shot beside" in row) == ("protonet" in name)
-        assert row["outer_steps"] == [0 if "none" in name else 3]
+        assert row["steps"] == ("0" if "none" in name else "3")
     assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert main("--methods", "protonet", "--queries", "2") == 2
     assert "queries is 2 now but 1" in capsys.readouterr().err

@@ -59,7 +59,7 @@ def masked_prediction(
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
         x = jnp.concatenate([batch.x for batch in episode])
         mask_key, key = jax.random.split(key)
-        hidden = _spans(mask_key, *x.shape[:2], span, share)
+        hidden = _spans(mask_key, len(x), x.shape[1], span, share)
         error = jnp.square(predict(theta, (), jnp.where(hidden[..., None], 0, x), key) - x).mean(-1)
         loss = jnp.where(hidden, error, 0).sum() / hidden.sum()
         return loss, {"loss": loss}

@@ -179,9 +179,11 @@ def embedded(words: Words, split: str, embed: Callable[[Float[Array, "n time mel
         `(ways=..., shots=..., queries=...) -> sampler`, as of `metajax.tasks.episodes.episodes`.
     """
     chosen, columns = np.flatnonzero(getattr(words.splits, split)), words.corpus.columns
-    x, label, speaker = (a[chosen] for a in (words.corpus.features, columns["label"], columns["speaker"]))
-    z = hoisted(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))(x)
-    return partial(episodes, z, label, speaker, name=f"{words.corpus.name} ({split})")
+    each = hoisted(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))
+    z = each(words.corpus.features[chosen])
+    return partial(
+        episodes, z, columns["label"][chosen], columns["speaker"][chosen], name=f"{words.corpus.name} ({split})"
+    )
 
 
 def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:

@@ -139,7 +139,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
     )  # fmt: skip
     tested = score(mj.trained(fitted.state), "test", s.queries, s.episodes)
     counts = counted(task.corpus.columns, task.splits.train) | {"clips": int(task.splits.train.sum())}
-    return {"curve": curve, "counts": counts, "episodes": tested[:, -1].round(4).tolist()}
+    return {"curve": curve, "counts": counts, "episodes": tested[:, -1].astype(float).round(4).tolist()}
 
 
 def pictures(s: Settings, rows: dict[Cell, dict[str, Any]], title: str) -> None:

@@ -183,16 +183,19 @@ def run(s: Settings) -> None:
         row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in each.items()}
         what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
         rows[what] = row | {"each seed": each, "steps": ", ".join(str(one.get("outer_steps", 0)) for one in own)}
-    many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
-    spent = (s.outer_steps, "outer steps") if s.outer_steps else (s.seconds, "s")
-    title = f"{s.corpus}, {s.ways}-way, {spent[0]} {spent[1]} of training on {many} clips, group normalisation,\n"
-    title += f"{new[0]} unseen words by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
+    new = [len(words.names_of(first, "test", column)) for column in ("label", "speaker")]
+    title = f"{s.corpus}, {s.ways}-way, {s.outer_steps or s.seconds:g} {'outer steps' if s.outer_steps else 's'} "
+    title += (
+        f"of training on {first.splits.train.sum()} clips, group normalisation,\n{new[0]} unseen words by {new[1]} "
+    )
+    title += "unseen speakers, others in support than in query, 95 % intervals over "
     title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     lines = [[name, *(report.percent(row.get(c)) for c in columns), row["steps"]] for name, row in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
-    points = {name: [row[f"{n}-shot"] | {"shots": n} for n in s.shots] for name, row in rows.items()}
+    shown = [(name, "") for name in rows] + [(name, " beside") for name, row in rows.items() if "refined" in row]
+    points = {name + kind: [rows[name][f"{n}-shot{kind}"] | {"shots": n} for n in s.shots] for name, kind in shown}
     report.plot_panels({"": points}, title, s.out / "accuracy.png", x="shots", label="support clips per word")
 
 

@@ -84,12 +84,10 @@ def wanted(s: Settings) -> Iterator[Cell]:
     """All cells, seed by seed. Many ways are for methods without a head of so many classes."""
     for seed in s.seeds:
         yield from (Cell("none", name, 0, seed) for name in ("cepstra", "from scratch"))
-        gradient = [name for name in s.methods if methods.METHODS[name].kind != "metric"]
-        left = {"contrastive": gradient, "masked": READERS}
+        left = {"contrastive": [m for m in s.methods if methods.METHODS[m].kind != "metric"], "masked": READERS}
         arms = [(source, name) for source, name in product(s.sources, s.methods) if name not in left.get(source, ())]
         yield from (Cell(*arm, 0, seed) for arm in arms)
-        fewer = [arm for arm in arms if arm[0] != "supervised"][:1]
-        yield from (Cell(*arm, count, seed) for arm, count in product(fewer, s.clips))
+        yield from (Cell(*arm, n, seed) for arm, n in product([a for a in arms if a[0] != "supervised"][:1], s.clips))
 
 
 def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
@@ -188,8 +186,7 @@ def run(s: Settings) -> None:
     title += (
         f"of training on {first.splits.train.sum()} clips, group normalisation,\n{new[0]} unseen words by {new[1]} "
     )
-    title += "unseen speakers, others in support than in query, 95 % intervals over "
-    title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
+    title += f"unseen speakers, others in support than in query; {len(s.seeds)} division(s), 95 % intervals"
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     lines = [[name, *(report.percent(row.get(c)) for c in columns), row["steps"]] for name, row in rows.items()]

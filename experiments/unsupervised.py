@@ -149,7 +149,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     told, theta = {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}, fitted.theta
     if method.kind == "gradient":
         return told | by_shots(whole, lambda r: build(net, inputs, rate=r).tested, theta, method.rate, s.num_steps)
-    heard = net(None)._replace(apply=lambda p, x, key=None: net(None).apply(p, words.prepared(task)(x, key), key))
+    heard = net(None)._replace(apply=lambda p, x, _=None: net(None).apply(p, words.prepared(task)(x, key)))
     once, both = (vectors(partial(m.apply, theta["params"])) for m in (heard, models.beside(heard, endpointed)))
     z = jax.eval_shape(once(**sizes, shots=1), key).support.x
     told |= by_shots(once, lambda _: build(lambda _: models.identity(), z).tested, theta)

@@ -3,15 +3,15 @@
     python experiments/unsupervised.py
     python experiments/unsupervised.py --corpus arabic --root DIR --seeds 0 1 2 --seconds 120 --out runs/unlabelled
 
-Trains metric and gradient-based methods on tasks made without a label or a speaker: UMTRA (every clip its own class,
-its queries augmented copies), the same with many ways and one query (contrastive), CACTUs (clusters of cepstra as
-classes). Beside them on the same time: the same methods on the labels; and without training: class means of endpointed
-cepstra (the floor), and a network from scratch. All are tested on words and speakers that are in no training. Each cell
-is a file: stopped at any time, the same command goes on. Without arguments: embedded synthetic speech.
+Trains methods on tasks that read no label and no speaker: UMTRA (every clip its own class, queries are augmented
+copies), the same with many ways (contrastive), CACTUs (clusters of cepstra); or tests an encoder that learned to say
+masked frames. Beside them: the same on labels; class means of endpointed cepstra (the floor), which are also put beside
+what a ProtoNet learned; a network from scratch. Words and speakers of the test are in no training. Each cell is a file:
+the same command goes on. Without arguments: embedded synthetic speech.
 """
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from itertools import product
@@ -26,18 +26,18 @@ import metajax as mj
 from metajax import checkpoint, methods, models, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import words
+from metajax.data.augment import scaled
 from metajax.data.cache import default_folder
 from metajax.data.clusters import partitions
 from metajax.data.features import endpointed
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
 from metajax.parallel import use_all_cores
-from metajax.tasks.episodes import episodes, with_inputs
+from metajax.tasks.episodes import with_inputs
 from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
 
-SOURCES = ("umtra", "contrastive", "cactus", "supervised")
-STEPS = 10  # adaptation steps of a network from scratch
-vectors = jax.jit(lambda x: jax.lax.map(endpointed, x, batch_size=256))  # what is known of clips without learning
+SOURCES = ("umtra", "contrastive", "cactus", "masked", "supervised")
+READERS = ("in_context", "relation", "hypernetwork", "task_encoder")  # an encoder alone is no use to them
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Settings:
     corpus: str = "espeak"  # what to train and test on
     root: Path | None = None  # its folder, or the manifest file
     sources: tuple[str, ...] = SOURCES  # of training tasks
-    methods: tuple[str, ...] = ("protonet", "maml", "ridge")  # of metajax.methods
+    methods: tuple[str, ...] = ("protonet_cosine", "maml", "ridge", "in_context")  # of metajax.methods
     clips: tuple[int, ...] = (100, 400)  # so many clips without labels, too, for the first source and method
     seeds: tuple[int, ...] = (0,)  # of splits, fresh parameters, tasks and episodes
     seconds: float = 20.0  # of training
@@ -57,8 +57,10 @@ class Settings:
     train_ways: int = 10  # classes per training task of metric methods
     many: int = 32  # classes per contrastive task
     clusters: int = 100  # of a partition
-    partitions: int = 4  # by k-means, each of features scaled at random
-    augment: float = 1.0  # strength of the augmentation of tasks without labels
+    partitions: int = 4  # by k-means, each from another start
+    augment: float = 1.0  # strength of the augmentation of tasks without labels, but for
+    warp: float = 0.25  # its change of the frequency scale, and
+    stretch: float = 0.3  # of the tempo, which imitate another speaker
     supervised_augment: float = 0.5  # of those with labels
     tasks: int = 4  # tasks per outer step
     num_steps: int = 5  # inner steps
@@ -82,11 +84,10 @@ def wanted(s: Settings) -> Iterator[Cell]:
     """All cells, seed by seed. Many ways are for methods without a head of so many classes."""
     for seed in s.seeds:
         yield from (Cell("none", name, 0, seed) for name in ("cepstra", "from scratch"))
-        metric = {name for name in s.methods if methods.METHODS[name].kind == "metric"}
-        arms = [arm for arm in product(s.sources, s.methods) if arm[0] != "contrastive" or arm[1] in metric]
+        left = {"contrastive": [m for m in s.methods if methods.METHODS[m].kind != "metric"], "masked": READERS}
+        arms = [(source, name) for source, name in product(s.sources, s.methods) if name not in left.get(source, ())]
         yield from (Cell(*arm, 0, seed) for arm in arms)
-        fewer = [arm for arm in arms if arm[0] != "supervised"][:1]
-        yield from (Cell(*arm, count, seed) for arm, count in product(fewer, s.clips))
+        yield from (Cell(*arm, n, seed) for arm, n in product([a for a in arms if a[0] != "supervised"][:1], s.clips))
 
 
 def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
@@ -97,102 +98,102 @@ def training(s: Settings, cell: Cell, task: words.Words, ways: int) -> Sampler:
     chosen = np.random.default_rng(cell.seed).permutation(np.flatnonzero(task.splits.train))
     if cell.clips > len(chosen):
         raise mj.InputError(f"clips holds {cell.clips}, but there are {len(chosen)} to train on.")
-    x, change = task.corpus.features[chosen[: cell.clips or None]], words.prepared(task, s.augment)
+    x = task.corpus.features[chosen[: cell.clips or None]]
+    change = words.prepared(task, scaled(s.augment)._replace(warp=s.warp, stretch=s.stretch))
     if cell.source != "cactus":
-        return umtra(x, change, **sizes | ({"queries": 1} if cell.source == "contrastive" else {}))
-    found = partitions(np.asarray(vectors(x)), s.clusters, s.partitions, seed=cell.seed)
+        return umtra(x, change, **sizes | ({} if cell.source == "umtra" else {"queries": 1, "ways": s.many}))
+    vectors = np.asarray(jax.jit(jax.vmap(endpointed))(x))  # what is known of clips without learning
+    found = partitions(vectors, s.clusters, s.partitions, seed=cell.seed, metric="cosine")
     return with_inputs(cactus(x, found, **sizes), change)
 
 
 def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     """Train and test one method on one source of tasks."""
     jax.clear_caches()
-    net = models.network(width=s.width, normalization="group")
-    init_key, key = jax.random.split(jax.random.key(cell.seed))
+    net, (init_key, key) = models.network(width=s.width), jax.random.split(jax.random.key(cell.seed))
+    sizes: dict[str, Any] = {"ways": s.ways, "queries": s.queries}
+    whole, vectors = partial(words.sampler, task, "test"), partial(words.embedded, task, "test")
+    means = partial(mj.protonet, models.identity().apply, classify, s.ways, metric="cosine", temperature=0.1)
 
-    def sample(split: str, shots: int) -> Sampler:
-        return words.sampler(task, split, ways=s.ways, shots=shots, queries=s.queries)
+    def score(learner: Any, theta: Theta, tasks: Sampler, rate: float = 0.1, steps: int = 1) -> dict[str, Any]:
+        # at the inner rate of training: without labels none could be chosen
+        how: dict[str, Any] = {"episodes": s.episodes, "seed": cell.seed, "rates": (rate,)}
+        found = methods.tested(methods.curves(learner, steps), theta, None, tasks, **how)
+        return report.curve(*mj.mean_ci95(found.accuracy))[-1]
 
-    def by_shots(run: methods.Curves, theta: Theta, sample: Any = sample, **how: Any) -> dict[str, Any]:
-        found, how = {}, {"episodes": s.episodes, "seed": cell.seed} | how
-        for shots in s.shots:
-            validation = sample("validation", shots) if "rates" not in how and validates else None
-            one = methods.tested(run, theta, validation, sample("test", shots), **how)
-            found[f"{shots}-shot"] = report.curve(*mj.mean_ci95(one.accuracy))[-1] | {"rate": one.rate}
-        return found
+    def by_shots(draw: Any, learner: Any, theta: Theta, *how: Any, kind: str = "") -> dict[str, Any]:
+        return {f"{n}-shot{kind}": score(learner, theta, draw(**sizes, shots=n), *how) for n in s.shots}
 
-    validates, first = task.splits.validation.any(), sample("test", s.shots[0])
     if cell.method == "cepstra":
-        columns, found = task.corpus.columns, vectors(task.corpus.features)
-        label, sizes = np.where(task.splits.test, columns["label"], -1), {"ways": s.ways, "queries": s.queries}
-        means = mj.protonet(lambda p, x, _: x, classify, s.ways, metric="cosine").learner
-        draw = lambda _, shots: episodes(found, label, columns["speaker"], shots=shots, **sizes)  # noqa: E731
-        return by_shots(methods.curves(lambda _: means, 1), {"params": {}}, draw, rates=())
+        return by_shots(vectors(jax.vmap(endpointed)), lambda _: means().learner, {"params": {}})
+    first = whole(**sizes, shots=s.shots[0])
     if cell.method == "from scratch":
-        tuning = methods.curves(lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), STEPS)
-        return by_shots(tuning, {"params": recipes.fresh(net(s.ways).init, first, init_key)})
-    labelled, ways = cell.source == "supervised", s.many if cell.source == "contrastive" else s.train_ways
-    classes = len(words.names_of(task, "train", "label")) if labelled else ways
-    x, method = jax.eval_shape(first, key).support.x, methods.METHODS[cell.method]
-    how: dict[str, Any] = {"ways": s.ways, "train_ways": ways, "classes": classes, "num_steps": s.num_steps}
-    build = partial(methods.build, method, net, x, **how)
-    built = build()
+        theta = {"params": recipes.fresh(net(s.ways).init, first, init_key)}
+        return by_shots(whole, lambda rate: mj.descent(net(s.ways).apply, classify, optax.sgd(rate)), theta, 0.1, 10)
+    ways = s.many if cell.source == "contrastive" else s.train_ways
+    classes = len(words.names_of(task, "train", "label")) if cell.source == "supervised" else ways
+    method, inputs = methods.METHODS[cell.method], jax.eval_shape(first, key).support.x
+    build = partial(methods.build, method, ways=s.ways, train_ways=ways, classes=classes, num_steps=s.num_steps)
+    built = build(net, inputs)
     theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
+    phases = built.phases
+    if cell.source == "masked":
+        frames = models.tcresnet8(normalization="group", width=s.width, pooled=False).apply
+        masked = mj.masked_prediction(frames, features=round(48 * s.width), bands=inputs.shape[-1], stride=8)
+        phases, theta = [(1.0, masked.objective)], theta | masked.learner.init(theta["params"], init_key)
     fitted = recipes.meta_train(
-        built.phases, theta, training(s, cell, task, built.train_ways), key, s.outer_steps or 200,
+        phases, theta, training(s, cell, task, built.train_ways), key, s.outer_steps or 200,
         optimizer=recipes.adamw(s.outer_rate), num_tasks=s.tasks, chunk=methods.chunk_of(method), average=0.98,
         seconds=None if s.outer_steps else s.seconds, title="-".join(map(str, cell)),
     )  # fmt: skip
-    # without labels no inner rate is chosen either: it stays that of training
-    fixed: dict[str, Any] = {} if labelled else {"rates": (method.rate,)}
-    result = by_shots(methods.curves(lambda rate: build(rate=rate).tested, built.num_steps), fitted.theta, **fixed)
-    if cell.method == "protonet":
-        soft = methods.curves(lambda _: mj.protonet(net(None).apply, classify, s.ways, refinements=1).learner, 1)
-        test = partly_labelled(sample("test", s.shots[0] + s.unlabelled), s.ways, s.shots[0])
-        found = methods.tested(soft, fitted.theta, None, test, episodes=s.episodes, seed=cell.seed)
-        result["refined"] = report.curve(*mj.mean_ci95(found.accuracy))[-1]
-    return result | {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}
-
-
-def summary(s: Settings, done: dict[Cell, dict[str, Any]], columns: Iterable[str]) -> dict[str, dict[str, Any]]:
-    """A row for every cell of a seed: the mean over seeds and its interval, over episodes where there is one seed."""
-    rows = {}
-    for cell in (cell for cell in wanted(s) if cell.seed == s.seeds[0]):
-        own = [done[cell._replace(seed=seed)] for seed in s.seeds]
-        means = {name: [one[name]["mean"] for one in own] for name in columns if name in own[0]}
-        row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in means.items()}
-        what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
-        rows[what] = row | {"each seed": means, "outer_steps": [one.get("outer_steps", 0) for one in own]}
-    return rows
+    told, theta = {"outer_steps": int(fitted.state.count), "seconds": fitted.seconds}, fitted.theta
+    if method.kind == "gradient":
+        return told | by_shots(whole, lambda r: build(net, inputs, rate=r).tested, theta, method.rate, s.num_steps)
+    heard = net(None)._replace(apply=lambda p, x, _=None: net(None).apply(p, words.prepared(task)(x, key)))
+    once, both = (vectors(partial(m.apply, theta["params"])) for m in (heard, models.beside(heard, endpointed)))
+    z = jax.eval_shape(once(**sizes, shots=1), key).support.x
+    told |= by_shots(once, lambda _: build(lambda _: models.identity(), z).tested, theta)
+    if cell.method.startswith("protonet"):
+        told |= by_shots(both, lambda _: means().learner, theta, kind=" beside")
+        some = partly_labelled(both(**sizes, shots=s.shots[0] + s.unlabelled), s.ways, s.shots[0])
+        told["refined"] = score(lambda _: means(refinements=1).learner, theta, some)
+    return told
 
 
 def run(s: Settings) -> None:
     """Every cell that is missing, then the table and the picture."""
-    least: dict[str, Any] = {"ways": 2, "shots": 1, "queries": 1, "tasks": 1, "num_steps": 1, "episodes": 2, "many": 2}
-    least |= {"seeds": 0, "seconds": 0.1, "outer_steps": 1, "unlabelled": 1, "augment": 0.1, "supervised_augment": 0}
-    runs.check(s, ("plot", "images"), clusters=2, partitions=1, outer_rate=0, width=0.1, **least)
+    least = dict.fromkeys(("shots", "queries", "tasks", "num_steps", "outer_steps", "unlabelled", "partitions"), 1)
+    least |= dict.fromkeys(("ways", "many", "clusters", "episodes"), 2)
+    least |= dict.fromkeys(("seeds", "supervised_augment", "warp", "stretch", "outer_rate"), 0)
+    runs.check(s, ("plot", "images"), **least, seconds=0.1, augment=0.1, width=0.1)
     runs.known("sources", s.sources, SOURCES)
     runs.known("methods", s.methods, [name for name, row in methods.METHODS.items() if row.kind != "joint"])
     use_all_cores(s.cache / "compiled")
     task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=s.cache, seed=seed))
     config = runs.config(s, ("out", "cache", "seeds", "sources", "methods", "clips"))
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
-    columns = {f"{n}-shot": f"{n}-shot" for n in s.shots}
-    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled"}
-    rows, first = summary(s, done, columns), task(s.seeds[0])
-    many, *new = first.splits.train.sum(), *(len(words.names_of(first, "test", c)) for c in ("label", "speaker"))
-    spent = f"{s.outer_steps} outer steps" if s.outer_steps else f"{s.seconds:g} s"
-    title = f"{s.corpus}, {s.ways}-way, {spent} of training on {many} clips, group normalisation,\n"
-    title += f"{new[0]} unseen words by {new[1]} unseen speakers, others in support than in query, 95 % intervals over "
-    title += f"{len(s.seeds)} seeds" if len(s.seeds) > 1 else "episodes"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
-    steps = {name: ", ".join(map(str, row["outer_steps"])) for name, row in rows.items()}
-    lines = [[name, *(report.percent(row.get(c)) for c in columns), steps[name]] for name, row in rows.items()]
+    columns = {f"{n}-shot{kind}": f"{n}-shot{kind}{kind and ' cepstra'}" for kind in ("", " beside") for n in s.shots}
+    columns |= {"refined": f"{s.shots[0]}-shot and {s.unlabelled} unlabelled beside cepstra"}
+    rows, first = dict[str, dict[str, Any]](), task(s.seeds[0])
+    for cell in (cell for cell in wanted(s) if cell.seed == s.seeds[0]):
+        own = [done[cell._replace(seed=seed)] for seed in s.seeds]
+        each = {name: [one[name]["mean"] for one in own] for name in columns if name in own[0]}
+        row = {name: over_seeds(values) if len(own) > 1 else own[0][name] for name, values in each.items()}
+        what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
+        rows[what] = row | {"each seed": each, "steps": ", ".join(str(one.get("outer_steps", 0)) for one in own)}
+    new = [len(words.names_of(first, "test", column)) for column in ("label", "speaker")]
+    title = f"{s.corpus}, {s.ways}-way, {s.outer_steps or s.seconds:g} {'outer steps' if s.outer_steps else 's'} "
+    title += (
+        f"of training on {first.splits.train.sum()} clips, group normalisation,\n{new[0]} unseen words by {new[1]} "
+    )
+    title += f"unseen speakers, others in support than in query; {len(s.seeds)} division(s), 95 % intervals"
+    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
+    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    lines = [[name, *(report.percent(row.get(c)) for c in columns), row["steps"]] for name, row in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
-    points = {name: [row[f"{n}-shot"] | {"shots": n} for n in s.shots] for name, row in rows.items()}
+    shown = [(name, "") for name in rows] + [(name, " beside") for name, row in rows.items() if "refined" in row]
+    points = {name + kind: [rows[name][f"{n}-shot{kind}"] | {"shots": n} for n in s.shots] for name, kind in shown}
     report.plot_panels({"": points}, title, s.out / "accuracy.png", x="shots", label="support clips per word")
-    print(f"\nTable, results and picture are in {s.out}.")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from metajax.algorithms.joint import joint
 from metajax.algorithms.logistic import logistic
 from metajax.algorithms.maml import maml
 from metajax.algorithms.mamlpp import mamlpp
+from metajax.algorithms.masked import masked_prediction
 from metajax.algorithms.matching import matching
 from metajax.algorithms.meta_curvature import meta_curvature
 from metajax.algorithms.meta_sgd import meta_sgd

@@ -37,18 +37,22 @@ def main(tones, tmp_path, monkeypatch):
 
 def test_cells_are_all_sources_by_methods_and_fewer_clips_for_the_first():
     cells = list(unsupervised.wanted(Settings(methods=("protonet", "maml"), clips=(50,), seeds=(0, 1))))
-    assert len(cells) == len(set(cells)) == 20
+    assert len(cells) == len(set(cells)) == 24
     assert Cell("contrastive", "protonet", 0, 1) in cells and Cell("contrastive", "maml", 0, 1) not in cells
     assert [cell for cell in cells if cell.clips] == [Cell("umtra", "protonet", 50, seed) for seed in (0, 1)]
+    served = list(unsupervised.wanted(Settings(methods=("in_context", "maml"), sources=("umtra", "masked"), clips=())))
+    assert Cell("masked", "maml", 0, 0) in served and Cell("masked", "in_context", 0, 0) not in served
+    assert Cell("umtra", "in_context", 0, 0) in served
     assert not [cell for cell in unsupervised.wanted(Settings(sources=("supervised",))) if cell.clips]
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["--sources", "masked"], "sources holds 'masked', expected some of umtra, contrastive, cactus, supervised"),
+        (["--sources", "all"], "sources holds 'all', expected some of umtra, contrastive, cactus, masked, supervised"),
         (["--methods", "joint"], "methods holds 'joint', expected some of maml"),
         (["--augment", "0"], "augment is 0.0, expected a finite number, 0.1 or more"),
+        (["--warp", "-1"], "warp is -1.0"),
         (["--episodes", "1"], "episodes is 1"),
     ],
 )
@@ -64,16 +68,15 @@ def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys):
     assert "3 cells, 0 of them finished before" in capsys.readouterr().out
     first = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert list(first) == ["none, cepstra", "none, from scratch", "cactus, maml"]
-    assert first["cactus, maml"]["1-shot"]["rate"] == 0.1  # that of training: no labels to choose another
     assert first["none, cepstra"]["1-shot"]["mean"] > 0.7  # tones are told apart without learning
-    assert main("--methods", "protonet", "--sources", "umtra", "supervised") == 0
+    assert main("--methods", "protonet", "--sources", "masked", "supervised") == 0
     assert "5 cells, 2 of them finished before" in capsys.readouterr().out
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert list(rows) == [*list(first)[:2], "umtra, protonet", "supervised, protonet", "umtra, protonet, 20 clips"]
+    assert list(rows) == [*list(first)[:2], "masked, protonet", "supervised, protonet", "masked, protonet, 20 clips"]
     for name, row in rows.items():
         assert 0 <= row["1-shot"]["mean"] <= 1 and row["1-shot"]["ci95"] >= 0
-        assert ("refined" in row) == ("protonet" in name)
-        assert row["outer_steps"] == [0 if "none" in name else 3]
+        assert ("refined" in row) == ("1-shot beside" in row) == ("protonet" in name)
+        assert row["steps"] == ("0" if "none" in name else "3")
     assert (tmp_path / "out" / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert main("--methods", "protonet", "--queries", "2") == 2
     assert "queries is 2 now but 1" in capsys.readouterr().err

@@ -20,6 +20,7 @@ Draw: TypeAlias = Float[Array, ""]  # uniform in [0, 1)
 Length: TypeAlias = Int[Array, ""] | None  # frames of the example that count; None for all
 
 _NEPER = math.log(10) / 10  # natural logarithm of one decibel of power
+_DRAWS = 13  # of an example, without those of the parts that are off by default
 
 
 class Augmentation(NamedTuple):
@@ -34,6 +35,10 @@ class Augmentation(NamedTuple):
     noise_high: float = 30.0  # highest signal-to-noise ratio, in dB
     time_mask: int = 12  # largest width, in frames
     frequency_mask: int = 5  # largest width, in mel bands
+    # off by default
+    pitch: float = 0.0  # largest shift along the mel bands, in bands
+    room: float = 0.0  # probability of a room's sound
+    band: int = 0  # most mel bands lost at either end, as on a telephone line
 
 
 def scaled(factor: float) -> Augmentation:
@@ -47,7 +52,9 @@ def scaled(factor: float) -> Augmentation:
 def augment(
     settings: Augmentation, noise: Float[Array, "noise_time mel"] | None = None
 ) -> Callable[[Any, KeyArray], Any]:
-    """Return (x, key) -> x, which augments each example by its own draw of all parts, in the order of the fields.
+    """Return (x, key) -> x, which augments each example by its own draw of all parts.
+
+    Their order: warp, pitch, stretch, shift, room, gain, noise, band, masks.
 
     x is `[n, time, mel]` or `Utterances`, of which the frames within the lengths are augmented and the others kept.
 
@@ -56,8 +63,8 @@ def augment(
         noise: log-mel of a long recording that noise is cut from; coloured noise where None.
 
     Raises:
-        InputError: a strength is negative, not finite or not whole where it counts frames or bands, `noise` is not a
-            probability, or the range of ratios is empty; when called, a shift or a mask is longer than its axis.
+        InputError: a strength is negative, not finite or not whole where it counts frames or bands, `noise` or `room`
+            is not a probability, or the range of ratios is empty; when called, a shift or a mask is longer than its axis.
 
     Example:
         ``x = augment(Augmentation(stretch=0))(x, jax.random.key(0))``
@@ -65,29 +72,39 @@ def augment(
     for name, value in settings._asdict().items():
         if not math.isfinite(value) or (value < 0 and name not in ("noise_low", "noise_high")):
             raise InputError(f"augmentation {name} is {value}, expected a finite number, 0 or more.")
-        if name in ("shift", "time_mask", "frequency_mask") and value != int(value):
+        if name in ("shift", "time_mask", "frequency_mask", "band") and value != int(value):
             raise InputError(f"augmentation {name} is {value}, expected a whole number.")
-    if settings.noise > 1:
-        raise InputError(f"augmentation noise is {settings.noise}, expected a probability.")
+    for name in ("noise", "room"):
+        if (value := getattr(settings, name)) > 1:
+            raise InputError(f"augmentation {name} is {value}, expected a probability.")
     if (low := settings.noise_low) > (high := settings.noise_high):
         raise InputError(f"noise_low is {low} dB, expected at most noise_high = {high} dB.")
     settings = Augmentation._make(type(default)(value) for default, value in zip(Augmentation(), settings, strict=True))
 
+    more = bool(settings.pitch or settings.room or settings.band)
+
     def one(x: LogMel, length: Length, draws: Float[Array, " draws"], bits: UInt32[Array, "_ _"]) -> LogMel:
-        warp, tempo, shift, level, chance, ratio, tilt, hump, start, *masks = draws
+        warp, tempo, shift, level, chance, ratio, tilt, hump, start, *masks = draws[:_DRAWS]
+        pitch, place, decay, loud, low, high = draws[_DRAWS:] if more else [draws[0]] * 6
         given = x
         if settings.warp:
             x = warp_frequency(x, warp, 1 + settings.warp)
+        if settings.pitch:
+            x = shift_bands(x, pitch, settings.pitch)
         if settings.stretch:
             x = stretch(x, tempo, 1 + settings.stretch, length)
         if settings.shift:
             x = time_shift(x, shift, settings.shift, length)
+        if settings.room:
+            x = jnp.where(place < settings.room, reverberant(x, decay, loud), x)
         if settings.gain:
             x = gain(x, level, settings.gain)
         if settings.noise:
             segment = coloured_noise(tilt, hump, bits) if noise is None else cut(noise, start, x.shape[0])
             mixed = add_noise(x, segment, ratio, settings.noise_low, settings.noise_high, length)
             x = jnp.where(chance < settings.noise, mixed, x)
+        if settings.band:
+            x = limit_band(x, low, high, settings.band, length)
         if settings.time_mask:
             x = time_mask(x, masks[0], masks[1], settings.time_mask, length)
         if settings.frequency_mask:
@@ -98,7 +115,7 @@ def augment(
         frames, lengths = x if isinstance(x, Utterances) else (x, None)
         # all random numbers from two calls of the generator: each call costs a second of compilation on CPU
         draw_key, noise_key = jax.random.split(key)
-        draws = jax.random.uniform(draw_key, (13, frames.shape[0]), frames.dtype)
+        draws = jax.random.uniform(draw_key, (_DRAWS + 6 * more, frames.shape[0]), frames.dtype)
         cells = frames.shape if settings.noise and noise is None else (frames.shape[0], 0, 0)
         bits = jax.random.bits(noise_key, cells, jnp.uint32)
         changed = jax.vmap(one, (0, 0, 1, 0))(frames, lengths, draws, bits)
@@ -117,6 +134,11 @@ def warp_frequency(x: LogMel, draw: Draw, max_ratio: float) -> LogMel:
     """
     bands = x.shape[1]
     return _interpolate(x.T, jnp.arange(bands) / _ratio(draw, max_ratio)).T
+
+
+def shift_bands(x: LogMel, draw: Draw, max_bands: float) -> LogMel:
+    """Return x(t, m - s), s uniform in [-max_bands, max_bands]; interpolated and held as by `warp_frequency`."""
+    return _interpolate(x.T, jnp.arange(x.shape[1]) - max_bands * (2 * draw - 1)).T
 
 
 def stretch(x: LogMel, draw: Draw, max_ratio: float, length: Length = None) -> LogMel:
@@ -138,6 +160,25 @@ def time_shift(x: LogMel, draw: Draw, max_frames: int, length: Length = None) ->
     source = jnp.arange(frames) - (_whole(draw, 2 * max_frames + 1) - max_frames)
     inside = (source >= 0) & (source < (frames if length is None else length))
     return jnp.where(inside[:, None], x[jnp.clip(source, 0, frames - 1)], _within(x, length, jnp.inf).min(0))
+
+
+def reverberant(x: LogMel, decay: Draw, level: Draw) -> LogMel:
+    """Return log(p_t + g sum_{s < t} e^(-(t - s) / d) p_s) of the powers p = exp(x), as in a room.
+
+    log d is uniform between 2 and 12 frames, log g between 0.05 and 0.5. As in `add_noise`, powers are added.
+    """
+    later = jnp.arange(x.shape[0])[:, None] - jnp.arange(x.shape[0])
+    tail = 0.05 * 10**level * jnp.exp(-later / (2 * 6**decay))
+    return jnp.logaddexp(x, jnp.log(jnp.where(later > 0, tail, 0) @ jnp.exp(x) + 1e-20))
+
+
+def limit_band(x: LogMel, low: Draw, high: Draw, max_bands: int, length: Length = None) -> LogMel:
+    """Return x with the first and the last 0..max_bands bands as quiet as its quietest cell."""
+    if not 0 <= 2 * max_bands < (bands := x.shape[1]):
+        raise InputError(f"band is {max_bands} bands at either end, expected less than half of {bands} bands.")
+    at = jnp.arange(bands)
+    kept = (at >= _whole(low, max_bands + 1)) & (at < bands - _whole(high, max_bands + 1))
+    return jnp.where(kept, x, _within(x, length, jnp.inf).min())
 
 
 def gain(x: LogMel, draw: Draw, max_db: float) -> LogMel:
@@ -178,16 +219,6 @@ def tilted(x: LogMel, draws: Float[Array, "6"], max_db: float) -> LogMel:
     k = jnp.arange(1, 7, dtype=x.dtype)
     basis = jnp.cos(jnp.pi * k[:, None] * jnp.linspace(0, 1, x.shape[1], dtype=x.dtype)) / k[:, None]
     return x + _NEPER * max_db * ((2 * draws - 1) @ basis)
-
-
-def reverberant(x: LogMel, decay: Draw, level: Draw) -> LogMel:
-    """Return log(p_t + g sum_{s < t} e^(-(t - s) / d) p_s) of the powers p = exp(x), as in a room.
-
-    log d is uniform between 2 and 12 frames, log g between 0.05 and 0.5. As in `add_noise`, powers are added.
-    """
-    later = jnp.arange(x.shape[0])[:, None] - jnp.arange(x.shape[0])
-    tail = 0.05 * 10**level * jnp.exp(-later / (2 * 6**decay))
-    return jnp.logaddexp(x, jnp.log(jnp.where(later > 0, tail, 0) @ jnp.exp(x) + 1e-20))
 
 
 def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import cache as cached
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -11,10 +12,11 @@ from jaxtyping import Array, Float
 
 from metajax.core import KeyArray, Sampler
 from metajax.data import corpora
-from metajax.data.augment import augment, normalize, scaled
+from metajax.data.augment import Augmentation, augment, normalize, scaled
 from metajax.data.corpus import Corpus, fingerprint, load, read_noise
 from metajax.data.features import FeatureSettings
 from metajax.errors import InputError
+from metajax.parallel import hoisted
 from metajax.tasks.episodes import Across, episodes, with_inputs
 from metajax.tasks.splits import Splits, divide, without_tested
 
@@ -147,19 +149,41 @@ def sampler(
     return with_inputs(sample, prepared(words, augmentation))
 
 
-def prepared(words: Words, augmentation: float = 0.0) -> Callable[[Float[Array, "n time mel"], KeyArray], Array]:
+def prepared(
+    words: Words, augmentation: float | Augmentation = 0.0
+) -> Callable[[Float[Array, "n time mel"], KeyArray], Array]:
     """`(x, key) -> x`: what `sampler` does to clips; where no label may be read, to `words.corpus.features[chosen]`.
 
     Args:
         words: whose recordings of noise are added, where there are some.
-        augmentation: as of `sampler`.
+        augmentation: as of `sampler`, or the strengths of its parts.
     """
-    change = augment(scaled(augmentation), words.noise) if augmentation else None
+    strengths = augmentation if isinstance(augmentation, Augmentation) else scaled(augmentation)
+    change = augment(strengths, words.noise) if augmentation else None
 
     def prepare(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
         return _normalized(x if change is None else change(x, key))
 
     return prepare
+
+
+def embedded(words: Words, split: str, embed: Callable[[Float[Array, "n time mel"]], Array]) -> Callable[..., Sampler]:
+    """Episodes of vectors: every clip of a split is embedded once, where a method embeds it alike in all of them.
+
+    Args:
+        words: the corpus and its splits.
+        split: "train", "validation" or "test".
+        embed: log-mels as they are in the corpus to `[n, features]`; for those of `sampler`, through `prepared(words)`.
+
+    Returns:
+        `(ways=..., shots=..., queries=...) -> sampler`, as of `metajax.tasks.episodes.episodes`.
+    """
+    chosen, columns = np.flatnonzero(getattr(words.splits, split)), words.corpus.columns
+    each = hoisted(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))
+    z = each(words.corpus.features[chosen])
+    return partial(
+        episodes, z, columns["label"][chosen], columns["speaker"][chosen], name=f"{words.corpus.name} ({split})"
+    )
 
 
 def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:

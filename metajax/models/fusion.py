@@ -77,7 +77,7 @@ class Fusion(nn.Module):
         if name == "text":
             return Characters(self.symbols, self.width, name=name)(x), x > 0
         if name == "audio":
-            features = TCResNet8(None, self.normalization, self.width / 48, mean=False, name=name)(x)
+            features = TCResNet8(None, self.normalization, self.width / 48, pooled=False, name=name)(x)
         else:
             flat = ImageEncoder(None, "layer", self.width // 4, name=name)(x)
             features = flat.reshape(len(x), -1, self.width // 4 * 4)

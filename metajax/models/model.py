@@ -60,6 +60,11 @@ def from_linen(module: nn.Module) -> Model:
     return Model(init, apply, statistics)
 
 
+def identity() -> Model:
+    """The model of what is embedded already: its outputs are its inputs, and it has no parameters."""
+    return Model(lambda key, x: {}, lambda params, x, key=None: x, lambda params, x: {})
+
+
 def in_bfloat16(model: Model) -> Model:
     """The model computed in bfloat16, for accelerators: f(bfloat16(params), bfloat16(x)) in single precision.
 

@@ -14,7 +14,7 @@ class TCResNet8(nn.Module):
     num_outputs: int | None
     normalization: Normalization
     width: float
-    mean: bool = True
+    pooled: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"]) -> Array:
@@ -30,12 +30,16 @@ class TCResNet8(nn.Module):
             y = norm(Conv(features, (9,), name=f"conv{i}b")(y), f"{i}b")
             x = jax.nn.relu(norm(Conv(features, (1,), 2, name=f"short{i}")(x), f"{i}s"))
             x = jax.nn.relu(y + x)
-        x = x.mean(1) if self.mean else x
+        x = x.mean(1) if self.pooled else x
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
 
 
 def tcresnet8(
-    num_outputs: int | None = None, *, normalization: Normalization = "transductive", width: float = 1.0
+    num_outputs: int | None = None,
+    *,
+    normalization: Normalization = "transductive",
+    width: float = 1.0,
+    pooled: bool = True,
 ) -> Model:
     """TC-ResNet8 (65 k parameters at width 1) on log-mels `[n, time, mel]`.
 
@@ -46,6 +50,7 @@ def tcresnet8(
       num_outputs: size of the linear head, parameter `head`; None for the embedding, `[n, 48 * width]`.
       normalization: one of `transductive`, `support`, `group`, `layer`; see `Norm`.
       width: multiplies the channels 16, 24, 32, 48.
+      pooled: over time; else an output for every 8 frames, `[n, time / 8, ...]` rounded up.
 
     Returns:
       The model.
@@ -55,4 +60,4 @@ def tcresnet8(
 
     Reference: Choi et al., "Temporal Convolution for Real-time Keyword Spotting on Mobile Devices", Interspeech 2019.
     """
-    return from_linen(TCResNet8(num_outputs, normalization, width))
+    return from_linen(TCResNet8(num_outputs, normalization, width, pooled))

@@ -1,6 +1,7 @@
 """Train, validation and test that share neither words nor speakers, checked."""
 
 import warnings
+from collections import Counter
 from typing import NamedTuple
 
 import numpy as np
@@ -149,6 +150,49 @@ def without_tested(
     if not (splits.train & keep).any():
         raise InputError("No clip is left to train on: all are of words or by speakers that are tested on.")
     return Splits(*(mask & keep for mask in splits))
+
+
+def fewer(
+    columns: dict[str, Int[np.ndarray, " clips"]],
+    mask: Bool[np.ndarray, " clips"],
+    words: int,
+    speakers: int,
+    takes: int,
+    seed: int,
+) -> Bool[np.ndarray, " clips"]:
+    """Some of the clips of `mask`: of so many words, by so many speakers, and so many takes of each word by each.
+
+    With the same seed, what is chosen of fewer is among what is chosen of more.
+
+    Args:
+      columns: of the corpus: `label` and `speaker`.
+      mask: clips to choose from.
+      words, speakers, takes: how many; 0 for all.
+      seed: of the choice.
+
+    Raises:
+      InputError: there are not so many, or a number is negative.
+    """
+    most, order, keep = counted(columns, mask), np.random.default_rng(seed), mask.copy()
+    for name, count in zip(most, (words, speakers, takes), strict=True):
+        if not 0 <= count <= most[name]:
+            raise InputError(f"{name} is {count}, expected 0 to {most[name]}, all there are.")
+    pairs = np.stack([columns[name] for name in ("label", "speaker")], 1)
+    for column, count in zip(pairs.T, (words, speakers), strict=True):
+        keep &= np.isin(column, order.permutation(np.unique(column[mask]))[: count or None])
+    seen = Counter[tuple[int, ...]]()
+    for row in order.permutation(len(mask)):
+        pair = tuple(pairs[row].tolist())
+        seen[pair] += int(keep[row])
+        keep[row] &= not takes or seen[pair] <= takes
+    return keep
+
+
+def counted(columns: dict[str, Int[np.ndarray, " clips"]], mask: Bool[np.ndarray, " clips"]) -> dict[str, int]:
+    """How many words and speakers there are in `mask`, and takes of one word by one speaker, at most."""
+    pairs = np.stack([columns[name][mask] for name in ("label", "speaker")])
+    takes = np.unique(pairs, axis=1, return_counts=True)[1]
+    return {"words": len({*pairs[0]}), "speakers": len({*pairs[1]}), "takes": int(takes.max(initial=0))}
 
 
 def _tell_unused(count: int, why: str) -> None:

@@ -21,6 +21,7 @@ ALONE = {
     "time_mask": OFF._replace(time_mask=12),
     "frequency_mask": OFF._replace(frequency_mask=5),
     "all": Augmentation(),
+    "off by default": OFF._replace(pitch=2.0, room=1.0, band=6),
 }
 UNIFORM = np.random.default_rng(7).uniform(size=(400, 3)).astype(np.float32)
 BITS = np.random.default_rng(8).integers(0, 2**32, (400, 98, 40), np.uint32)
@@ -249,6 +250,25 @@ def test_stretch_moves_frames_from_the_centre_by_the_ratio():
     assert 0.8 <= min(slopes) < 0.82 and 1.22 < max(slopes) <= 1.2501 and abs(np.log(slopes).mean()) < 0.03
 
 
+def test_pitch_moves_whole_spectra_by_bands():
+    x, draw = clip(time=5), np.float32([1.0, 0.5, 0.0])
+    up, same, down = draws(lambda draw: parts.shift_bands(x, draw, 3.0), draw)
+    np.testing.assert_array_equal(same, x)
+    np.testing.assert_allclose(up[:, 3:], x[:, :-3], rtol=1e-5)
+    np.testing.assert_allclose(down[:, :-3], x[:, 3:], rtol=1e-5)
+    np.testing.assert_allclose(up[:, :3], np.repeat(x[:, :1], 3, 1), rtol=1e-5)
+
+
+def test_a_narrow_band_loses_whole_bands_at_its_ends():
+    x, ends = np.asarray(clip(time=9)), set()
+    for given in draws(lambda low, high: parts.limit_band(jnp.asarray(x), low, high, 5), UNIFORM[:, 0], UNIFORM[:, 1]):
+        lost = (given != x).any(0)
+        kept = np.flatnonzero(~lost)
+        assert (np.diff(kept) == 1).all() and (given[:, lost] == x.min()).all()
+        ends |= {int(kept[0]), int(kept[-1])}
+    assert ends == {*range(6), *range(34, 40)}
+
+
 def test_noise_is_added_with_its_probability():
     x = jnp.broadcast_to(clip(time=20), (400, 20, 40))
     given = jax.jit(augment(OFF._replace(noise=0.3)))(x, jax.random.key(0))
@@ -257,7 +277,17 @@ def test_noise_is_added_with_its_probability():
 
 @pytest.mark.parametrize(
     "change",
-    [{"warp": -0.1}, {"gain": float("nan")}, {"shift": 1.5}, {"noise": 1.1}, {"noise_low": 31.0}, {"time_mask": -1}],
+    [
+        {"warp": -0.1},
+        {"pitch": -1.0},
+        {"room": 1.5},
+        {"band": -2},
+        {"gain": float("nan")},
+        {"shift": 1.5},
+        {"noise": 1.1},
+        {"noise_low": 31.0},
+        {"time_mask": -1},
+    ],
 )
 def test_strengths_that_mean_nothing_are_refused(change):
     with pytest.raises(InputError, match=next(iter(change))):

@@ -9,7 +9,7 @@ from metajax import InputError
 from metajax.data import corpora
 from metajax.data.augment import normalize
 from metajax.data.features import FeatureSettings
-from metajax.data.words import clips, leave_out, load_words, names_of, sampler
+from metajax.data.words import clips, embedded, leave_out, load_words, names_of, sampler
 from metajax.tasks.episodes import mixture
 from tests.conftest import write_tones
 
@@ -106,3 +106,15 @@ def test_corpora_are_read_by_name(arguments, message):
 def test_a_split_that_is_none_is_refused(words):
     with pytest.raises(InputError, match="split is 'dev', expected one of train, validation, test"):
         sampler(words, "dev", **SIZES)
+
+
+def test_clips_embedded_once_are_those_of_the_split(words):
+    table = np.asarray(words.corpus.features[:, 0, :5])
+    batches = embedded(words, "test", lambda x: 2 * x[:, 0, :5])(**SIZES)(jax.random.key(0))
+    rows = [[int(np.abs(table - z / 2).max(1).argmin()) for z in np.asarray(batch.x)] for batch in batches]
+    for batch, chosen in zip(batches, rows, strict=True):
+        np.testing.assert_allclose(np.asarray(batch.x) / 2, table[chosen], rtol=1e-5)
+        assert words.splits.test[chosen].all()
+    label, speaker = (words.corpus.columns[name] for name in ("label", "speaker"))
+    assert label[rows[1]].tolist() == np.repeat(label[rows[0]], 2).tolist()
+    assert not {*speaker[rows[0]]} & {*speaker[rows[1]]}

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError
-from metajax.tasks.splits import Splits, check_disjoint, divide, random_parts, split, without_tested
+from metajax.tasks.splits import Splits, check_disjoint, counted, divide, fewer, random_parts, split, without_tested
 from tests.conftest import words
 
 LABEL, SPEAKER = words(6, 5, 2)
@@ -120,3 +120,20 @@ def test_words_and_speakers_tested_on_are_left_out_of_training():
         pytest.raises(InputError, match="No clip is left to train on"),
     ):
         without_tested(whole, columns, names, {"label": set("abcdef"), "speaker": set()})
+
+
+def test_fewer_are_of_so_many_words_speakers_and_takes_and_grow():
+    label, speaker, _ = (a.reshape(-1) for a in np.mgrid[:7, :6, :4])
+    columns, mask = {"label": label, "speaker": speaker}, label < 6
+    kept = fewer(columns, mask, 3, 2, 1, 0)
+    assert counted(columns, kept) == {"words": 3, "speakers": 2, "takes": 1} and kept.sum() == 6
+    for more in ((4, 2, 1), (3, 5, 1), (3, 2, 3), (6, 6, 4), (0, 2, 1)):
+        grown = fewer(columns, mask, *more, 0)
+        assert counted(columns, grown) == dict(
+            zip(("words", "speakers", "takes"), (more[0] or 6, *more[1:]), strict=True)
+        )
+        assert (grown >= kept).all() and grown.sum() == (more[0] or 6) * more[1] * more[2]
+    np.testing.assert_array_equal(fewer(columns, mask, 0, 0, 0, 0), mask)
+    assert (fewer(columns, mask, 3, 2, 1, 1) != kept).any()
+    with pytest.raises(InputError, match="words is 7, expected 0 to 6, all there are"):
+        fewer(columns, mask, 7, 0, 0, 0)

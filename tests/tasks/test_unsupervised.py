@@ -72,9 +72,9 @@ def hidden():
 
 def test_no_label_and_no_speaker_is_read(hidden):
     """By the script's own sampler of each source; `supervised` does read them, so that the columns would tell."""
-    s = unsupervised.Settings(queries=1, clusters=3, partitions=2)
+    s = unsupervised.Settings(queries=1, many=2, clusters=3, partitions=2)
     cell = unsupervised.Cell("umtra", "protonet", 20, 0)
-    for source in ("umtra", "contrastive", "cactus"):
+    for source in ("umtra", "contrastive", "cactus", "masked"):
         sample = unsupervised.training(s, cell._replace(source=source), hidden, 2)
         shape = jax.eval_shape(sample, KEYS[0]).support.x.shape
         assert shape == (2, 98, 40)
@@ -131,6 +131,15 @@ def test_partitions_find_what_is_apart_in_whatever_units():
         assert len({*zip(row, truth, strict=True)}) == 3
 
 
+def test_by_cosine_only_directions_count_and_partitions_begin_apart():
+    draw = np.random.default_rng(0)
+    truth = np.repeat(np.arange(3), 20)
+    vectors = np.eye(3)[truth] + 0.01 * draw.normal(size=(60, 3))
+    rows = partitions(vectors * draw.uniform(1, 99, size=(60, 1)), 3, 3, seed=0, metric="cosine")
+    assert all(len({*zip(row, truth, strict=True)}) == 3 for row in rows)
+    assert len(np.unique(partitions(draw.normal(size=(60, 3)), 9, 3, seed=0, metric="cosine"), axis=0)) == 3
+
+
 def test_every_partition_looks_at_features_of_its_own():
     """One feature against two that say another thing: as they are, the two win; scaled at random, it does at times."""
     one, two = np.arange(40) % 2, np.arange(40) // 20
@@ -170,6 +179,7 @@ def test_the_first_of_each_class_keep_their_labels():
         (lambda: partitions(np.ones((9, 2)), 2, 1, seed=0), "num_clusters is 2, but there are 1 different vectors"),
         (lambda: partitions(np.full((9, 2), np.nan), 2, 1, seed=0), "vectors hold a number that is not finite"),
         (lambda: partitions(np.eye(3), 2, 0, seed=0), "num_partitions is 0"),
+        (lambda: partitions(np.eye(3), 2, 1, seed=0, metric="angle"), 'metric is .angle., expected "scaled"'),
         (lambda: partly_labelled(umtra(ROWS, numbered, ways=3), 3, 2)(KEYS[0]), "has 3 examples, expected 2 or more"),
         (lambda: partly_labelled(umtra(ROWS, numbered, ways=3), 3, 0), "shots is 0"),
     ],

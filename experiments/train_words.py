@@ -38,8 +38,8 @@ from metajax.tasks.episodes import episodes, with_inputs
 
 ENGLISH = {f"en:{number}" for number in range(10)}  # which FSDD and Speech Commands say
 PARTS = change.Augmentation(warp=0.15, stretch=0.3, shift=15, gain=0, noise=0.7, noise_low=0, noise_high=35,
-                            time_mask=10, frequency_mask=6)  # fmt: skip
-ROOMS, TILT = 0.4, 3.0  # share of clips that are heard in a room; dB of another microphone
+                            time_mask=10, frequency_mask=6, room=0.4)  # fmt: skip
+TILT = 3.0  # dB of another microphone
 
 
 @dataclass(frozen=True)
@@ -84,14 +84,9 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
 
 def distort(x: jax.Array, key: KeyArray) -> jax.Array:
     """Every clip otherwise, then normalised by itself."""
-    key, draw_key = jax.random.split(key)
-    draws = jax.random.uniform(draw_key, (9, len(x)))
-
-    def one(x: jax.Array, draws: jax.Array) -> jax.Array:
-        x = change.tilted(x, draws[:6], TILT)
-        return jnp.where(draws[6] < ROOMS, change.reverberant(x, draws[7], draws[8]), x)
-
-    return normalized(change.augment(PARTS)(jax.vmap(one, (0, 1))(x.astype(jnp.float32), draws), key))
+    draws = jax.random.uniform(jax.random.fold_in(key, 1), (len(x), 6))
+    x = jax.vmap(lambda one, u: change.tilted(one, u, TILT))(x.astype(jnp.float32), draws)
+    return normalized(change.augment(PARTS)(x, key))
 
 
 def normalized(x: jax.Array) -> jax.Array:

@@ -64,7 +64,7 @@ def augment(
 
     Raises:
         InputError: a strength is negative, not finite or not whole where it counts frames or bands, `noise` or `room`
-            is not a probability, or the range of ratios is empty; when called, a shift or a mask is longer than its axis.
+            is no probability, or the range of ratios is empty; when called, a shift or a mask is longer than its axis.
 
     Example:
         ``x = augment(Augmentation(stretch=0))(x, jax.random.key(0))``

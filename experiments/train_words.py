@@ -1,12 +1,14 @@
 """How well does a network that has heard synthetic speech alone know real words by one clip of each?
 
-    python experiments/train_words.py --out metajax/data/word_net.safetensors
+    python experiments/train_words.py
+    python experiments/train_words.py --arabic DIR --fsdd DIR --speech-commands DIR       # and tests it
 
 Trains a `word_net` on what eSpeak NG says in 106 languages: numbers and invented words, and, where it is installed, on
 what Festival's voices, pieces of real speakers, say in theirs. An outer step takes many words at a time, two clips of
 each by different voices, and asks which two belong together; each clip is stretched, shifted, warped, heard in a room,
 by another microphone and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word
-too, on other such words. Writes all with a card into one file, which `mj.models.words(encoder=False)` reads. The tests
+too, on other such words. Writes all with a card into one file; the one that
+comes with metajax is what `mj.models.words(encoder=False)` reads. The tests
 are of real words by unheard speakers, of whatever corpora are given; English digits are not among what it heard. Goes
 on where it stopped. An hour on one CPU core.
 """

@@ -32,11 +32,12 @@ def windows(params, x, key=None):
     return bands(params, x[:, starts[:, None] + np.arange(CLIP)])
 
 
-def tones_model(*, spotting=False):
+CARD = {"what": "tones", "date": "today", "commit": "none"}
+
+
+def tones_model(encoder=None, *, spotting=False):
     model = Model(None, windows if spotting else bands, None)
-    return Trained(
-        model, {"gain": jnp.ones(96)}, UNKNOWN, {"date": "today", "commit": "none"}, 200.0 if spotting else 0.0
-    )
+    return Trained(model, {"gain": jnp.ones(96)}, UNKNOWN, CARD, 200.0 if spotting else 0.0)
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_words_are_taught_recognised_kept_and_written(said, tones, tmp_path):
     wave, _ = soundfile.read(tmp_path / "1_0_2.wav", dtype="float32")
     x = teach.clip(wave, "it")[None]
     heard = export.deserialize(bytearray((tmp_path / "mine.stablehlo").read_bytes())).call(x)
-    taught = teach.load(tmp_path / "kept/mine.safetensors", "today none")
+    taught = teach.load(tmp_path / "kept/mine.safetensors", "tones, today none")
     np.testing.assert_allclose(heard, teach.hears(teach.ear(None, False), taught[0])(x), atol=1e-6)
     assert json.loads((tmp_path / "mine.stablehlo.json").read_text()) == ["low", "high", "unknown"]
 
@@ -166,7 +167,7 @@ def test_a_foreign_file_or_one_of_another_version_is_refused(said, tones, tmp_pa
     assert "is no taught recogniser" in said("--taught", "other.safetensors", code=2)
     assert "No word is taught" in said("--recognise", "0_0_0.wav", code=2)
     monkeypatch.setattr(
-        teach.models, "words", lambda **how: tones_model(**how)._replace(card={"date": "later", "commit": "x"})
+        teach.models, "words", lambda *how, **more: tones_model(*how, **more)._replace(card=CARD | {"date": "later"})
     )
     assert "taught with another version" in said("--taught", "mine.safetensors", code=2)
 

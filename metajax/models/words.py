@@ -13,7 +13,7 @@ from metajax.models.beside import beside
 from metajax.models.model import Model
 from metajax.models.pretrained import averaged, speech_embedding, windowed
 from metajax.models.whitened import whitened
-from metajax.models.wordnet import on_waves, word_net
+from metajax.models.wordnet import FRONT_END, on_waves, word_net
 
 WEIGHT = 0.5  # of the network's cosine beside the encoder's, before both are divided by the sum of squares
 CLIP, HOP = 20000, 1280  # samples of a clip and of a window, and from one window to the next
@@ -82,7 +82,12 @@ def _network() -> tuple[Model, Params, dict[str, float], dict[str, str]]:
         params.setdefault(layer, {})[leaf] = jnp.asarray(tensor, jnp.float32)
     unknown = {name: float(value) for name, value in params.pop("unknown").items()}
     features, width = params["map"]["kernel"].shape[1], params["conv0"]["kernel"].shape[2]
-    return on_waves(word_net(features, width=width)), params, unknown, card
+    heard, edge = on_waves(word_net(features, width=width)), (CLIP - FRONT_END.num_samples) // 2
+
+    def apply(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
+        return heard.apply(params, waves[:, edge:-edge], key)  # the second in the middle, as in training
+
+    return heard._replace(apply=apply), params, unknown, card
 
 
 def _windows(network: Model) -> Model:

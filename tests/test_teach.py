@@ -209,7 +209,7 @@ def test_it_knows_real_words_of_synthetic_voices(tmp_path, capsys):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=100)
     p, imported = json.loads(done.stdout)
     trained = models.words()
-    version = f"{trained.card['date']} {trained.card['commit']}"
+    version = "{what}, {date} {commit}".format(**trained.card)
     taught = teach.load(tmp_path / "mine.safetensors", version)
     here = teach.hears(teach.ear(None, False), taught[0])(x)
     assert not imported

@@ -17,24 +17,23 @@ SIZES = {"ways": 3, "shots": 2, "queries": 2, "across": "speaker"}
 
 
 def test_episodes_teach_half_of_their_words_and_count_fewer_clips_where_asked():
-    support, query = embedded.open_episodes(CLEAR, COLUMNS, **SIZES)(jax.random.key(0))
+    sample = jax.jit(embedded.open_episodes(CLEAR, COLUMNS, **SIZES, fewer=True))
+    support, query = jax.jit(embedded.open_episodes(CLEAR, COLUMNS, **SIZES))(jax.random.key(0))
     assert support.y.tolist() == [0, 0, 1, 1, 2, 2] and query.y.tolist() == [0, 0, 1, 1, 2, 2] + [3] * 6
     nearest = (np.asarray(query.x) @ np.asarray(support.x).T).argmax(1)
     assert (support.y[nearest[:6]] == query.y[:6]).all()
-    counts = {
-        tuple((embedded.open_episodes(CLEAR, COLUMNS, **SIZES, fewer=True)(jax.random.key(i))[0].y >= 0).tolist())
-        for i in range(20)
-    }
+    counts = {tuple((sample(jax.random.key(i))[0].y >= 0).tolist()) for i in range(20)}
     assert len(counts) == 8 and all(y[0] and y[2] and y[4] for y in counts)  # the first clip of a word always counts
 
 
 def test_rejection_is_told_as_counting_pairs_tells_it():
     sample = embedded.open_episodes(VAGUE, COLUMNS, **SIZES)
+    drawn = jax.jit(sample)
     found = embedded.rejection(sample, 3, NUMBERS, 40, seed=3)
     known, other = [], []  # the best cosine orders queries as the probability of "unknown" does, but for other classes
     right = 0
     for key in jax.random.split(jax.random.key(3), 40):
-        support, query = sample(key)
+        support, query = drawn(key)
         means = np.stack([np.asarray(support.x)[2 * c : 2 * c + 2].mean(0) for c in range(3)])
         x = np.asarray(query.x)
         cosine = (x @ means.T) / np.linalg.norm(x, axis=1, keepdims=True) / np.linalg.norm(means, axis=1)

@@ -307,6 +307,7 @@ def test_arguments_that_make_no_sense_are_refused(arguments, told, refuse):
     assert told in refuse(*arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="the espeak extra is not installed")
 def test_the_defaults_suit_the_embedded_corpus():
     s = Settings()

@@ -108,6 +108,7 @@ def test_every_epoch_passes_over_the_larger_task_and_no_task_moves_another():
     assert sorted(both["image"].reshape(-1)[:56].tolist()) == sorted(list(range(8)) * 7)
 
 
+@pytest.mark.slow
 def test_with_ids_of_their_own_the_joint_loss_is_two_single_trainings(x64):
     """The tasks touch no common row, and Adam works entry by entry: nothing can pass from one to the other."""
     heads, draw = {"speech": 3, "image": 2}, np.random.default_rng(0)

@@ -175,6 +175,7 @@ def test_anil_with_a_linear_head_is_the_closed_form(x64):
         np.testing.assert_allclose(grads["body"][i], difference, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_the_inner_rate_can_itself_be_learned(x64):
     """The check of the inner optimiser leaves a traced rate alone; its gradient is the finite difference."""
     theta, episode = {"params": mlp_params(jax.random.key(2))}, network_episode(3)

@@ -35,6 +35,7 @@ def librosa_log_mel(librosa, wave, settings):
     return np.log(power + 1e-10).T
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_log_mel_and_mfcc_are_those_of_librosa(settings):
     librosa = pytest.importorskip("librosa", reason="librosa is the oracle")

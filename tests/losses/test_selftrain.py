@@ -95,6 +95,7 @@ def test_pseudo_labels_are_what_is_heard_and_count_from_the_floor_on(x64):
         pseudo_labels(logits, 0.0)
 
 
+@pytest.mark.slow
 def test_the_first_pass_labels_every_step_and_no_gradient_runs_through_it(x64):
     """K steps are those of CTC on the transcripts that theta hears, whatever is heard on the way."""
     apply = lambda params, x, key: jnp.einsum("ntf,fv->ntv", x, params["w"])  # noqa: E731

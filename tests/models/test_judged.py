@@ -33,6 +33,7 @@ def test_padding_changes_nothing_of_the_verdict_and_the_logits_are_the_recognise
     np.testing.assert_allclose(outputs.verdict[1], said.mean(), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_transcripts_loss_teaches_the_verdict():
     """At first it says nothing, so that no step moves; its gradient from the query's loss is not 0."""
     y = Transcripts(jnp.array([[1, 2], [3, 4], [2, 1]]), jnp.array([2, 1, 2]))

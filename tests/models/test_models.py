@@ -36,6 +36,8 @@ KEY = jax.random.key(0)
 MODELS = {"conv4": (conv4, {"width": 8}, (17, 33), 16), "tcresnet8": (tcresnet8, {}, (9, 5), 48)}
 CASES = [(name, normalization) for name in MODELS for normalization in NORMALIZATIONS]
 
+SLOW = pytest.mark.slow
+
 
 def some_params(model, x):
     """Random parameters without `init`, which takes seconds to compile."""
@@ -103,7 +105,7 @@ def test_what_an_output_depends_on(name, normalization):
         np.testing.assert_array_equal(shifted, first)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW if n == "conv4" else ()) for n in MODELS])
 def test_statistics_are_those_of_one_pass_normalised_by_itself(name):
     """Known by their names; with them, the support set's outputs are those it has by itself, as one batch."""
     make, options, _, _ = MODELS[name]
@@ -185,14 +187,11 @@ def test_norm_against_its_definition(normalization, space):
     np.testing.assert_allclose(y, wanted, atol=2e-4)
 
 
-SLOW = pytest.mark.slow
-
-
 @pytest.mark.parametrize(
     ("normalization", "placed"),
     [
         ("transductive", False),
-        ("layer", False),
+        pytest.param("layer", False, marks=SLOW),
         ("support", True),
         pytest.param("support", False, marks=SLOW),  # as transductive, see above
         pytest.param("group", False, marks=SLOW),

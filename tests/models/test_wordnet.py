@@ -18,8 +18,8 @@ def test_clips_have_vectors_of_length_1_each_of_its_own_and_the_level_of_a_wave_
     params = jax.jit(heard.init)(jax.random.key(1), waves)
     apply = jax.jit(heard.apply)
     found = apply(params, waves)
-    frames = jnp.stack([among_speech(log_mel(wave, FRONT_END)) for wave in waves])
-    np.testing.assert_allclose(found, model.apply(params, frames), atol=1e-5)
+    frames = jax.jit(jax.vmap(lambda wave: among_speech(log_mel(wave, FRONT_END))))(waves)
+    np.testing.assert_allclose(found, jax.jit(model.apply)(params, frames), atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
     assert np.abs(np.asarray(found[0] - found[1])).max() > 1e-3
     other = waves.at[1:].set(0.3)  # a clip's vector does not know the other clips

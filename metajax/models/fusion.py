@@ -121,9 +121,9 @@ def fusion(
     """Audio, image and text, each through an encoder of its own, in one vector; any of them may be missing.
 
     x is a dict of `audio`, log-mels `[n, time, mel]` (TC-ResNet8), `image` `[n, height, width]` (`image_encoder`, and a
-    linear map), `text`, numbers of characters `[n, length]` with 0 for padding, and `present`, `[n, modalities]`, whether
-    example i has modality m, in alphabetical order; without `present` all are there. Whatever stands in x for a modality
-    that is absent, NaN too, has no influence and no gradient. With vectors z_m, and sums over what is present:
+    linear map), `text`, numbers of characters `[n, length]` with 0 for padding, and `present`, `[n, modalities]`,
+    whether example i has modality m, in alphabetical order; without `present` all are there. Whatever stands in x for a
+    modality that is absent, NaN too, has no influence and no gradient. With vectors z_m, and sums over what is present:
 
     - `concat`: W [z_1, ..., z_M, present], with zeros for what is absent;
     - `gated`: sum_m g_m z_m, g = softmax_m of a linear function of all of that: what is there decides who is heard;

@@ -100,7 +100,7 @@ def tested(s: Settings, name: str, white: dict[str, np.ndarray], unknown: dict[s
 
 
 def run(s: Settings) -> None:
-    from safetensors.numpy import save_file  # of the extra `encoder`
+    from safetensors.numpy import save  # of the extra `encoder`
 
     runs.check(s, ["espeak"], clips_per_label=2, ways=2, shots=1, outer_steps=1, episodes=2, batch=1)
     if s.clips_per_label <= s.shots:
@@ -138,9 +138,7 @@ def run(s: Settings) -> None:
         "time. Children and words that sound alike were not tested.",
     }
     tensors = white | {name: np.array(value, np.float32) for name, value in unknown.items()}
-    fresh = s.out.with_name(f".{s.out.name}.tmp")
-    save_file(tensors, fresh, card)
-    fresh.replace(s.out)
+    checkpoint.write_bytes(s.out, save(tensors, card))
     print(f"\n{s.out}: {s.out.stat().st_size / 1024:.0f} KB")
 
 

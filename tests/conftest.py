@@ -53,6 +53,12 @@ def checker(stub):
 beartype.beartype = checker
 
 
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """As many cores as devices made above, whatever this process may use: scripts ask for a device on each."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+
+
 @pytest.fixture
 def x64():
     """Double precision within a test."""

@@ -107,7 +107,8 @@ def test_augment_leaves_what_is_past_the_lengths_alone():
     other = jnp.where(past[..., None], 25.0, frames)
     change = jax.jit(augment(Augmentation()))
     key = jax.random.key(3)
-    given, again = (change(Utterances(x, lengths), key) for x in (frames, other))
+    given, again = (jax.tree.map(np.asarray, change(Utterances(x, lengths), key)) for x in (frames, other))
+    frames, other = np.asarray(frames), np.asarray(other)
     np.testing.assert_array_equal(given.lengths, lengths)
     np.testing.assert_array_equal(given.frames[past], frames[past])
     np.testing.assert_array_equal(again.frames[past], other[past])
@@ -372,8 +373,9 @@ def test_a_room_adds_what_was_said_before_and_nothing_that_comes_later():
 
 def test_silence_around_a_word_and_its_level_do_not_change_how_speech_is_normalised():
     word = clip(time=40)
-    alone, silence = parts.among_speech(word), jnp.full((30, 40), -23.0)
-    padded = parts.among_speech(jnp.concatenate([silence, word + 4.0, silence]))
+    among_speech, silence = jax.jit(parts.among_speech), np.full((30, 40), -23, np.float32)
+    alone = among_speech(word)
+    padded = np.asarray(among_speech(np.concatenate([silence, word + 4.0, silence])))
     np.testing.assert_allclose(padded[30:70], alone, atol=1e-4)
     np.testing.assert_allclose(padded[:30], 0.3 * (2 - 3 * np.log(10)), atol=1e-4)  # 30 dB below the mean
 

@@ -9,7 +9,6 @@ import train_words
 from train_words import Settings
 
 from metajax import InputError
-from metajax.data import espeak
 
 
 @pytest.mark.slow
@@ -17,7 +16,7 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     safetensors = pytest.importorskip("safetensors", reason="safetensors writes the file")
     numpy = pytest.importorskip("safetensors.numpy", reason="safetensors writes the file")
     few = ("de", "en", "fi", "fr", "hi", "ru", "sw", "tr")
-    monkeypatch.setattr(train_words.espeak, "read", partial(espeak.read, languages=few))
+    monkeypatch.setattr(train_words.espeak, "read", partial(train_words.espeak.read, languages=few))
     s = Settings(pseudowords=0, clips_per_label=3, festival=False, ways=8, width=8, outer_steps=2, taught=2,
                  cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
     train_words.run(s)

@@ -38,7 +38,6 @@ def by_enumeration(logits):
 def test_loss_is_the_sum_over_alignments(x64):
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(4, 5, 3)))
     wanted = by_enumeration(logits)
-    np.testing.assert_allclose(loss_of(logits), wanted, rtol=1e-10)
     np.testing.assert_allclose(jax.jit(loss_of)(logits), wanted, rtol=1e-10)
     past = jnp.arange(3) >= WORDS.lengths[:, None]
     optaxes = jax.jit(optax.ctc_loss)(logits, jnp.arange(5) >= FRAMES[:, None], WORDS.tokens, past * 1.0).sum() / 5

@@ -8,23 +8,61 @@ import tempfile
 from itertools import pairwise
 from pathlib import Path
 
+import beartype
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from jax._src.interpreters import mlir
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import config
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments"))  # plain scripts, which import each other
 # most programs here run once, so that work on them takes longer than it saves; nothing here is timed
-FAST_TO_COMPILE = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+FAST_TO_COMPILE = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    " --xla_llvm_disable_expensive_passes=true"
+)
+OPTIMIZED = {  # for what runs for seconds
+    "xla_backend_optimization_level": 1,
+    "xla_cpu_use_fusion_emitters": True,
+    "xla_llvm_disable_expensive_passes": False,
+}
 os.environ["XLA_FLAGS"] = f"{FAST_TO_COMPILE} {os.environ.get('XLA_FLAGS', '')}"
 # before the backend starts: two devices, so that sharding is tested everywhere, and compiled code kept for the next run
 jax.config.update("jax_num_cpu_devices", 2)
 jax.config.update("jax_compilation_cache_dir", str(Path(tempfile.gettempdir()) / f"metajax-tests-{getpass.getuser()}"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garbage
+
+# making what a program is written in takes longer than writing most: one serves all but those written within another
+fresh, shared = mlir.make_ir_context, mlir.make_ir_context()
+mlir.make_ir_context = lambda: fresh() if mlir.ir.Context.current is shared else shared
+
+# what checks a function is made where it is first called, as most never are, and serves every closure of its line
+made, make = {}, beartype.beartype
+
+
+def checker(stub):
+    """`beartype.beartype`, as the import hook calls it: on an empty function with the annotations to check."""
+    key = stub.__module__, stub.__qualname__, tuple(stub.__annotations__.items())
+
+    def check(*args, **kwargs):
+        if key not in made:
+            made[key] = make(stub)
+        return made[key](*args, **kwargs)
+
+    return check
+
+
+beartype.beartype = checker
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch):
+    """As many cores as devices made above, whatever this process may use: scripts ask for a device on each."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
 
 
 @pytest.fixture

@@ -39,9 +39,8 @@ def test_the_template_is_proto_maml():
 
 
 @pytest.mark.slow
-def test_a_whole_comparison_in_phases(tmp_path, capsys, monkeypatch):
+def test_a_whole_comparison_in_phases(tmp_path, capsys):
     """A second call finds the cell."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     argv = ["--normalizations", "group", "--methods", "mamlpp", "--seeds", "0", "--budget", "0.2", "--width", "0.25"]
     argv += ["--episodes", "20", "--tasks", "2", "--ways", "2", "--num-steps", "2", "--queries", "1"]
     argv += ["--corpus", "manifest", "--root", str(write_tones(tmp_path, 17, 9, 2))]
@@ -66,8 +65,7 @@ def made_up(cell, mean, settings):
     }  # fmt: skip
 
 
-def test_cells_are_kept_averaged_and_guarded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+def test_cells_are_kept_averaged_and_guarded(tmp_path, capsys):
     argv = ["--methods", "maml", "relation", "--seeds", "0", "1", "--out", str(tmp_path), "--cache", str(tmp_path)]
     s = compare.Settings(methods=("maml", "relation"), seeds=(0, 1))
     cells = list(compare.wanted(s))

@@ -22,7 +22,6 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is N
 @pytest.fixture
 def main(tmp_path, monkeypatch):
     """Runs the script at tiny sizes, on a few languages, rates and steps; its exit code."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
     monkeypatch.setattr(crosslingual, "read", partial(read, languages=LANGUAGES))
     monkeypatch.setattr(crosslingual, "STEPS", (0, 1, 3))
     monkeypatch.setattr(crosslingual, "RATES", (0.1, 1.0))

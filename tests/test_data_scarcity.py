@@ -16,16 +16,15 @@ from metajax.tasks.splits import Splits
 from tests.conftest import write_tones
 
 TINY = (
-    "--ways 2 --queries 1 --train-queries 1 --train-ways 3 --outer-steps 4 --tasks 2 --episodes 6 --num-steps 1"
+    "--ways 2 --queries 1 --train-queries 1 --train-ways 3 --outer-steps 4 --tasks 1 --episodes 6 --num-steps 1"
     " --width 0.25 --points 2 --shares 1"
 )
 MOST = {"words": 24, "speakers": 15, "takes": 5}
 
 
 @pytest.fixture
-def main(tmp_path, monkeypatch):
+def main(tmp_path):
     """Runs the script on tones, at tiny sizes; its exit code."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
 
     def call(*argv: object, tones=tmp_path / "absent.csv") -> int:
         places = ["--corpus", "manifest", "--root", tones, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]

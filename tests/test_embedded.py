@@ -51,6 +51,7 @@ def test_rejection_is_told_as_counting_pairs_tells_it():
     assert np.mean(np.array(known) > threshold) == pytest.approx(found["equal error rate"], abs=0.02)
 
 
+@pytest.mark.slow
 def test_accuracy_and_calibration_know_clear_words_from_vague_ones():
     sizes = SIZES | {"queries": 1}
     closed = [embedded.episodes(z, LABEL, SPEAKER, **sizes) for z in (CLEAR, VAGUE)]

@@ -65,12 +65,11 @@ def tones(tmp_path_factory):
 
 
 @pytest.fixture
-def refuse(capsys, tmp_path, monkeypatch):
+def refuse(capsys, tmp_path):
     """Runs the script, which must end with exit code 2 and one error on stderr, its last line; returns that line.
 
     All of stderr is then in `refuse.told`.
     """
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
 
     def call(*arguments: object, out: Path | None = None) -> str:
         argv = [*map(str, arguments), "--out", str(out or tmp_path / "out"), "--cache", str(tmp_path / "cache")]
@@ -209,8 +208,7 @@ def test_a_foreign_folder_is_not_written_into(refuse, tones, tmp_path):
     assert "holds no run" in refuse("--corpus", "manifest", "--root", tones, "--resume", out=tmp_path / "new")
 
 
-def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(capsys, tones, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(capsys, tones, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     argv = ["--corpus", "manifest", "--root", str(tones), "--out", str(out), "--cache", str(tmp_path)]
@@ -232,7 +230,6 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_is_read(refu
 
 
 def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     argv = [*map(str, manifest_of()), *SMALL, "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
     monkeypatch.setattr(keyword_fewshot, "train", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):  # its folder is made by then
@@ -247,7 +244,6 @@ def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monke
 @pytest.mark.slow
 def test_mamlpp_trains_in_phases(capsys, tones, tmp_path, monkeypatch):
     """And another method in one."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     shares = []
 
     def in_phases(phases):
@@ -321,8 +317,7 @@ def test_the_defaults_suit_the_embedded_corpus():
 
 
 @pytest.mark.slow
-def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys):
     out = tmp_path / "run"
     argv = ["--corpus", "manifest", "--root", str(tones), *SMALL, "--cache", str(tmp_path / "cache"), "--out", str(out)]
     argv += ["--methods", "maml", "joint"]
@@ -358,9 +353,8 @@ def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monke
 
 
 @pytest.mark.slow
-def test_protonet_learns_real_words_of_unseen_speakers(tmp_path, monkeypatch):
+def test_protonet_learns_real_words_of_unseen_speakers(tmp_path):
     root = shared_data("arabic_speech_commands")
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     out = tmp_path / "run"
     argv = ["--corpus", "arabic", "--root", str(root), "--normalization", "transductive", "--queries", "10"]
     argv += ["--outer-steps", "150", "--episodes", "200", "--methods", "protonet"]

@@ -34,7 +34,6 @@ def spoken(*_, **__):
 @pytest.fixture
 def main(tmp_path, monkeypatch):
     """Runs a script at tiny sizes; its exit code."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
     monkeypatch.setattr(fusion, "spoken_digits", spoken)
 
     def call(script, *argv: object) -> int:

@@ -165,7 +165,7 @@ def test_a_tiny_run_of_the_weightings(monkeypatch, tmp_path, call, tones, small_
     assert code == 2 and "steps is 61 now but 60 in" in error
 
 
-SMALL = ("--ways", 2, "--queries", 2, "--tasks", 2, "--num-steps", 1, "--adapt-steps", 2, "--episodes", 20)
+SMALL = ("--ways", 2, "--queries", 2, "--tasks", 1, "--num-steps", 1, "--adapt-steps", 2, "--episodes", 20)
 
 
 def run_arms(call, tones, out, *arguments):
@@ -182,26 +182,8 @@ def run_arms(call, tones, out, *arguments):
 
 
 @pytest.mark.slow
-def test_a_tiny_run_of_joint_and_maml(monkeypatch, tmp_path, call, tones, small_networks):
-    chosen = {arm: phases for arm, phases in joint_vs_maml.arms(()).items() if arm in ("joint", "maml")}
+def test_a_tiny_run_of_every_arm(monkeypatch, tmp_path, call, tones, small_networks):
+    chosen = joint_vs_maml.arms(())
     monkeypatch.setattr(joint_vs_maml, "arms", lambda weights: chosen)
     arguments = ("--seeds", 0, "--budget", 0.3, "--augment", 0, "--rates", 0.03)
     assert set(run_arms(call, tones, tmp_path / "out", *arguments)) == set(chosen)
-
-
-@pytest.mark.slow
-def test_a_small_run_of_joint_and_maml(tmp_path, call, tones):
-    rows = run_arms(call, tones, tmp_path / "out", "--seeds", 0, "--budget", 3, "--width", 0.5, "--rates", 0.03, 0.1)
-    assert {"mix 1", "mix 1 to 0", "joint, then maml"} < set(rows)
-    assert rows["joint"]["image_accuracy"]["mean"] > 0.3
-
-
-@pytest.mark.slow
-def test_a_small_run_of_two_weightings(monkeypatch, tmp_path, call):
-    chosen = {name: multitask_weighting.WEIGHTINGS[name] for name in ("sum", "Nash-MTL")}
-    monkeypatch.setattr(multitask_weighting, "WEIGHTINGS", chosen)
-    monkeypatch.setattr(multitask_weighting, "FIXED", {0.5: "sum"})
-    code, told, _ = call(multitask_weighting, "--steps", 20, "--batch", 8, "--seeds", 0, "--width", 0.25)
-    assert code == 0 and "| Nash-MTL |" in told
-    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
-    assert rows["probe of the inputs"]["image"]["mean"] > 0.9

@@ -14,7 +14,6 @@ from tests.models.pretrained.tiny import write
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["random", "read"])
 def test_a_small_run(tmp_path, capsys, monkeypatch, kind):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
     arms = script.ARMS[::3] if kind == "random" else script.ARMS[:3]
     monkeypatch.setattr(script, "ARMS", arms)
     tones = write_tones(tmp_path, 3, 4, 2, further=(",text", ",ä"))

@@ -28,7 +28,6 @@ class Tiny(nn.Module):
 @pytest.fixture
 def main(digits, tmp_path, monkeypatch):  # noqa: F811
     """Runs the script on tones, at tiny sizes; its exit code."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
     monkeypatch.setattr(script, "recogniser", lambda **_: lambda outputs: from_linen(Tiny()))
 
     def call(*argv: object) -> int:

@@ -82,7 +82,11 @@ VMAPS = {
 
 @pytest.mark.parametrize(
     ("name", "space", "taps", "stride"),
-    [*((name, (4,), (3,), 1) for name in VMAPS), ("both", (5,), (2,), 2), ("both", (3, 2), (2, 2), 1)],
+    [
+        *((name, (4,), (3,), 1) for name in VMAPS),
+        pytest.param("both", (5,), (2,), 2, marks=pytest.mark.slow),
+        ("both", (3, 2), (2, 2), 1),
+    ],
 )
 def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps, stride):
     x_lead, kernel_lead, transform = VMAPS[name]
@@ -97,9 +101,9 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
 @pytest.mark.parametrize(
     ("space", "taps", "features", "name"),
     [
-        ((8,), (3,), 6, "direct"),
+        pytest.param((8,), (3,), 6, "direct", marks=pytest.mark.slow),
         ((5, 4), (3, 3), 5, "direct"),
-        ((6, 5), (3, 2), 1, "direct"),
+        pytest.param((6, 5), (3, 2), 1, "direct", marks=pytest.mark.slow),
         ((5, 4), (3, 3), 5, "winograd"),
     ],
 )

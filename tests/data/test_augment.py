@@ -1,5 +1,7 @@
 """Augmentation: each part does what it says, per example."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -93,10 +95,11 @@ def test_an_utterance_is_augmented_and_normalised_as_if_its_padding_were_not_the
         )
 
     given = jax.jit(both)(padded, noise, length)[:, :length]
-    np.testing.assert_allclose(given, both(x[:length], noise[:length], None), atol=1e-4)
+    np.testing.assert_allclose(given, jax.jit(both)(x[:length], noise[:length], None), atol=1e-4)
     for mode in ("none", "mean", "mean_variance"):
-        one = normalize(Utterances(padded, jnp.asarray(length)), mode)
-        np.testing.assert_allclose(one.frames[:length], normalize(x[:length], mode), atol=1e-5)
+        change = jax.jit(partial(normalize, mode=mode))
+        one = jax.tree.map(np.asarray, change(Utterances(padded, jnp.asarray(length))))
+        np.testing.assert_allclose(one.frames[:length], change(x[:length]), atol=1e-5)
         assert one.lengths == length and (one.frames[length:] == 0).all()
 
 
@@ -107,7 +110,8 @@ def test_augment_leaves_what_is_past_the_lengths_alone():
     other = jnp.where(past[..., None], 25.0, frames)
     change = jax.jit(augment(Augmentation()))
     key = jax.random.key(3)
-    given, again = (change(Utterances(x, lengths), key) for x in (frames, other))
+    given, again = (jax.tree.map(np.asarray, change(Utterances(x, lengths), key)) for x in (frames, other))
+    frames, other = np.asarray(frames), np.asarray(other)
     np.testing.assert_array_equal(given.lengths, lengths)
     np.testing.assert_array_equal(given.frames[past], frames[past])
     np.testing.assert_array_equal(again.frames[past], other[past])
@@ -120,16 +124,21 @@ def test_augment_leaves_what_is_past_the_lengths_alone():
 def test_zero_strength_is_the_identity():
     x = jnp.stack([clip(0), clip(1)])
     np.testing.assert_array_equal(jax.jit(augment(OFF))(x, jax.random.key(0)), x)
-    for draw in np.float32([0, 0.3, 1 - 2**-24]):
-        for given in (
-            parts.warp_frequency(x[0], jnp.asarray(draw), 1.0),
-            parts.stretch(x[0], jnp.asarray(draw), 1.0),
-            parts.time_shift(x[0], jnp.asarray(draw), 0),
-            parts.gain(x[0], jnp.asarray(draw), 0.0),
-            parts.time_mask(x[0], jnp.asarray(draw), jnp.asarray(draw), 0),
-            parts.frequency_mask(x[0], jnp.asarray(draw), jnp.asarray(draw), 0),
-        ):
-            np.testing.assert_array_equal(given, x[0])
+
+    def parts_of(draw):
+        return jnp.stack(
+            [
+                parts.warp_frequency(x[0], draw, 1.0),
+                parts.stretch(x[0], draw, 1.0),
+                parts.time_shift(x[0], draw, 0),
+                parts.gain(x[0], draw, 0.0),
+                parts.time_mask(x[0], draw, draw, 0),
+                parts.frequency_mask(x[0], draw, draw, 0),
+            ]
+        )
+
+    given = draws(parts_of, np.float32([0, 0.3, 1 - 2**-24]))
+    np.testing.assert_array_equal(given, np.broadcast_to(x[0], given.shape))
 
 
 def test_shifts_are_uniform_and_fill_with_the_minimum():
@@ -372,8 +381,9 @@ def test_a_room_adds_what_was_said_before_and_nothing_that_comes_later():
 
 def test_silence_around_a_word_and_its_level_do_not_change_how_speech_is_normalised():
     word = clip(time=40)
-    alone, silence = parts.among_speech(word), jnp.full((30, 40), -23.0)
-    padded = parts.among_speech(jnp.concatenate([silence, word + 4.0, silence]))
+    among_speech, silence = jax.jit(parts.among_speech), np.full((30, 40), -23, np.float32)
+    alone = among_speech(word)
+    padded = np.asarray(among_speech(np.concatenate([silence, word + 4.0, silence])))
     np.testing.assert_allclose(padded[30:70], alone, atol=1e-4)
     np.testing.assert_allclose(padded[:30], 0.3 * (2 - 3 * np.log(10)), atol=1e-4)  # 30 dB below the mean
 

@@ -105,7 +105,8 @@ def test_what_an_output_depends_on(name, normalization):
         np.testing.assert_array_equal(shifted, first)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=SLOW if n == "conv4" else ()) for n in MODELS])
+@SLOW
+@pytest.mark.parametrize("name", MODELS)
 def test_statistics_are_those_of_one_pass_normalised_by_itself(name):
     """Known by their names; with them, the support set's outputs are those it has by itself, as one batch."""
     make, options, _, _ = MODELS[name]
@@ -192,7 +193,7 @@ def test_norm_against_its_definition(normalization, space):
     [
         ("transductive", False),
         pytest.param("layer", False, marks=SLOW),
-        ("support", True),
+        pytest.param("support", True, marks=SLOW),
         pytest.param("support", False, marks=SLOW),  # as transductive, see above
         pytest.param("group", False, marks=SLOW),
     ],
@@ -219,7 +220,7 @@ def test_blocks_of_conv4_are_convolution_norm_relu_and_pooling_in_turn(x64, norm
     params = jax.tree.map(lambda a: a.astype(jnp.float64), some_params(plain, x))
     assert all((params[f"norm{i}"]["scale"] < 0).any() for i in range(4))
     if placed:  # those of other examples
-        params = merged(params, plain.statistics(params, x + 1))
+        params = merged(params, jax.jit(plain.statistics)(params, x + 1))
     assert_close(*(jax.jit(model.statistics)(params, x) for model in (fast, plain)), 1e-12)
 
     def derivatives(model):
@@ -227,7 +228,7 @@ def test_blocks_of_conv4_are_convolution_norm_relu_and_pooling_in_turn(x64, norm
             return jnp.sin(model.apply(params, x)).sum()
 
         grad = jax.grad(loss, (0, 1))
-        tangents = (jax.tree.map(jnp.cos, params), direction)
+        tangents = (jax.tree.map(np.cos, params), direction)
         return jax.jit(lambda params, x: (model.apply(params, x), jax.jvp(grad, (params, x), tangents)))(params, x)
 
     got, wanted = derivatives(fast), derivatives(plain)
@@ -325,7 +326,7 @@ def everyday(*slow):
     return pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW if name in slow else ()) for name in ALL])
 
 
-@everyday("tcresnet8", "image_encoder", "bilstm", "in_bfloat16")
+@everyday("tcresnet8", "image_encoder", "bilstm", "in_bfloat16", "support", "utterances", "multitask", "crnn")
 def test_an_outer_step_lowers_for_every_platform(name):
     """The gradient through an inner step of gradient descent, of two tasks at once."""
     model, x = ALL[name]()
@@ -346,7 +347,7 @@ def test_an_outer_step_lowers_for_every_platform(name):
     assert [aval.shape for aval in exported.out_avals] == [leaf.shape for leaf in jax.tree.leaves(params)]
 
 
-@everyday("tcresnet8", "crnn", "image_encoder", "bilstm", "in_bfloat16")
+@everyday("tcresnet8", "crnn", "image_encoder", "bilstm", "in_bfloat16", "support", "utterances")
 def test_parameters_may_be_any_mapping_and_a_key_changes_nothing_here(name):
     model, x = ALL[name]()
     params = some_params(model, x)

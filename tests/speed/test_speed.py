@@ -137,7 +137,6 @@ def test_the_memory_of_maml_over_a_tiny_pretrained_encoder(tmp_path, capsys):
 @pytest.mark.slow
 def test_the_cost_of_a_meta_gradient_from_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(hypergradient_cost, "WAYS", {name: hypergradient_cost.WAYS[name] for name in ("first order",)})
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     argv = ["--num-steps", "1", "2", "--tasks", "1", "--repeats", "1", "--out", str(tmp_path / "out")]
     assert runs.main(hypergradient_cost.Settings, hypergradient_cost.run, None, argv) == 0
     rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -1,6 +1,7 @@
 """How well a recogniser that adapts recognises: error rates after each step, by greedy decoding, chosen and told."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import jax
@@ -9,11 +10,11 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from metajax import report
-from metajax.core import Error, KeyArray, Learner, Metrics, Sampler, Scalar, Theta, Transcripts
+from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Sampler, Scalar, Theta, Transcripts
 from metajax.data.text import Vocabulary, decode_all, error_rates
-from metajax.evaluate import evaluate, mean_ci95, over_seeds
+from metajax.evaluate import curve, evaluate, mean_ci95, over_seeds
 from metajax.losses.ctc import greedy
-from metajax.parallel import hoisted, replicate, task_mesh
+from metajax.parallel import hoisted, over_tasks, replicate, task_mesh
 
 Option = TypeVar("Option")
 KINDS = ("word", "character", "empty")
@@ -92,6 +93,26 @@ def adapted_errors(
     return errors
 
 
+def heard_by_each(
+    learner: Callable[[Array], Learner], key: KeyArray, num_tasks: int, steps: Sequence[int], error: Error = heard
+) -> Callable[[Theta, float, Episode], Metrics]:
+    """(theta, rate, episodes) -> what is heard in each of these tasks after each of some steps; one program for all.
+
+    Args:
+      learner, key, num_tasks, error: as in `adapted_errors`.
+      steps: after which is told: metrics are `[tasks, steps, ...]`; `error_curves` numbers them from 0.
+    """
+    mesh = task_mesh(num_tasks)
+
+    def one(theta: Theta, rate: Array, episode: Episode) -> Metrics:
+        found = curve(learner(rate), error, theta, episode, key, max(steps))
+        return jax.tree.map(lambda a: a[np.array(steps)], found)
+
+    each = over_tasks(lambda shared, on: jax.lax.map(lambda episode: one(shared[0], shared[1], episode), on), mesh)
+    found = hoisted(lambda theta, rate, episodes: each((theta, rate), episodes))
+    return lambda theta, rate, episodes: found(*replicate((theta, jnp.float32(rate)), mesh), episodes)
+
+
 def chosen(
     validation: Mapping[Option, Errors],
     test: Callable[[Option], Errors],
@@ -119,6 +140,46 @@ def chosen(
         for name in after[best[0]]
     }
     return kinds | {"option": best, "validation": lowest, "step": steps[1 + int(np.argmin(lowest[1:]))]}
+
+
+def decoded(vocabulary: Vocabulary, found: Metrics, task: int, place: int) -> tuple[list[str], list[str], list[str]]:
+    """Of a task's queries what was said, what was heard at first, and at a place among the steps.
+
+    Args:
+      vocabulary: of the tokens.
+      found: as `heard_by_each` gives it.
+      task: number of the task.
+      place: of the step.
+    """
+    whens = (("said", 0), ("heard", 0), ("heard", place))
+    said, before, after = (
+        decode_all(vocabulary, Transcripts(found[of][task, at], found[f"{of}_lengths"][task, at])) for of, at in whens
+    )
+    return said, before, after
+
+
+def crossed(
+    errors: Mapping[Option, Errors], steps: Sequence[int], kind: Literal["word", "character"] = "character"
+) -> list[dict[str, Any]]:
+    """Errors on every second task under what is `chosen` on the others, and the other way round.
+
+    Args:
+      errors: by option, on all tasks.
+      steps, kind: as in `chosen`.
+
+    Returns:
+      Two results of `chosen`, and as `tasks` which ones they are of; `summary` takes them as those of two seeds.
+    """
+
+    def some(option: Option, first: int) -> Errors:
+        return {name: table[first::2] for name, table in errors[option].items()}
+
+    num = len(next(iter(errors.values()))[kind])
+    return [
+        chosen({option: some(option, 1 - first) for option in errors}, partial(some, first=first), steps, kind)
+        | {"tasks": list(range(first, num, 2))}
+        for first in (0, 1)
+    ]
 
 
 def summary(

@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float32
 
 from metajax.data.corpora import read
+from metajax.data.corpora.espeak import phonemes
 from metajax.data.corpora.fsdd import DIGITS
 from metajax.data.corpus import Recordings
 from metajax.data.features import FeatureSettings
+from metajax.data.text import NORMALIZERS
 from metajax.errors import InputError
 
 SAYS = dict(zip(DIGITS, DIGITS, strict=True))
@@ -156,6 +158,19 @@ def digits(
         raise InputError(f"The corpus is {name!r}, expected one of {', '.join(_SPOKEN)}.")
     says, high, options = _SPOKEN[name]
     return joined(read(name, root, **options), says, **how), FeatureSettings(high=high)
+
+
+def in_phonemes(name: Literal["espeak", "arabic", "fsdd"], strings: Recordings) -> tuple[Recordings, list[list[str]]]:
+    """Strings of `digits` with eSpeak's phonemes as texts, and the phonemes of each digit.
+
+    Args:
+        name: of the corpus.
+        strings: joined from it.
+    """
+    read_out = phonemes([*map(str, range(10))], "ar" if name == "arabic" else "en-us")
+    of = dict(zip(_SPOKEN[name][0].values(), read_out, strict=True))
+    texts = tuple("".join(of[word] for word in text.split()) for text in strings.texts or ())
+    return strings._replace(texts=texts), [NORMALIZERS["ipa"](word).split() for word in read_out]
 
 
 def _join(

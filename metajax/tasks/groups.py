@@ -182,7 +182,5 @@ def of_amounts(
         return Batch(*jax.tree.map(filled, (x, y)))
 
     query = stacked([row[-1] for row in rows])
-    return [
-        (Episode(stacked([row[i] for row in rows]), query), np.array([amount[row[i]].sum() for row in rows]))
-        for i in range(len(most))
-    ]
+    supports = [[row[i] for row in rows] for i in range(len(most))]
+    return [(Episode(stacked(of), query), np.array([amount[row].sum() for row in of])) for of in supports]

@@ -21,10 +21,10 @@ _NONE: Mapping[str, Sequence[str]] = {}
 
 
 def english() -> list[str]:
-    """Some 12,000 phrases of four to ten words, for `more`: what comments and docstrings of Python's library say."""
+    """Some 20,000 phrases of two to seven words, for `more`: what comments and docstrings of Python's library say."""
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = " ".join(re.sub(r"\s+#? *", " ", file.read_text(encoding="utf-8", errors="ignore")) for file in files)
-    return sorted(set(re.findall(r"\b(?:[a-z']+,? ){3,9}[a-z']+(?=[.,;:])", text)))
+    return sorted(set(re.findall(r"\b(?:[a-z']+,? ){1,6}[a-z']+(?=[.,;:])", text)))
 
 
 def read(

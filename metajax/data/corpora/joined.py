@@ -15,16 +15,15 @@ import numpy as np
 from jaxtyping import Float32
 
 from metajax.data.corpora import read
-from metajax.data.corpora.espeak import phonemes
 from metajax.data.corpora.fsdd import DIGITS
 from metajax.data.corpus import Recordings
 from metajax.data.features import FeatureSettings
-from metajax.data.text import NORMALIZERS
 from metajax.errors import InputError
 
 SAYS = dict(zip(DIGITS, DIGITS, strict=True))
 _ARABIC = ("صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة")
 SAYS_ARABIC = dict(zip(DIGITS, _ARABIC, strict=True))
+NUMERALS = {digit: str(i) for i, digit in enumerate(DIGITS)}  # which every language reads by rules of its own
 # spoken digits: what is written for each label; the upper edge of the mel bands in Hz; options of the reader
 _ENGLISH = {f"en:{number}": word for number, word in enumerate(DIGITS)}
 _SPOKEN: dict[str, tuple[dict[str, str], float, dict[str, Any]]] = {
@@ -61,7 +60,7 @@ def joined(
 
     Args:
         recordings: of single words, with speakers.
-        says: what is written for each label that may occur, e.g. `SAYS` or `SAYS_ARABIC`.
+        says: what is written for each label that may occur, e.g. `SAYS`, `SAYS_ARABIC` or `NUMERALS`.
         strings: for each speaker.
         words: the fewest and the most in a string.
         gaps: the shortest and the longest, in seconds; also before the first word and after the last, there 0 or more.
@@ -158,19 +157,6 @@ def digits(
         raise InputError(f"The corpus is {name!r}, expected one of {', '.join(_SPOKEN)}.")
     says, high, options = _SPOKEN[name]
     return joined(read(name, root, **options), says, **how), FeatureSettings(high=high)
-
-
-def in_phonemes(name: Literal["espeak", "arabic", "fsdd"], strings: Recordings) -> tuple[Recordings, list[list[str]]]:
-    """Strings of `digits` with eSpeak's phonemes as texts, and the phonemes of each digit.
-
-    Args:
-        name: of the corpus.
-        strings: joined from it.
-    """
-    read_out = phonemes([*map(str, range(10))], "ar" if name == "arabic" else "en-us")
-    of = dict(zip(_SPOKEN[name][0].values(), read_out, strict=True))
-    texts = tuple("".join(of[word] for word in text.split()) for text in strings.texts or ())
-    return strings._replace(texts=texts), [NORMALIZERS["ipa"](word).split() for word in read_out]
 
 
 def _join(

@@ -3,22 +3,22 @@
     python experiments/synthetic_to_real.py
     python experiments/synthetic_to_real.py --arabic DIR --fsdd DIR --librispeech DIR --out runs/people
 
-eSpeak NG speaks English phrases, and numbers and invented words in some languages; tokens are its phonemes in IPA. A
-small Conformer learns them jointly, strongly disturbed: by other vocal tracts, channels, rooms, noise, tempos. From
-there it goes on for an equal time, jointly or by FOMAML, whose tasks are voices, each in a vocal tract and a channel of
-its own. Tested on people: strings of digits joined from Arabic recordings and from FSDD, and LibriSpeech, whose
-language, thus whose phonemes, it is told. It adapts to at most 10 or 30 s of a speaker and recognises other recordings
-of theirs; with the text, or without, by SUTA's error or pseudo-labels. Half of the speakers choose part, inner rate and
-steps for the other half. Greedy decoding; the error is that of phonemes, against eSpeak's reading of the text; of
-digits also that of the nearest string of digits. Without folders it is tested on voices held out.
+eSpeak NG speaks English phrases, and numbers and invented words in some languages; tokens are its phonemes. A small
+Conformer learns them jointly, strongly disturbed, and goes on for an equal time jointly or by FOMAML, whose tasks are
+voices, each in a vocal tract and a channel of its own. It is tested on strings of digits joined from Arabic recordings
+and from FSDD, and on LibriSpeech, and is told their language, thus the phonemes. It adapts to at most 10 or 30 s of a
+speaker, with their text or without, and recognises other recordings of theirs. Half of the speakers choose part, inner
+rate and steps for the other half. The error is that of phonemes, decoded greedily, against eSpeak's reading of the
+text; of digits also that of the nearest string of them. Without folders it is tested on voices held out.
 """
 
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +28,7 @@ import optax
 import metajax as mj
 from metajax import checkpoint, recipes, recognition, report, runs
 from metajax.core import Episode, Learner, Sampler, Theta, Utterances
-from metajax.data.augment import Augmentation, augment, tilted, warp_frequency
+from metajax.data.augment import Augmentation, augment, in_other_throats
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.corpora.joined import NUMERALS, joined
@@ -43,14 +43,16 @@ from metajax.tasks.groups import groups, of_amounts
 
 STEPS = (0, 1, 2, 5, 10)  # after which the error is told
 RATES = (0.03, 0.1, 0.3)  # inner rates to choose from
-ADAM, FLOOR = 0.03, 0.5  # factor of these rates for SUTA's optimiser; confidence from which on a pseudo-label counts
+ADAM, FLOOR = 0.03, 0.5  # factor of these rates for SUTA's Adam; confidence from which on a pseudo-label counts
 SECONDS = (10.0, 30.0)  # of a speaker's other recordings, to adapt to
 PARTS = {"all": mj.everything, "film": mj.film, "lora": partial(mj.lora, 4), "head": partial(mj.only, "head")}
+ERRORS = {"text": ctc, "SUTA": suta, "pseudo-labels": pseudo}
 WAYS = {"text": tuple(PARTS), "SUTA": ("film",), "pseudo-labels": ("all",)}
 DISTURBED = Augmentation(warp=0.15, stretch=0.25, shift=0, gain=0, noise=0.8, noise_low=3, room=0.5, band=4)
 HELD, LONGEST, QUERIES = 6, 16.0, 10  # every so many-th voice; seconds of an utterance; utterances of a speaker
-BATCH, HIGH = 8, 7600.0  # utterances, four times in an outer step; upper edge of the mel bands, Hz
-TILT, TRACT = 6.0, 1.2  # dB of a channel, largest ratio of two vocal tracts
+BATCH, FEATURES = 8, FeatureSettings(high=7600.0)  # utterances, four times in an outer step
+FRAMES = FEATURES.sample_rate / FEATURES.hop  # a second
+OTHER = (1.2, 6.0)  # largest ratio of the lengths of vocal tracts, dB of a channel
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,7 @@ class Settings:
     out: Path = Path("runs/synthetic_to_real")  # folder of the results; the same command goes on there
 
 
-class Cell(NamedTuple):
-    corpus: str
-    seconds: float
-    start: str
-
-
+Cell = namedtuple("Cell", "corpus seconds start")
 # for each of SECONDS a task of each speaker and their seconds; language; phonemes of each digit; utterances left out
 Test = tuple[list[tuple[Episode, np.ndarray]], str, list[list[str]], int]
 
@@ -86,10 +83,10 @@ def spoken(s: Settings) -> tuple[Speech, np.ndarray]:
     """Synthetic speech, and of each utterance whether its voice is held out."""
     lines, draw = espeak_phrases.english(), np.random.default_rng(s.seed)
     more = {"en-us": [lines[i] for i in draw.permutation(len(lines))[: s.phrases]]}
-    how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 30), "seed": s.seed}
-    recordings = read("espeak_phrases", languages=s.languages, exclude=(), more=more, **how)
-    how = {"settings": FeatureSettings(high=HIGH), "cache": s.cache, "on_error": "skip"}
-    speech = load_speech(recordings, normalizer="ipa", unit="phoneme", longest=3.0, **how)
+    how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 30), "seed": s.seed, "exclude": ()}
+    recordings = read("espeak_phrases", languages=s.languages, more=more, **how)
+    how = {"normalizer": "ipa", "unit": "phoneme", "longest": 3.0, "settings": FEATURES}
+    speech = load_speech(recordings, cache=s.cache, on_error="skip", **how)
     voice, language = (speech.corpus.columns[name] for name in ("speaker", "language"))
     known = np.unique(voice[language == speech.corpus.names["language"].index("en-us")])
     return speech, np.isin(voice, known[::HELD])
@@ -98,49 +95,43 @@ def spoken(s: Settings) -> tuple[Speech, np.ndarray]:
 def tests(s: Settings, speech: Speech, held: np.ndarray) -> dict[str, Test]:
     """What is tested on: recordings of people, or where there are none the voices held out."""
     found: dict[str, Test] = {}
+    kept: dict[str, Any] = {"settings": FEATURES, "cache": s.cache, "on_error": "skip"}
 
     def test(name: str, language: str, one: Speech, who: np.ndarray, words: Sequence[str]) -> None:
-        corpus, apart = one.corpus, one.corpus.columns.get("half")
-        seconds = np.asarray(corpus.lengths) * corpus.settings.hop / corpus.settings.sample_rate
-        given = normalized(Utterances(corpus.features, corpus.lengths)), one.transcripts, who, seconds, SECONDS
+        x, apart = Utterances(one.corpus.features, one.corpus.lengths), one.corpus.columns.get("half")
+        given = normalized(x), one.transcripts, who, np.asarray(x.lengths) / FRAMES, SECONDS
         tasks = of_amounts(*given, queries=QUERIES, seed=s.seed, apart=apart, name=name)
-        found[name] = tasks, language, [NORMALIZERS["ipa"](word).split() for word in words], len(corpus.skipped)
+        found[name] = tasks, language, [NORMALIZERS["ipa"](word).split() for word in words], len(one.corpus.skipped)
 
-    kept: dict[str, Any] = {"settings": speech.corpus.settings, "cache": s.cache, "on_error": "skip", "longest": LONGEST}
-    for name, root, language in (("arabic", s.arabic, "ar"), ("fsdd", s.fsdd, "en-us"), ("read", s.librispeech, "en-us")):
+    for name, root in (("arabic", s.arabic), ("fsdd", s.fsdd), ("librispeech", s.librispeech)):
         if root is not None:
-            lines, digits = read("auto" if name == "read" else name, root), () if name == "read" else NUMERALS.values()
-            lines = joined(lines, NUMERALS, strings=48, words=(3, 5), halves=True) if digits else lines
+            of_words, language = name != "librispeech", "ar" if name == "arabic" else "en-us"
+            lines = read(name if of_words else "auto", root)
+            lines = joined(lines, NUMERALS, strings=48, words=(3, 5), halves=True) if of_words else lines
             lines = lines._replace(texts=espeak.phonemes(lines.texts or (), language))
-            one = load_speech(lines, speech.vocabulary, **kept)
-            who = one.corpus.columns["speaker"]
-            test(name, language, one, np.where(who < s.speakers, who, -1), espeak.phonemes([*digits], language))
-    columns, names = speech.corpus.columns, speech.corpus.names["language"]
-    for language in () if found else ("ar", "en-us"):
-        rows = held & (columns["language"] == names.index(language))
-        test(f"voices, {language}", language, speech, np.where(rows, columns["speaker"], -1), ())
+            one = load_speech(lines, speech.vocabulary, longest=LONGEST, **kept)
+            who, words = one.corpus.columns["speaker"], espeak.phonemes([*NUMERALS.values()] * of_words, language)
+            test(name, language, one, np.where(who < s.speakers, who, -1), words)
+    if not found:
+        columns, place = speech.corpus.columns, speech.corpus.names["language"].index("en-us")
+        test("voices", "en-us", speech, np.where(held & (columns["language"] == place), columns["speaker"], -1), ())
     return found
-
-
-def disturbed(x: Utterances, key: Any, together: bool) -> Utterances:
-    """As heard from another vocal tract over another channel, the same ones for all or not, and with much besides."""
-    draw_key, key = jax.random.split(key)
-    draws = jnp.broadcast_to(jax.random.uniform(draw_key, (1 if together else len(x.frames), 7)), (len(x.frames), 7))
-    frames = jax.vmap(lambda one, u: warp_frequency(tilted(one, u[:6], TILT), u[6], TRACT))(x.frames, draws)
-    return normalized(augment(DISTURBED)(Utterances(frames, x.lengths), key))
 
 
 def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]]]:
     """The names of the corpora to test on; how a cell is trained, unless it was, chosen and told."""
     speech, held = spoken(s)
-    key, columns, vocabulary, on = jax.random.key(s.seed), speech.corpus.columns, speech.vocabulary, tests(s, speech, held)
-    network = recogniser(width=s.width, num_layers=2)(len(vocabulary.tokens))
-    languages, utterances = speech.corpus.names["language"], Utterances(speech.corpus.features, speech.corpus.lengths)
+    key, on, known, columns = jax.random.key(s.seed), tests(s, speech, held), speech.vocabulary, speech.corpus.columns
+    network, languages = recogniser(width=s.width, num_layers=2)(len(known.tokens)), speech.corpus.names["language"]
     voice = columns["speaker"] * len(languages) + columns["language"]
 
     def draw(group: np.ndarray, together: bool, shots: int, queries: int) -> Sampler:
-        given = utterances, speech.transcripts, np.where(held, -1, group)
-        return with_inputs(groups(*given, shots=shots, queries=queries), partial(disturbed, together=together))
+        def disturbed(x: Utterances, key: Any) -> Utterances:
+            x = in_other_throats(x, jax.random.fold_in(key, 1), *OTHER, together)
+            return normalized(augment(DISTURBED)(x, key))
+
+        given = Utterances(speech.corpus.features, speech.corpus.lengths), speech.transcripts, np.where(held, -1, group)
+        return with_inputs(groups(*given, shots=shots, queries=queries), disturbed)
 
     many, tasks = draw(np.zeros_like(voice), False, 1, BATCH - 1), draw(voice, True, BATCH // 2, BATCH)
 
@@ -160,16 +151,15 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
         def apply(params: Any, x: Utterances, key: Any) -> jax.Array:
             return jnp.where(inside, network.apply(params, x, key), -jnp.inf)
 
-        error = {"text": ctc, "SUTA": suta, "pseudo-labels": pseudo}[way]
         inner = optax.adam(ADAM * rate) if way == "SUTA" else optax.sgd(rate)
-        found = mj.descent(apply, error, inner, part=PARTS[part](), first_order=True)
+        found = mj.descent(apply, ERRORS[way], inner, part=PARTS[part](), first_order=True)
         return mj.first_pass(found, partial(pseudo_labels, floor=FLOOR)) if way == "pseudo-labels" else found
 
     @cache
     def program(corpus: str, way: str, part: str) -> Callable[..., Any]:
         tasks, language, *_ = on[corpus]
-        rows = columns["language"] == languages.index(language)
-        said = np.isin(np.arange(len(vocabulary.tokens)), np.asarray(speech.transcripts.tokens)[rows])  # and the blank
+        tokens = np.asarray(speech.transcripts.tokens)[columns["language"] == languages.index(language)]
+        said = np.isin(np.arange(len(known.tokens)), tokens)  # the blank fills up, so is among them
         return recognition.heard_by_each(partial(learner, way, part, jnp.asarray(said)), key, len(tasks[0][1]), STEPS)
 
     def cell(where: Cell) -> dict[str, Any]:
@@ -180,9 +170,8 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
             heard = {}
             for part, rate in ((part, rate) for part in parts for rate in RATES):
                 whole = theta | PARTS[part]().init(theta["params"], key)
-                found = program(where.corpus, way, part)(whole, rate, episodes)
-                heard[part, rate] = jax.tree.map(np.asarray, found)
-            told["ways"][way] = recognition.crossed(vocabulary, heard, STEPS, words)
+                heard[part, rate] = program(where.corpus, way, part)(whole, rate, episodes)
+            told["ways"][way] = recognition.crossed(known, heard, STEPS, words)
         return told
 
     return tuple(on), cell
@@ -196,24 +185,23 @@ def run(s: Settings) -> None:
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     wanted = [Cell(corpus, seconds, start) for corpus in corpora for seconds in SECONDS for start in s.starts]
     done = runs.complete(s.out, config, wanted, cell)
-    lines: list[list[str]] = []
-    panels: dict[str, Any] = {corpus: {} for corpus in corpora}
+    lines, panels = list[list[str]](), {corpus: dict[str, Any]() for corpus in corpora}
     for (corpus, seconds, start), result in ((where, done[where]) for where in wanted):
         for way, row in result["ways"].items():
             told = [report.percent(value) for value in (row["word"][0], row["word_at_step"], row["gain"])]
             told += [f"{100 * value:.1f}" for value in (row["less"]["mean"], *row.get("words", ()))]
-            best = [(*o[STEPS.index(k)], k) for o, k in zip(row["option"], row["step"], strict=True)]
-            lines.append([corpus, start, way, f"{result['seconds']:.1f}", "; ".join("{} {} {}".format(*o) for o in best), *told])
+            chosen = zip(row["option"], row["step"], strict=True)
+            best = "; ".join("{} {} {}".format(*options[STEPS.index(step)], step) for options, step in chosen)
+            lines.append([corpus, start, way, f"{result['seconds']:.1f}", best, *told, *[""] * (6 - len(told))])
             panels[corpus][f"{way}, {seconds:.0f} s, {start}"] = row["word"]
-        told = sum(result["ways"]["text"]["texts"][:2], [])
-        print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, and after adapting with text", *told, sep="\n    ")
+        first, second, *_ = result["ways"]["text"]["texts"]
+        print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, after text", *first, *second, sep="\n    ")
     title = f"Trained on synthetic voices alone; phoneme error (%), seed {s.seed}, 95 % over speakers"
     results = {"title": title, "config": config, "rows": [where._asdict() | result for where, result in done.items()]}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
     head = ["", "start", "way", "s", "part, rate, steps", "before", "after", "gain", "less", "digits before", "after"]
-    table = report.markdown(head, [line + [""] * (len(head) - len(line)) for line in lines], 3)
-    left = {where.corpus: result["left out"] for where, result in done.items()}
-    print("", title, table, f"Left out: {left} utterances. Results and picture are in {s.out}.", sep="\n\n")
+    left = f"Utterances left out: {({where.corpus: one['left out'] for where, one in done.items()})}."
+    print("", title, report.markdown(head, lines, 3), left, f"Results and picture are in {s.out}.", sep="\n\n")
     report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="phoneme error (%)")
 
 

@@ -116,7 +116,7 @@ def heard_by_each(
 
     each = over_tasks(lambda shared, on: jax.lax.map(lambda episode: one(shared[0], shared[1], episode), on), mesh)
     found = hoisted(lambda theta, rate, episodes: each((theta, rate), episodes))
-    return lambda theta, rate, episodes: found(*replicate((theta, jnp.float32(rate)), mesh), episodes)
+    return lambda *args: jax.device_get(found(*replicate((args[0], jnp.float32(args[1])), mesh), args[2]))
 
 
 def chosen(

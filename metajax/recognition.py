@@ -34,7 +34,7 @@ def heard(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Sc
     return jnp.zeros(()), told
 
 
-def error_curves(vocabulary: Vocabulary, found: Metrics, steps: Sequence[int]) -> Errors:
+def error_curves(vocabulary: Vocabulary, found: Mapping[str, Any], steps: Sequence[int]) -> Errors:
     """Word and character error of every task after some steps, by `error_rates` under the vocabulary's normaliser.
 
     Args:
@@ -148,7 +148,9 @@ def chosen(
     return kinds | {"option": best, "validation": lowest, "step": steps[1 + int(np.argmin(lowest[1:]))]}
 
 
-def decoded(vocabulary: Vocabulary, found: Metrics, task: int, place: int) -> tuple[list[str], list[str], list[str]]:
+def decoded(
+    vocabulary: Vocabulary, found: Mapping[str, Any], task: int, place: int
+) -> tuple[list[str], list[str], list[str]]:
     """Of a task's queries what was said, what was heard at first, and at a place among the steps.
 
     Args:
@@ -218,7 +220,7 @@ def across(
 
 def crossed(
     vocabulary: Vocabulary,
-    found: Mapping[Option, Metrics],
+    found: Mapping[Option, dict[str, Any]],
     steps: Sequence[int],
     words: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:

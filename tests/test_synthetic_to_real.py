@@ -67,7 +67,7 @@ def test_a_small_run_on_digits_and_on_voices(main, digits, tmp_path, capsys):  #
     shown, out = capsys.readouterr().out, tmp_path / "out"
     results = json.loads((out / "results.json").read_text())
     assert [(row["corpus"], row["seconds"], row["start"]) for row in results["rows"]] == [
-        ("fsdd", seconds, start) for seconds in script.SECONDS for start in ("joint", "FOMAML")
+        ("fsdd", seconds, start) for seconds in script.SECONDS for start in script.STARTS
     ]
     assert (out / "curve.png").stat().st_size > 10_000
     never = {}
@@ -84,6 +84,6 @@ def test_a_small_run_on_digits_and_on_voices(main, digits, tmp_path, capsys):  #
     times = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     assert main("--fsdd", digits) == 0 and times == {path: path.stat().st_mtime_ns for path in times}
     assert all(text in shown for text in json.loads(next(iter(times)).read_text())["ways"]["text"]["texts"][0])
-    assert main("--out", tmp_path / "voices", "--starts", "joint") == 0  # without recordings: voices held out
+    assert main("--out", tmp_path / "voices") == 0  # without recordings: voices held out
     row = json.loads((tmp_path / "voices" / "results.json").read_text())["rows"][0]
     assert row["corpus"] == "voices" and len(row["ways"]["text"]["tasks"]) > 4 and "words" not in row["ways"]["text"]

@@ -181,27 +181,17 @@ def run(s: Settings) -> None:
     for (corpus, seconds, start), result in ((where, done[where]) for where in wanted):
         for way, row in result["ways"].items():
             told = [report.percent(value) for value in (row["word"][0], row["word_at_step"], row["gain"])]
-            told += [f"{100 * value:.1f}" for value in (row["less"]["mean"], *row.get("words", ()))]
+            told += [f"{100 * value:.1f}" for value in (row["less"]["mean"], *row.get("words", ()))] + [""] * 2
             chosen = zip(row["option"], row["step"], strict=True)
             best = "; ".join("{} {} {}".format(*options[STEPS.index(step)], step) for options, step in chosen)
-            lines.append(
-                [
-                    f"{corpus}, {result['left out']}",
-                    start,
-                    way,
-                    f"{result['seconds']:.1f}",
-                    best,
-                    *told,
-                    *[""] * (6 - len(told)),
-                ]
-            )
+            lines.append([corpus, start, way, f"{result['seconds']:.1f}", str(result["left out"]), best, *told[:6]])
             panels[corpus][f"{way}, {seconds:.0f} s, {start}"] = row["word"]
         first, second, *_ = result["ways"]["text"]["texts"]
         print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, after text", *first, *second, sep="\n    ")
     title = f"Trained on synthetic voices alone; phoneme error (%), seed {s.seed}, 95 % over speakers"
     rows = {"title": title, "config": config, "rows": [where._asdict() | done[where] for where in wanted]}
     checkpoint.write_json(s.out / "results.json", rows | report.environment())
-    head = ["left out", "start", "way", "s", "part, rate, steps", "before", "after", "gain", "less", "digits", "after"]
+    head = ["", "start", "way", "s", "left out", "chosen", "before", "after", "gain", "less", "digits", "after"]
     print("", title, report.markdown(head, lines, 3), f"Results and picture are in {s.out}.", sep="\n\n")
     report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="phoneme error (%)")
 

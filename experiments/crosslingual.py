@@ -111,14 +111,11 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
         on[few] = test._replace(support=jax.tree.map(lambda a, few=few: a[:, np.arange(s.shots) % few], test.support))
 
     def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Any:
-        if not checkpoint.exists(path := s.out / f"seed{seed}" / title):
-            fitted = recipes.meta_train(
-                [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title, average=0.98,
-                optimizer=recipes.adamw(rate), num_tasks=4, chunk=1 if jax.default_backend() == "cpu" else None,
-                seconds=None if s.outer_steps else seconds,
-            )  # fmt: skip
-            checkpoint.save(path, (fitted.theta, fitted.state.count))
-        return checkpoint.restore(path, (theta, jnp.int32(0)))
+        return recipes.trained_once(
+            s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
+            optimizer=recipes.adamw(rate), average=0.98, chunk=1 if jax.default_backend() == "cpu" else None,
+            seconds=None if s.outer_steps else seconds,
+        )  # fmt: skip
 
     jointly, further = mj.joint(model.apply, ctc).objective, (s.further, 2e-3)
     fresh = {"params": recipes.fresh(model.init, many, key)}

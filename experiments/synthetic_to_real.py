@@ -127,9 +127,9 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
     many = draw(np.zeros_like(held, int), False, 1, BATCH - 1)
 
     @cache
-    def trained(title: str) -> Theta:
+    def trained(title: str) -> tuple[Theta, jax.Array]:
         first, fomaml = title == "start", title == "FOMAML"
-        theta = {"params": recipes.fresh(network.init, many, key)} if first else trained("start")
+        theta = {"params": recipes.fresh(network.init, many, key)} if first else trained("start")[0]
         method = mj.fomaml(network.apply, ctc, optax.sgd(0.03), 2) if fomaml else mj.joint(network.apply, ctc)
         return recipes.trained_once(
             s.out / "trained" / title, [(1.0, method.objective)], theta, voices if fomaml else many, key,
@@ -155,9 +155,9 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
         return recognition.heard_by_each(learner, key, len(tasks[0][1]), STEPS)
 
     def cell(where: Cell) -> dict[str, Any]:
-        theta, (amounts, _, words, left) = trained(where.start), on[where.corpus]
+        (theta, count), (amounts, _, words, left) = trained(where.start), on[where.corpus]
         episodes, seconds = amounts[SECONDS.index(where.seconds)]
-        told: dict[str, Any] = {"seconds": float(seconds.mean()), "left out": left, "ways": {}}
+        told: dict[str, Any] = {"seconds": float(seconds.mean()), "left out": left, "steps": int(count), "ways": {}}
         for way, parts in WAYS.items():
             heard = {}
             for part, rate in ((part, rate) for part in parts for rate in RATES):

@@ -27,11 +27,10 @@ import optax
 import metajax as mj
 from metajax import checkpoint, recipes, recognition, report, runs
 from metajax.core import Learner, Sampler, Theta, Utterances
-from metajax.data.augment import Augmentation, augment, in_other_throats
+from metajax.data.augment import Augmentation, augment, in_other_throats, sometimes
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.corpora.joined import NUMERALS, joined
-from metajax.data.features import FeatureSettings
 from metajax.data.speech import Speech, load_speech, normalized
 from metajax.data.text import NORMALIZERS
 from metajax.losses import ctc, pseudo, pseudo_labels, suta
@@ -48,7 +47,7 @@ ERRORS = {"text": ctc, "SUTA": suta, "pseudo-labels": pseudo}
 WAYS = {"text": tuple(PARTS), "SUTA": ("film",), "pseudo-labels": ("all",)}
 DISTURBED = Augmentation(warp=0.15, stretch=0.25, shift=0, gain=0, noise=0.8, noise_low=3, room=0.5, band=4)
 HELD, LONGEST, QUERIES = 6, 16.0, 10  # every so many-th voice; seconds of an utterance; utterances of a speaker
-STARTS, BATCH, FEATURES = ("joint", "FOMAML"), 8, FeatureSettings()  # utterances, four times in an outer step
+STARTS, BATCH, SHARE = ("joint", "FOMAML"), 8, 0.5  # utterances, four times in an outer step; share disturbed if joint
 
 
 @dataclass(frozen=True)
@@ -78,8 +77,8 @@ def spoken(s: Settings) -> tuple[Speech, np.ndarray]:
     more = {"en-us": [lines[i] for i in draw.permutation(len(lines))[: s.phrases]]}
     how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 30), "seed": s.seed, "exclude": ()}
     recordings = read("espeak_phrases", languages=s.languages, more=more, **how)
-    how = {"normalizer": "ipa", "unit": "phoneme", "longest": 3.0, "settings": FEATURES}
-    speech = load_speech(recordings, cache=s.cache, on_error="skip", **how)
+    kept: dict[str, Any] = {"longest": 3.0, "cache": s.cache, "on_error": "skip"}
+    speech = load_speech(recordings, normalizer="ipa", unit="phoneme", **kept)
     return speech, speech.corpus.columns["speaker"] % HELD == 0
 
 
@@ -89,7 +88,7 @@ def tests(s: Settings, speech: Speech, held: np.ndarray) -> dict[str, Any]:
 
     def test(name: str, language: str, one: Speech, who: np.ndarray, words: Sequence[str]) -> None:
         x, apart = Utterances(one.corpus.features, one.corpus.lengths), one.corpus.columns.get("half")
-        given, hop = (normalized(x), one.transcripts, who), FEATURES.hop / FEATURES.sample_rate
+        given, hop = (normalized(x), one.transcripts, who), one.corpus.settings.hop / one.corpus.settings.sample_rate
         how: dict[str, Any] = {"queries": QUERIES, "seed": s.seed, "apart": apart, "name": name}
         tasks = of_amounts(*given, hop * np.asarray(x.lengths), SECONDS, **how)
         found[name] = tasks, language, [NORMALIZERS["ipa"](word).split() for word in words], len(one.corpus.skipped)
@@ -100,7 +99,7 @@ def tests(s: Settings, speech: Speech, held: np.ndarray) -> dict[str, Any]:
         lines = read(name if of_words else "auto", root)
         lines = joined(lines, NUMERALS, words=(3, 5), halves=True) if of_words else lines
         lines = lines._replace(texts=espeak.phonemes(lines.texts or (), language))
-        one = load_speech(lines, speech.vocabulary, longest=LONGEST, settings=FEATURES, cache=s.cache, on_error="skip")
+        one = load_speech(lines, speech.vocabulary, longest=LONGEST, cache=s.cache, on_error="skip")
         who, words = one.corpus.columns["speaker"], espeak.phonemes([*NUMERALS.values()] * of_words, language)
         test(name, language, one, np.where(who < s.speakers, who, -1), words)
     if not found:
@@ -117,11 +116,11 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
 
     def draw(group: np.ndarray, together: bool, shots: int, queries: int) -> Sampler:
         def disturbed(x: Utterances, key: Any) -> Utterances:
-            x = in_other_throats(x, jax.random.fold_in(key, 1), *OTHER, together)
-            return normalized(augment(DISTURBED)(x, key))
+            return augment(DISTURBED)(in_other_throats(x, jax.random.fold_in(key, 1), *OTHER, together), key)
 
+        change = sometimes(disturbed, 1.0 if together else SHARE)
         given = Utterances(speech.corpus.features, speech.corpus.lengths), speech.transcripts, np.where(held, -1, group)
-        return with_inputs(groups(*given, shots=shots, queries=queries), disturbed)
+        return with_inputs(groups(*given, shots=shots, queries=queries), lambda x, key: normalized(change(x, key)))
 
     voices = draw(columns["speaker"] * len(languages) + columns["language"], True, BATCH // 2, BATCH)
     many = draw(np.zeros_like(held, int), False, 1, BATCH - 1)

@@ -236,6 +236,18 @@ def in_other_throats(x: Utterances, key: KeyArray, ratio: float, max_db: float, 
     return x._replace(frames=jax.vmap(change)(x.frames, jnp.broadcast_to(draws, (len(x.frames), 7))))
 
 
+def sometimes(
+    change: Callable[[Utterances, KeyArray], Utterances], share: float
+) -> Callable[[Utterances, KeyArray], Utterances]:
+    """Return (x, key) -> x, each utterance changed with probability `share`, by itself."""
+
+    def changed(x: Utterances, key: KeyArray) -> Utterances:
+        chosen = jax.random.uniform(jax.random.fold_in(key, 2), x.lengths.shape) < share
+        return x._replace(frames=jnp.where(chosen[:, None, None], change(x, key).frames, x.frames))
+
+    return changed
+
+
 def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMel:
     """Return `frames` successive frames of the log-mel of a longer recording, the first of them uniform.
 

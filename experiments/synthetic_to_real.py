@@ -46,7 +46,7 @@ PARTS = {"all": mj.everything, "film": mj.film, "lora": partial(mj.lora, 4), "he
 ERRORS = {"text": ctc, "SUTA": suta, "pseudo-labels": pseudo}
 WAYS = {"text": tuple(PARTS), "SUTA": ("film",), "pseudo-labels": ("all",)}
 DISTURBED = Augmentation(warp=0.15, stretch=0.25, shift=0, gain=0, noise=0.8, noise_low=3, room=0.5, band=4)
-HELD, LONGEST, QUERIES = 6, 16.0, 10  # every so many-th voice; seconds of an utterance; utterances of a speaker
+HELD, LONGEST, QUERIES = 6, 12.0, 8  # every so many-th voice; seconds of an utterance; utterances of a speaker
 STARTS, BATCH, SHARE = ("joint", "FOMAML"), 8, 0.5  # utterances, four times in an outer step; share disturbed if joint
 
 
@@ -58,9 +58,9 @@ class Settings:
     languages: tuple[str, ...] = ("ar", "de", "en-us", "es", "fa", "fi", "fr", "hi", "it", "nl", "pl", "sv", "sw", "tr")
     utterances: int = 300  # of numbers and invented words in each language
     phrases: int = 6000  # of English
-    speakers: int = 12  # of each corpus, at most
+    speakers: int = 10  # of each corpus, at most
     pretrain: float = 1500.0  # seconds of joint training that both start from
-    further: float = 240.0  # seconds of each after that
+    further: float = 180.0  # seconds of each after that
     outer_steps: int | None = None  # a number of outer steps in place of each of these times
     width: float = 0.5  # of the Conformer, of 2 layers
     seed: int = 0  # of all draws
@@ -75,9 +75,9 @@ def spoken(s: Settings) -> tuple[Speech, np.ndarray]:
     """Synthetic speech, and of each utterance whether its voice is held out."""
     lines, draw = espeak_phrases.english(), np.random.default_rng(s.seed)
     more = {"en-us": [lines[i] for i in draw.permutation(len(lines))[: s.phrases]]}
-    how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 30), "seed": s.seed, "exclude": ()}
+    how: dict[str, Any] = {"utterances": s.utterances, "letters": (6, 28), "seed": s.seed, "exclude": ()}
     recordings = read("espeak_phrases", languages=s.languages, more=more, **how)
-    kept: dict[str, Any] = {"longest": 3.0, "cache": s.cache, "on_error": "skip"}
+    kept: dict[str, Any] = {"longest": 2.5, "cache": s.cache, "on_error": "skip"}
     speech = load_speech(recordings, normalizer="ipa", unit="phoneme", **kept)
     return speech, speech.corpus.columns["speaker"] % HELD == 0
 
@@ -174,7 +174,7 @@ def run(s: Settings) -> None:
     use_all_cores(s.cache / "compiled")
     config, (corpora, cell) = runs.config(s, ("out", "cache")), bench(s)
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
-    wanted = [Cell(corpus, seconds, start) for corpus in corpora for seconds in SECONDS for start in STARTS]
+    wanted = [Cell(corpus, seconds, start) for start in STARTS for corpus in corpora for seconds in SECONDS]
     done = runs.complete(s.out, config, wanted, cell)
     lines, panels = list[list[str]](), {corpus: dict[str, Any]() for corpus in corpora}
     for (corpus, seconds, start), result in ((where, done[where]) for where in wanted):

@@ -67,7 +67,7 @@ def test_a_small_run_on_digits_and_on_voices(main, digits, tmp_path, capsys):  #
     shown, out = capsys.readouterr().out, tmp_path / "out"
     results = json.loads((out / "results.json").read_text())
     assert [(row["corpus"], row["seconds"], row["start"]) for row in results["rows"]] == [
-        ("fsdd", seconds, start) for seconds in script.SECONDS for start in script.STARTS
+        ("fsdd", seconds, start) for start in script.STARTS for seconds in script.SECONDS
     ]
     assert (out / "curve.png").stat().st_size > 10_000
     never = {}

@@ -75,7 +75,7 @@ def spoken(s: Settings) -> tuple[Speech, np.ndarray]:
     """Synthetic speech, and of each utterance whether its voice is held out."""
     lines, draw = espeak_phrases.english(), np.random.default_rng(s.seed)
     more = {"en-us": [lines[i] for i in draw.permutation(len(lines))[: s.phrases]]}
-    how: dict[str, Any] = {"utterances": s.utterances, "letters": (6, 28), "seed": s.seed, "exclude": ()}
+    how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 28), "seed": s.seed, "exclude": ()}
     recordings = read("espeak_phrases", languages=s.languages, more=more, **how)
     kept: dict[str, Any] = {"longest": 2.5, "cache": s.cache, "on_error": "skip"}
     speech = load_speech(recordings, normalizer="ipa", unit="phoneme", **kept)

@@ -99,7 +99,7 @@ def test_given_texts_are_spoken_too_and_read_as_phonemes():
     texts = ["margaret said so", "\u0645\u062f\u064a\u0646\u0629", "a"]
     corpus = espeak_phrases.read(languages=["en-us"], utterances=2, letters=(4, 60), more={"en-us": texts}, seed=3)
     read_out = espeak.phonemes([*texts, texts[0]], "en-us")
-    assert read_out[0] == read_out[3] == "mɑːɹɡɹɪtsɛdsoʊ" and read_out[0] in corpus.texts
+    assert read_out[0] == read_out[3] == "mɑːɹɡɹətsɛdsoʊ" and read_out[0] in corpus.texts
     assert len(corpus.texts) in (3, 4) and read_out[2] not in corpus.texts
     lines = espeak_phrases.english()
     assert len(lines) > 5000 and lines == sorted(set(lines)) and all(2 <= len(line.split()) <= 7 for line in lines)

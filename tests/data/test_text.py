@@ -192,7 +192,7 @@ def test_what_is_normalised_stays_as_it_is(normalizer):
 
 def test_the_nearest_string_of_words_is_that_of_fewest_edits():
     words, draw = ["ab", "cab", "d"], random.Random(0)
-    strings = [s for n in range(5) for s in itertools.product(range(3), repeat=n)]
+    strings = [s for n in range(7) for s in itertools.product(range(3), repeat=n)]
     for _ in range(30):
         heard = "".join(draw.choice("abcd") for _ in range(draw.randint(0, 6)))
         least = min(Levenshtein.distance(heard, "".join(words[i] for i in s)) for s in strings)

@@ -156,7 +156,7 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
     def cell(where: Cell) -> dict[str, Any]:
         (theta, count), (amounts, _, words, left) = trained(where.start), on[where.corpus]
         episodes, seconds = amounts[SECONDS.index(where.seconds)]
-        told: dict[str, Any] = {"seconds": float(seconds.mean()), "left out": left, "steps": int(count), "ways": {}}
+        told: dict[str, Any] = {"used": float(seconds.mean()), "left out": left, "steps": int(count), "ways": {}}
         for way, parts in WAYS.items():
             heard = {}
             for part, rate in ((part, rate) for part in parts for rate in RATES):
@@ -183,7 +183,7 @@ def run(s: Settings) -> None:
             told += [f"{100 * value:.1f}" for value in (row["less"]["mean"], *row.get("words", ()))] + [""] * 2
             chosen = zip(row["option"], row["step"], strict=True)
             best = "; ".join("{} {} {}".format(*options[STEPS.index(step)], step) for options, step in chosen)
-            lines.append([corpus, start, way, f"{result['seconds']:.1f}", str(result["left out"]), best, *told[:6]])
+            lines.append([corpus, start, way, f"{result['used']:.1f}", str(result["left out"]), best, *told[:6]])
             panels[corpus][f"{way}, {seconds:.0f} s, {start}"] = row["word"]
         first, second, *_ = result["ways"]["text"]["texts"]
         print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, after text", *first, *second, sep="\n    ")

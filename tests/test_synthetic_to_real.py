@@ -54,7 +54,7 @@ def main(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "RATES", (0.1, 1.0))
     monkeypatch.setattr(script, "SECONDS", (3.0, 6.0))
     monkeypatch.setattr(script, "PARTS", {"all": mj.everything, "head": partial(mj.only, "head")})
-    monkeypatch.setattr(script, "WAYS", {"text": ("all", "head"), "SUTA": ("all",), "pseudo-labels": ("all",)})
+    monkeypatch.setattr(script, "WAYS", {"text": ("head",), "pseudo-labels": ("all",)})
 
     def call(*argv: object, out: str = "out") -> int:
         places = ["--out", tmp_path / out, "--cache", tmp_path / "cache"]

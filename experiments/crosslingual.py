@@ -24,16 +24,14 @@ import optax
 
 import metajax as mj
 from metajax import checkpoint, recipes, recognition, report, runs
-from metajax.core import Episode, Sampler, Theta, Transcripts, Utterances
+from metajax.core import Episode, Sampler, Theta, Utterances
 from metajax.data.augment import normalize
 from metajax.data.cache import default_folder
 from metajax.data.corpora import read
 from metajax.data.speech import languages, load_speech
-from metajax.data.text import decode_all
-from metajax.evaluate import curve
 from metajax.losses import ctc
 from metajax.models import recogniser
-from metajax.parallel import hoisted, over_tasks, replicate, task_mesh, use_all_cores
+from metajax.parallel import use_all_cores
 from metajax.tasks.groups import of_each
 
 STEPS = (0, 1, 2, 5, 20)  # after which the error is told
@@ -105,7 +103,7 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
     parts = [tuple(corpus.names["language"][i] for i in group) for group in groups]
     sample = partial(languages, speech, values=parts[0], augmentation=0.25)
     many, episodes = sample(shots=1, queries=s.shots + s.queries - 1), sample(shots=s.shots, queries=s.queries)
-    model, mesh = recogniser(width=0.5, num_layers=2)(len(speech.vocabulary.tokens)), task_mesh(s.held_out)
+    model = recogniser(width=0.5, num_layers=2)(len(speech.vocabulary.tokens))
     x = jax.vmap(lambda one: normalize(one, "mean_variance"))(Utterances(corpus.features, corpus.lengths))
     each = partial(of_each, x, speech.transcripts, language, shots=s.shots, queries=s.tested, seed=seed)
     on: dict[Any, Episode] = {"validation": each(groups[1]), "test": (test := each(groups[2]))}
@@ -113,14 +111,11 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
         on[few] = test._replace(support=jax.tree.map(lambda a, few=few: a[:, np.arange(s.shots) % few], test.support))
 
     def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Any:
-        if not checkpoint.exists(path := s.out / f"seed{seed}" / title):
-            fitted = recipes.meta_train(
-                [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title, average=0.98,
-                optimizer=recipes.adamw(rate), num_tasks=4, chunk=1 if jax.default_backend() == "cpu" else None,
-                seconds=None if s.outer_steps else seconds,
-            )  # fmt: skip
-            checkpoint.save(path, (fitted.theta, fitted.state.count))
-        return checkpoint.restore(path, (theta, jnp.int32(0)))
+        return recipes.trained_once(
+            s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
+            optimizer=recipes.adamw(rate), average=0.98, chunk=1 if jax.default_backend() == "cpu" else None,
+            seconds=None if s.outer_steps else seconds,
+        )  # fmt: skip
 
     jointly, further = mj.joint(model.apply, ctc).objective, (s.further, 2e-3)
     fresh = {"params": recipes.fresh(model.init, many, key)}
@@ -137,28 +132,25 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
 
     @lru_cache
     def tester(name: str, rule: Callable[[], mj.Rule]) -> Callable[..., Any]:
-        def one(theta: Theta, rate: jax.Array, episode: Episode) -> Any:
-            learner = mj.descent(model.apply, ctc, optax.sgd(rate), part=PARTS[name](), rule=rule(), first_order=True)
-            return curve(learner, recognition.heard, theta, episode, key, max(STEPS))
-
-        return hoisted(over_tasks(lambda shared, on: jax.lax.map(lambda task: one(*shared, task), on), mesh))
+        how: dict[str, Any] = {"part": PARTS[name](), "rule": rule(), "first_order": True}
+        learner = lambda rate: mj.descent(model.apply, ctc, optax.sgd(rate), **how)  # noqa: E731
+        return recognition.heard_by_each(learner, key, s.held_out, STEPS)
 
     def cell(title: str, arm: Arm) -> dict[str, Any]:
         thetas = {name: trained(title, arm, name) for name in arm.parts}
-        errors = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
+        errors = partial(recognition.error_curves, speech.vocabulary, steps=range(len(STEPS)))
 
         @lru_cache
         def heard(option: tuple[str, float], where: Any) -> Any:
-            shared = replicate((thetas[option[0]][0], jnp.float32(option[1])), mesh)
-            return tester(option[0], mj.rates if arm.kind == "meta_sgd" else mj.plain)(shared, on[where])
+            test = tester(option[0], mj.rates if arm.kind == "meta_sgd" else mj.plain)
+            return test(thetas[option[0]][0], option[1], on[where])
 
         scores = {(name, rate): errors(heard((name, rate), "validation")) for name in arm.parts for rate in RATES}
         found = recognition.chosen(scores, lambda option: errors(heard(option, "test")), STEPS, "word")
-        best = found["option"][i := STEPS.index(step := found["step"])]
+        best = found["option"][i := STEPS.index(found["step"])]
         fewer = [float(errors(heard(best, few))["word"][:, i].mean()) for few in FEWER]
-        last, whens = heard(best, "test"), (("said", 0), ("heard", 0), ("heard", step))
-        first = (Transcripts(last[of][:, k, 0], last[f"{of}_lengths"][:, k, 0]) for of, k in whens)
-        told = {"texts": [decode_all(speech.vocabulary, one) for one in first], "fewer": fewer, "languages": parts}
+        lines = [recognition.decoded(speech.vocabulary, heard(best, "test"), task, i) for task in range(s.held_out)]
+        told = {"texts": [[of[k][0] for of in lines] for k in range(3)], "fewer": fewer, "languages": parts}
         return found | told | {"outer_steps": [int(count) for _, count in thetas.values()]}
 
     return cell

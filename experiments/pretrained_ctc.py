@@ -123,7 +123,7 @@ def bench(s: Settings, encoder: Encoder, speech: Speech, seed: int) -> Callable[
         sample = many if joint else episodes(values=parts[0])
         how: dict[str, Any] = {"optimizer": recipes.adamw(s.outer_rate), "num_tasks": s.tasks, "chunk": 1}
         path = s.out / f"seed{seed}" / title
-        return recipes.trained_once(path, [(1.0, objective)], theta, sample, key, steps, title=title, **how)
+        return recipes.trained_once(path, [(1.0, objective)], theta, sample, key, steps, title=title, **how)[0]
 
     def method(adapts: bool, steps: int, rule: mj.Rule) -> mj.Algorithm:
         return mj.maml(apply, ctc, optax.sgd(s.rate), steps, part=part[adapts], rule=rule)

@@ -102,26 +102,22 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
     kept, network = s.out / "recognisers" / f"seed{seed}", {"width": s.width, "num_layers": 2}
     model = judging(network, speech.vocabulary)
 
-    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> dict[str, Any]:
-        path, like = s.out / f"seed{seed}" / title, {"theta": theta, "outer_steps": jnp.int32(0)}
-        if not checkpoint.exists(path):
-            fitted = recipes.meta_train(
-                [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title, average=0.98,
-                optimizer=recipes.adamw(rate), num_tasks=s.tasks, chunk=1 if jax.default_backend() == "cpu" else None,
-                seconds=None if s.outer_steps else seconds,
-            )  # fmt: skip
-            checkpoint.save(path, {"theta": fitted.theta, "outer_steps": fitted.state.count})
-        return checkpoint.restore(path, like)
+    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Any:
+        return recipes.trained_once(
+            s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
+            optimizer=recipes.adamw(rate), num_tasks=s.tasks, chunk=1 if jax.default_backend() == "cpu" else None,
+            average=0.98, seconds=None if s.outer_steps else seconds,
+        )  # fmt: skip
 
     jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, s.outer_rate / 2)
     fresh = {"params": recipes.fresh(model.init, many, key)}
-    start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)["theta"]
+    start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)[0]
     save_recogniser(kept / "start", trained_on(speech, network, start))
 
-    def trained(title: str, arm: Arm, name: str) -> dict[str, Any]:
+    def trained(title: str, arm: Arm, name: str) -> tuple[Theta, Any]:
         if arm.kind == "joint":
-            found = train("joint", jointly, start, many, *further)
-            return found | {"theta": found["theta"] | PARTS[name]().init(found["theta"]["params"], key)}
+            theta, count = train("joint", jointly, start, many, *further)
+            return theta | PARTS[name]().init(theta["params"], key), count
         steps, how = s.num_steps if arm.error == "text" else s.blind_steps, {"support_error": ERRORS[arm.error]}
         method = getattr(mj, arm.kind)(model.apply, TEXT, optax.sgd(arm.rate), steps, part=PARTS[name](), **how)
         theta = method.learner.init(start["params"], key)
@@ -145,14 +141,14 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
     def cell(title: str, arm: Arm) -> dict[str, Any]:
         validation, tests, counts, thetas = {}, {}, {}, {}
         for name in arm.parts:
-            thetas[name], counts[name] = (found := trained(title, arm, name))["theta"], int(found["outer_steps"])
+            thetas[name], counts[name] = trained(title, arm, name)
             score = tester(arm, name, parts[1], s.episodes // 2, 1)
             validation |= {(name, rate): score(thetas[name], rate) for rate in RATES}
             tests[name] = partial(tester(arm, name, parts[2], s.episodes, 2), thetas[name])
         found = recognition.chosen(validation, lambda option: tests[option[0]](option[1]), STEPS, "word")
         part, rate = found["option"][STEPS.index(found["step"])]
         save_recogniser(kept / title, ready(arm, thetas[part], part, rate, found["step"]))
-        return found | {"outer_steps": counts, "speakers": parts}
+        return found | {"outer_steps": {name: int(count) for name, count in counts.items()}, "speakers": parts}
 
     return cell
 

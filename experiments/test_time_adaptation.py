@@ -119,7 +119,7 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
             s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
             optimizer=recipes.adamw(rate), num_tasks=max(s.tasks // 4, 1) if sample is many else s.tasks, average=0.98,
             chunk=1 if jax.default_backend() == "cpu" else None, seconds=None if s.outer_steps else seconds,
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, 2e-3)
     start = train("start", jointly, {"params": recipes.fresh(model.init, many, key)}, many, s.pretrain, 4e-3)

@@ -148,7 +148,7 @@ def run(s: Settings) -> None:
     sample = with_inputs(drawn, distort)
     theta = {"params": recipes.fresh(model.init, sample, key), "scale": jnp.log(10.0)}
     print(f"{heard}; {sum(leaf.size for leaf in jax.tree.leaves(theta['params'])):,} parameters")
-    theta = recipes.trained_once(
+    theta, _ = recipes.trained_once(
         s.out.with_suffix(".theta"), [(1.0, matched(model.apply))], theta, sample, key, s.outer_steps or 1000,
         optimizer=recipes.adamw(s.outer_rate, 1e-2), num_tasks=1, average=0.995, title="words",
         seconds=None if s.outer_steps else s.seconds,

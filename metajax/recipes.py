@@ -75,8 +75,11 @@ def meta_train(
     return fit(in_phases(steps), state, key, num_tasks=num_tasks, validate=validate, **options)
 
 
-def trained_once(path: Path, phases: list[tuple[float, Objective]], theta: Theta, *args: Any, **how: Any) -> Theta:
-    """The theta of `meta_train(phases, theta, *args, **how)`, or the one that an earlier call left at `path`."""
+def trained_once(
+    path: Path, phases: list[tuple[float, Objective]], theta: Theta, *args: Any, **how: Any
+) -> tuple[Theta, Array]:
+    """The theta of `meta_train(phases, theta, *args, **how)` and its outer steps, or what an earlier call left."""
     if not checkpoint.exists(path):
-        checkpoint.save(path, meta_train(phases, theta, *args, **how).theta)
-    return checkpoint.restore(path, theta)
+        fitted = meta_train(phases, theta, *args, **how)
+        checkpoint.save(path, (fitted.theta, fitted.state.count))
+    return checkpoint.restore(path, (theta, jnp.int32(0)))

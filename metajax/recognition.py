@@ -1,19 +1,21 @@
 """How well a recogniser that adapts recognises: error rates after each step, by greedy decoding, chosen and told."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
+from rapidfuzz.distance.Levenshtein import distance
 
 from metajax import report
-from metajax.core import Error, KeyArray, Learner, Metrics, Sampler, Scalar, Theta, Transcripts
-from metajax.data.text import Vocabulary, decode_all, error_rates
+from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Scalar, Theta, Transcripts
+from metajax.data.text import Vocabulary, decode_all, error_rates, nearest_words
 from metajax.evaluate import evaluate, mean_ci95, over_seeds
 from metajax.losses.ctc import greedy
-from metajax.parallel import hoisted, replicate, task_mesh
+from metajax.parallel import hoisted, over_tasks, replicate, task_mesh
 
 Option = TypeVar("Option")
 KINDS = ("word", "character", "empty")
@@ -32,7 +34,7 @@ def heard(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Sc
     return jnp.zeros(()), told
 
 
-def error_curves(vocabulary: Vocabulary, found: Metrics, steps: Sequence[int]) -> Errors:
+def error_curves(vocabulary: Vocabulary, found: Mapping[str, Any], steps: Sequence[int]) -> Errors:
     """Word and character error of every task after some steps, by `error_rates` under the vocabulary's normaliser.
 
     Args:
@@ -92,6 +94,31 @@ def adapted_errors(
     return errors
 
 
+def heard_by_each(
+    learner: Callable[[Array], Learner], key: KeyArray, num_tasks: int, steps: Sequence[int], error: Error = heard
+) -> Callable[[Theta, float, Episode], Metrics]:
+    """(theta, rate, episodes) -> what is heard in each of these tasks after each of some steps; one program for all.
+
+    Args:
+      learner, key, num_tasks, error: as in `adapted_errors`.
+      steps: after which is told: metrics are `[tasks, steps, ...]`; `error_curves` numbers them from 0.
+    """
+    mesh, counts = task_mesh(num_tasks), jnp.diff(jnp.array(steps), prepend=0)
+
+    def one(theta: Theta, rate: Array, episode: Episode) -> Metrics:
+        (support, query), how = episode, learner(rate)
+
+        def stage(phi: Phi, count: Array) -> tuple[Phi, Metrics]:
+            phi = jax.lax.fori_loop(0, count, lambda _, phi: how.step(theta, phi, support, key), phi)
+            return phi, error(how.predict(theta, phi, query.x, key), query.y)[1]
+
+        return jax.lax.scan(stage, how.start(theta, support, key), counts)[1]
+
+    each = over_tasks(lambda shared, on: jax.lax.map(lambda episode: one(shared[0], shared[1], episode), on), mesh)
+    found = hoisted(lambda theta, rate, episodes: each((theta, rate), episodes))
+    return lambda *args: jax.device_get(found(*replicate((args[0], jnp.float32(args[1])), mesh), args[2]))
+
+
 def chosen(
     validation: Mapping[Option, Errors],
     test: Callable[[Option], Errors],
@@ -121,6 +148,24 @@ def chosen(
     return kinds | {"option": best, "validation": lowest, "step": steps[1 + int(np.argmin(lowest[1:]))]}
 
 
+def decoded(
+    vocabulary: Vocabulary, found: Mapping[str, Any], task: int, place: int
+) -> tuple[list[str], list[str], list[str]]:
+    """Of a task's queries what was said, what was heard at first, and at a place among the steps.
+
+    Args:
+      vocabulary: of the tokens.
+      found: as `heard_by_each` gives it.
+      task: number of the task.
+      place: of the step.
+    """
+    whens = (("said", 0), ("heard", 0), ("heard", place))
+    said, before, after = (
+        decode_all(vocabulary, Transcripts(found[of][task, at], found[f"{of}_lengths"][task, at])) for of, at in whens
+    )
+    return said, before, after
+
+
 def summary(
     cells: Sequence[dict[str, Any]],
     never: Sequence[dict[str, Any]],
@@ -136,9 +181,9 @@ def summary(
       kind: of the error whose reduction is told.
 
     Returns:
-      A curve of each kind of error, such as `word`; as `word_at_step` what it is there; `less`, the relative reduction
-      of the error there, with an interval over seeds by Student's t, or over tasks where there is one seed; and
-      lists by seed of `option`, `validation` and `step`.
+      A curve of each kind of error, such as `word`; as `word_at_step` what it is there; `gain`, how much less error
+      there is, with an interval over tasks; `less`, the relative reduction, with an interval over seeds by Student's t,
+      or over tasks where there is one seed; and lists by seed of `option`, `validation` and `step`.
     """
     row: dict[str, Any] = {name: [cell[name] for cell in cells] for name in ("option", "validation", "step")}
     places = [list(steps).index(step) for step in row["step"]]
@@ -149,6 +194,8 @@ def summary(
         row[name] = report.curve(*mean_ci95(np.concatenate(errors)), steps)
         row[f"{name}_at_step"] = report.curve(*mean_ci95(np.concatenate(picked[name])[:, None]))[0]
     before = [np.array(cell[kind])[:, 0] for cell in never]
+    gain = np.concatenate(before) - np.concatenate(picked[kind])
+    row["gain"] = report.curve(*mean_ci95(gain[:, None]))[0]
     less = [(a - b) / max(a.mean(), 1e-9) for a, b in zip(before, picked[kind], strict=True)]
     one = report.curve(*mean_ci95(less[0][:, None]))[0]
     return row | {"less": over_seeds([float(gain.mean()) for gain in less]) if len(less) > 1 else one}
@@ -169,3 +216,42 @@ def across(
 
     first, names = next(iter(found)), list(next(iter(found.values()))[0])
     return {arm: {name: summary(of(arm, name), of(first, name), steps[arm], "word") for name in names} for arm in found}
+
+
+def crossed(
+    vocabulary: Vocabulary,
+    found: Mapping[Option, dict[str, Any]],
+    steps: Sequence[int],
+    words: Sequence[Sequence[str]] = (),
+) -> dict[str, Any]:
+    """How every second task is recognised under what is `chosen` on the others, and the other way round.
+
+    Args:
+      vocabulary: of the tokens.
+      found: by option, what `heard_by_each` gives.
+      steps: of it.
+      words: tokens of each word, where it is known that nothing but these words is said.
+
+    Returns:
+      The `summary` of the word error, the two halves of the tasks being its seeds; `tasks`, their order; for each task
+      `texts`, of its first query what was said, what was heard at first and at the end; and `words`, where they are
+      given: the mean error over tasks, at first and at the end, of the `nearest_words`.
+    """
+    errors = {option: error_curves(vocabulary, one, range(len(steps))) for option, one in found.items()}
+    num, halves, order, texts, rates = len(next(iter(found.values()))["said"]), [], list[int](), [], []
+
+    def some(option: Option, first: int) -> Errors:
+        return {name: table[first::2] for name, table in errors[option].items()}
+
+    for first in (0, 1):
+        others = {option: some(option, 1 - first) for option in errors}
+        halves.append(half := chosen(others, partial(some, first=first), steps, "word"))
+        place = list(steps).index(half["step"])
+        for task in range(first, num, 2):
+            lines = decoded(vocabulary, found[half["option"][place]], task, place)
+            order.append(task)
+            texts.append([of[0] for of in lines])
+            said, *heard = ([nearest_words(line.split(), words) for line in of if words] for of in lines)
+            rates.append([sum(map(distance, said, of)) / max(sum(map(len, said)), 1) for of in heard])
+    row = summary(halves, halves, steps, "word") | {"tasks": order, "texts": texts}
+    return row | ({"words": np.mean(rates, 0).tolist()} if words else {})

@@ -7,7 +7,17 @@ import pytest
 
 import metajax as mj
 from metajax.data.text import error_rates, vocabulary
-from metajax.recognition import across, adapted_errors, chosen, error_curves, heard, summary
+from metajax.recognition import (
+    across,
+    adapted_errors,
+    chosen,
+    crossed,
+    decoded,
+    error_curves,
+    heard,
+    heard_by_each,
+    summary,
+)
 
 KNOWN = vocabulary(["ab c"])  # blank, space, a, b, c
 
@@ -51,6 +61,10 @@ def test_curves_are_the_error_rates_of_what_is_heard_after_each_step():
         expected = [[getattr(error_rates(said[t], hears[k][t], "nfc"), kind) for k in (0, 2)] for t in (0, 1)]
         np.testing.assert_allclose(curves[kind], expected)
     assert curves["character"][0].tolist() == [2 / 5, 0]
+    assert decoded(KNOWN, jax.tree.map(np.asarray, found), 1, 2) == (said[1], hears[0][1], hears[2][1])
+    episodes = jax.vmap(sample)(jnp.stack([jax.random.split(key, 3)[0] for key in keys]))
+    again = heard_by_each(lambda rate: learner, jax.random.key(3), 2, (0, 2))({"w": jnp.ones(1)}, 0.1, episodes)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, ::2]), again, found)
 
 
 def errors(*rows):
@@ -130,3 +144,23 @@ def test_arms_are_told_by_condition_against_the_first_before_any_step():
     assert rows["other"]["loud"]["less"]["mean"] == pytest.approx(1 - 0.15 / 0.5)
     assert rows["other"]["clean"]["less"]["mean"] == pytest.approx(-1.0)
     assert rows["one"]["clean"]["empty_at_step"]["mean"] == 0
+
+
+def test_each_half_of_the_tasks_is_told_under_what_the_other_half_chose():
+    said = ["ab", "ab", "ab"]
+    hears = {"a": (["ab", "cc", "ab"], ["a", "c", "ab"]), "b": (["c", "ab", "cc"], ["ab", "ab", "cc"])}
+
+    def found(option):
+        steps = [[transcripts([step[task]]) for step in hears[option]] for task in range(3)]
+        told = jax.tree.map(lambda *a: np.stack(a), *[jax.tree.map(lambda *a: np.stack(a), *of) for of in steps])
+        true = jax.tree.map(np.asarray, transcripts(said))
+        true = [np.repeat(np.asarray(a)[:, None, None], 2, 1) for a in true]
+        return {"heard": told[0], "heard_lengths": told[1], "said": true[0], "said_lengths": true[1]}
+
+    row = crossed(KNOWN, {option: found(option) for option in hears}, (0, 5), [["ab"], ["c"]])
+    # the second task chooses b, of which the first and third are told; they choose a, of which the second is
+    assert row["tasks"] == [0, 2, 1] and row["option"] == [["b", "b"], ["a", "a"]] and row["step"] == [5, 5]
+    assert [point["mean"] for point in row["word"]] == pytest.approx([1, 2 / 3])
+    assert row["gain"]["mean"] == pytest.approx(1 / 3) and row["word_at_step"]["mean"] == pytest.approx(2 / 3)
+    assert row["texts"][0] == ["ab", "c", "ab"] and row["texts"][2] == ["ab", "cc", "c"]
+    assert row["words"] == pytest.approx([1, 2 / 3])

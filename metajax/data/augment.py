@@ -221,6 +221,33 @@ def tilted(x: LogMel, draws: Float[Array, "6"], max_db: float) -> LogMel:
     return x + _NEPER * max_db * ((2 * draws - 1) @ basis)
 
 
+def in_other_throats(x: Utterances, key: KeyArray, ratio: float, max_db: float, together: bool = False) -> Utterances:
+    """Each utterance from a vocal tract of another length over another channel: `tilted`, then `warp_frequency`.
+
+    Args:
+        x: utterances.
+        key: of the draws.
+        ratio: largest change of the frequency scale, 1 or more.
+        max_db: as in `tilted`.
+        together: the same change for all, as if one person spoke them.
+    """
+    draws = jax.random.uniform(key, (1 if together else len(x.frames), 7))
+    change = lambda one, u: warp_frequency(tilted(one, u[:6], max_db), u[6], ratio)  # noqa: E731
+    return x._replace(frames=jax.vmap(change)(x.frames, jnp.broadcast_to(draws, (len(x.frames), 7))))
+
+
+def sometimes(
+    change: Callable[[Utterances, KeyArray], Utterances], share: float
+) -> Callable[[Utterances, KeyArray], Utterances]:
+    """Return (x, key) -> x, each utterance changed with probability `share`, by itself."""
+
+    def changed(x: Utterances, key: KeyArray) -> Utterances:
+        chosen = jax.random.uniform(jax.random.fold_in(key, 2), x.lengths.shape) < share
+        return x._replace(frames=jnp.where(chosen[:, None, None], change(x, key).frames, x.frames))
+
+    return changed
+
+
 def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMel:
     """Return `frames` successive frames of the log-mel of a longer recording, the first of them uniform.
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import jiwer
 import numpy as np
 from jaxtyping import Int
+from rapidfuzz.distance import Levenshtein
 
 from metajax.core import Transcripts
 from metajax.data.corpora.files import read_text
@@ -257,6 +258,25 @@ def error_rates(references: Sequence[str], hypotheses: Sequence[str], normalizer
     words, characters = jiwer.process_words(said, heard), jiwer.process_characters(said, heard)
     sizes = [found.hits + found.substitutions + found.deletions for found in (words, characters)]
     return ErrorRates(words.wer, characters.cer, sizes[0], sizes[1], normalizer)
+
+
+def nearest_words(heard: Sequence[str], words: Sequence[Sequence[str]]) -> list[int]:
+    """The string of known words that fewest edits turn into what was heard, word by word: of each its number.
+
+    Args:
+      heard: units, such as phonemes.
+      words: units of each known word.
+    """
+    longest = max(map(len, words)) + 3  # units that a word may have become
+    best: list[tuple[int, list[int]]] = [(0, [])]
+    for end in range(1, len(heard) + 1):
+        best.append((best[-1][0] + 1, best[-1][1]))  # a unit that belongs to none
+        for start in range(max(end - longest, 0), end):
+            for number, word in enumerate(words):
+                edits = best[start][0] + Levenshtein.distance(heard[start:end], word)
+                if edits < best[end][0]:
+                    best[end] = edits, [*best[start][1], number]
+    return best[-1][1]
 
 
 def _check(normalizer: str, unit: str) -> None:

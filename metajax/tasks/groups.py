@@ -2,11 +2,12 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from metajax.core import Batch, Episode, KeyArray, Sampler
 from metajax.errors import InputError
@@ -125,3 +126,61 @@ def of_each(
     table = np.stack(rows)
     support, query = (jax.tree.map(lambda a, at=at: jnp.asarray(a)[at], (x, y)) for at in np.split(table, [shots], 1))
     return Episode(Batch(*support), Batch(*query))
+
+
+def of_amounts(
+    x: PyTree,
+    y: PyTree,
+    group: Int[np.ndarray, " clips"],
+    amount: Float[np.ndarray, " clips"],
+    most: Sequence[float],
+    *,
+    queries: int,
+    seed: int,
+    apart: Int[np.ndarray, " clips"] | None = None,
+    name: str = "corpus",
+) -> list[tuple[Episode, Float[np.ndarray, " groups"]]]:
+    """For each of some amounts, such as seconds of speech, one task of every group whose support is at most so much.
+
+    The longer support holds the shorter one; the query is the same for all. Zeros fill up: an utterance without frames,
+    in which nothing is said.
+
+    Args:
+      x, y, group, apart, name: as in `groups`; support and query are of the first of two values and of the other.
+      amount: of each clip.
+      most: support of a task, increasing.
+      queries: query clips of a task, at most: all that are left where fewer are.
+      seed: of the draw.
+
+    Returns:
+      By amount, stacked episodes, leaves `[groups, clips, ...]`, and the amount that the support of each has.
+
+    Raises:
+      InputError: for some group nothing is left to recognise, or nothing is short enough to adapt to.
+    """
+    draw, side = np.random.default_rng(seed), np.zeros(len(group), int) if apart is None else apart
+    rows: list[list[list[int]]] = []
+    for value in np.unique(group[group >= 0]):
+        mine, given, row = draw.permutation(np.flatnonzero(group == value)), list[int](), list[list[int]]()
+        for limit in most:
+            for clip in mine[side[mine] == side[mine].min()]:
+                if clip not in given and amount[given].sum() + amount[clip] <= limit:
+                    given.append(int(clip))
+            row.append([*given])
+        others = [int(clip) for clip in mine if clip not in given and (apart is None or side[clip] != side[mine].min())]
+        rows.append([*row, others[:queries]])
+        if not row[0] or not others:
+            raise InputError(f"{name}: group {value} has {len(row[0])} clips to adapt to and {len(others)} others.")
+
+    def stacked(lists: list[list[int]]) -> Batch:
+        table = np.array([[*one, *[-1] * (max(map(len, lists)) - len(one))] for one in lists])
+
+        def filled(a: Any) -> Array:
+            there = (table >= 0).reshape(table.shape + (1,) * (np.ndim(a) - 1))
+            return jnp.where(there, jnp.asarray(a)[table], 0)
+
+        return Batch(*jax.tree.map(filled, (x, y)))
+
+    query = stacked([row[-1] for row in rows])
+    supports = [[row[i] for row in rows] for i in range(len(most))]
+    return [(Episode(stacked(of), query), np.array([amount[row].sum() for row in of])) for of in supports]

@@ -410,3 +410,16 @@ def test_characters_are_replaced_at_their_rate_and_padding_stays():
     assert (wrong[4000:] == 0).all() and set(wrong[:4000].tolist()) == set(range(1, 9))
     assert abs((wrong[:4000] == 3).mean() - (0.6 + 0.4 / 8)) < 0.03
     np.testing.assert_array_equal(misspelt(text, *draws, jnp.float32(0), 9), text)
+
+
+def test_other_throats_are_one_for_all_or_one_each_and_come_as_often_as_asked():
+    frames, key = jnp.tile(jax.random.normal(jax.random.key(0), (1, 6, 20)), (64, 1, 1)), jax.random.key(1)
+    x = Utterances(frames, jnp.full(64, 6))
+    one, each = (parts.in_other_throats(x, key, 1.2, 6.0, together).frames for together in (True, False))
+    u = jax.random.uniform(key, (1, 7))[0]
+    expected = parts.warp_frequency(parts.tilted(frames[0], u[:6], 6.0), u[6], 1.2)
+    np.testing.assert_allclose(one, jnp.broadcast_to(expected, frames.shape), atol=1e-5)
+    assert len({float(value) for value in each[:, 0, 5]}) > 60
+    louder = parts.sometimes(lambda x, key: x._replace(frames=x.frames + 100), 0.25)(x, key).frames
+    changed = (louder > 50).all((1, 2))
+    assert 4 < changed.sum() < 30 and (louder[~changed] == frames[~changed]).all()

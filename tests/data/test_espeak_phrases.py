@@ -7,7 +7,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from metajax.data.corpora import espeak_phrases, read
+from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.text import NORMALIZERS
 from metajax.errors import InputError
 
@@ -93,3 +93,22 @@ def test_utterances_do_not_depend_on_what_else_is_listed(phonemes):
 def test_bad_input(settings, message, unchecked):
     with pytest.raises(InputError, match=message):
         read("espeak_phrases", **settings)
+
+
+def test_given_texts_are_spoken_too_and_read_as_phonemes():
+    texts = ["margaret said so", "\u0645\u062f\u064a\u0646\u0629", "a"]
+    corpus = espeak_phrases.read(languages=["en-us"], utterances=2, letters=(4, 60), more={"en-us": texts}, seed=3)
+    read_out = espeak.phonemes([*texts, texts[0]], "en-us")
+    assert read_out[0] == read_out[3] == "mɑːɹɡɹətsɛdsoʊ" and read_out[0] in corpus.texts
+    assert len(corpus.texts) in (3, 4) and read_out[2] not in corpus.texts
+    lines = espeak_phrases.english()
+    assert len(lines) > 5000 and lines == sorted(set(lines)) and all(2 <= len(line.split()) <= 7 for line in lines)
+    numerals = espeak.phonemes(["3 5 0", "3", "5", "0"], "ar")  # as strings of digits are read
+    assert numerals[0] == "".join(numerals[1:])
+    with pytest.raises(InputError, match="'xx' is no language"):
+        espeak.phonemes(texts, "xx")
+
+
+def test_arabic_invented_words_are_vowelled():
+    corpus = espeak_phrases.read(languages=["ar"], exclude=(), utterances=20, text="characters")
+    assert sum(any("\u064e" <= c <= "\u0650" for c in text) for text in corpus.texts) > 5

@@ -1,11 +1,14 @@
 """Text as tokens and back, and error rates."""
 
+import itertools
 import json
+import random
 import unicodedata
 
 import jiwer
 import numpy as np
 import pytest
+from rapidfuzz.distance import Levenshtein
 
 from metajax import InputError
 from metajax.data.text import (
@@ -15,6 +18,7 @@ from metajax.data.text import (
     decode_all,
     encode,
     error_rates,
+    nearest_words,
     read_vocabulary,
     vocabulary,
     write_vocabulary,
@@ -184,3 +188,14 @@ def test_what_is_normalised_stays_as_it_is(normalizer):
         once = NORMALIZERS[normalizer](text)
         assert NORMALIZERS[normalizer](once) == once
     assert error_rates(["a ɪ n"], ["a t s"], "ipa").word == pytest.approx(2 / 3)
+
+
+def test_the_nearest_string_of_words_is_that_of_fewest_edits():
+    words, draw = ["ab", "cab", "d"], random.Random(0)
+    strings = [s for n in range(7) for s in itertools.product(range(3), repeat=n)]
+    for _ in range(30):
+        heard = "".join(draw.choice("abcd") for _ in range(draw.randint(0, 6)))
+        least = min(Levenshtein.distance(heard, "".join(words[i] for i in s)) for s in strings)
+        found = nearest_words(heard, words)
+        assert Levenshtein.distance(heard, "".join(words[i] for i in found)) == least
+    assert nearest_words("cabxab", words) == [1, 0]

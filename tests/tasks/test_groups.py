@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError, Transcripts, Utterances
-from metajax.tasks.groups import groups, of_each
+from metajax.tasks.groups import groups, of_amounts, of_each
 
 GROUP = np.random.default_rng(0).permutation(np.repeat([-1, 2, 3, 7, 9], [4, 5, 3, 9, 6]))  # 3: too few of them
 ROWS = np.arange(len(GROUP))
@@ -118,3 +118,27 @@ def test_one_task_of_each_group_is_of_its_clips_none_twice():
         drawn([1, 2], shots=2, queries=2)
     with pytest.raises(InputError, match="values is empty"):
         drawn([], shots=2, queries=2)
+
+
+@pytest.mark.parametrize("apart", [None, np.arange(40) % 2])
+def test_support_is_of_so_much_and_the_query_the_same_whatever_that_is(apart):
+    group, amount = np.arange(40) // 2 % 3 - (np.arange(40) == 7), np.linspace(1, 4, 40)
+    x = 1 + np.arange(40)  # 0 fills up
+    drawn = of_amounts(x, (), group, amount, (5.0, 12.0), queries=6, seed=0, apart=apart)
+    (short, less), (long, more) = drawn
+    np.testing.assert_array_equal(short.query.x, long.query.x)
+    for task, value in enumerate(np.unique(group[group >= 0])):
+        few, many, query = (
+            {*row.tolist()} - {0} for row in (short.support.x[task], long.support.x[task], long.query.x[task])
+        )
+        assert few < many and not many & query and len(query) == 6
+        rows = np.array([*many, *query]) - 1
+        assert (group[rows] == value).all()
+        if apart is not None:
+            assert len({*apart[np.array([*many]) - 1]}) == 1 and not {*apart[np.array([*many]) - 1]} & {
+                *apart[np.array([*query]) - 1]
+            }
+        for clips, told, most in ((few, less, 5), (many, more, 12)):
+            assert amount[np.array([*clips]) - 1].sum() == pytest.approx(told[task]) and most - 4 < told[task] <= most
+    with pytest.raises(InputError, match="group 0 has 0 clips to adapt to and"):
+        of_amounts(x, (), group, amount, (0.5,), queries=6, seed=0)

@@ -20,6 +20,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -114,6 +115,26 @@ def read(
     job = {"numbers": list(numbers), "pseudowords": pseudowords}
     chosen = (languages, exclude, voices, seed, workers)
     return spoken("espeak", job, *chosen, clips_per_label=clips_per_label, seconds=seconds)
+
+
+def phonemes(texts: Sequence[str], language: str) -> tuple[str, ...]:
+    """How a language reads texts: the engine's own phonemes in IPA, without stress or spaces, as `espeak_phrases` has.
+
+    Args:
+        texts: in its letters; "" is given for one that is read in another language.
+        language: a code such as "en-us".
+
+    Raises:
+        InputError: as `read`.
+
+    Example:
+        ``phonemes(["there's iron in all our blood"], "en-us")``
+    """
+    texts = [unicodedata.normalize("NFC", text) for text in texts]
+    job = {"languages": [language], "kin": [], "numbers": [], "seed": 0, "texts": {language: texts}}
+    found = json.loads(_run(_find_data(), job)[0])["languages"]
+    _check_known("language", [language], found)
+    return tuple(unicodedata.normalize("NFC", found[language]["words"].get(text, "")) for text in texts)
 
 
 def spoken(

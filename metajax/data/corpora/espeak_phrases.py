@@ -5,7 +5,10 @@ own letters. With the defaults: languages: 106, one dialect of each, no Semitic 
 Speakers: 63. Utterances: 5,294. Licence and engine: see `espeak`.
 """
 
-from collections.abc import Sequence
+import re
+import sysconfig
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Literal
 from unicodedata import normalize
 
@@ -14,6 +17,14 @@ from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
 COUNTS = {"languages": 106, "speakers": 63, "clips": 5294}
+_NONE: Mapping[str, Sequence[str]] = {}
+
+
+def english() -> list[str]:
+    """Some 20,000 phrases of two to seven words, for `more`: what comments and docstrings of Python's library say."""
+    files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    text = " ".join(re.sub(r"\s+#? *", " ", file.read_text(encoding="utf-8", errors="ignore")) for file in files)
+    return sorted(set(re.findall(r"\b(?:[a-z']+,? ){1,6}[a-z']+(?=[.,;:])", text)))
 
 
 def read(
@@ -22,6 +33,7 @@ def read(
     exclude: Sequence[str] = espeak.SEMITIC,
     utterances: int = 50,
     letters: tuple[int, int] = (4, 80),
+    more: Mapping[str, Sequence[str]] = _NONE,
     text: Literal["phonemes", "characters"] = "phonemes",
     voices: Sequence[str] | None = None,
     seed: int = 0,
@@ -38,6 +50,7 @@ def read(
         exclude: languages, with all their dialects, to leave out; () for none.
         utterances: of each language; fewer where it has no more to say.
         letters: of IPA in an utterance, the fewest and the most; about 14 are spoken in a second.
+        more: texts by language, which are spoken too where `letters` allows it and they are read in the language.
         text: "phonemes", the engine's own in IPA, without stress or spaces, which the normaliser "ipa" parts; or
             "characters", what was given to read, in which numbers are digits.
         voices: as in `espeak.read`.
@@ -55,7 +68,7 @@ def read(
         raise InputError(f"letters is {letters}, expected the fewest first.")
     if text not in ("phonemes", "characters"):
         raise InputError(f"text is {text!r}, expected 'phonemes' or 'characters'.")
-    job = {"numbers": [], "phrases": utterances, "sizes": letters}
+    job = {"numbers": [], "phrases": utterances, "sizes": letters, "texts": dict(more)}
     chosen = (languages, exclude, voices, seed, workers)
     found = espeak.spoken("espeak_phrases", job, *chosen, written=text == "characters")
     return found._replace(texts=tuple(normalize("NFC", one) for one in found.texts or ()))

@@ -22,6 +22,7 @@ from functools import partial
 
 RATE, PITCH, RANGE = 1, 3, 4  # espeak_PARAMETER
 SYNCHRONOUS, UTF8, IPA = 2, 1, 2
+ANY = (1, 9999)  # letters of a reading
 TRIES = 20  # drawn texts per text asked for, before a language is given up
 Letters = tuple[Sequence[str], ...]  # that begin a syllable, its vowels, and what ends it
 LATIN: Letters = ("bdfgklmnprstvz", "aeiou", ["", "", "", "n", "s", "r", "l"])
@@ -42,6 +43,7 @@ ALPHABETS: dict[str, Letters] = {
     "ml": ("ബദഗകലമനപരസതവജ", "ാിുെൊ"),
     "si": ("බදගකලමනපරසතවජ", "ාිුෙො"),
     "fa sd ur": ("بدفگکلمنپرستز", "اوی"),
+    "ar": ("بتثجحخدذرزسشصضطظعغفقكلمنهوي", "\u064e\u064f\u0650اوي", ["", "", "", "ن", "ر", "ل"]),
     "ja": ("かきくけこさしすせそたちつてとなにぬねのまみむめもらりるれろ", ["", "", "", "ん"]),
     "ko": ("가고구기나노누니다도두디라로루리마모무미바보부비사소수시자조주지",),
 }
@@ -131,9 +133,11 @@ def listing(library: str, data: str, job: dict) -> dict:
         words = {n: kin.get(n) or phonemes(engine, str(n)) for n in job["numbers"]}
         draw = random.Random(f"{job['seed']}:{language}")
         letters = next((a for codes, a in ALPHABETS.items() if language.split("-")[0] in codes.split()), LATIN)
-        words |= several(engine, partial(invent, draw), job.get("pseudowords", 0), (1, 999))
+        words |= several(engine, partial(invent, draw), job.get("pseudowords", 0), ANY)
+        (least, most), texts = job.get("sizes", ANY), job.get("texts", {}).get(language, ())
+        words |= {text: r for text in texts if least <= len(r := phonemes(engine, text)) <= most}
         if any(kin.values()):  # else nothing tells which languages are like it
-            words |= several(engine, partial(phrase, draw, letters), job.get("phrases", 0), job.get("sizes", (1, 999)))
+            words |= several(engine, partial(phrase, draw, letters), job.get("phrases", 0), job.get("sizes", ANY))
         languages[language] = {"voice": identifier, "kin": kin, "words": words}
     stop(engine)
     return {"version": version, "languages": languages}

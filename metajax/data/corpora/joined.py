@@ -23,6 +23,7 @@ from metajax.errors import InputError
 SAYS = dict(zip(DIGITS, DIGITS, strict=True))
 _ARABIC = ("صفر", "واحد", "اثنان", "ثلاثة", "أربعة", "خمسة", "ستة", "سبعة", "ثمانية", "تسعة")
 SAYS_ARABIC = dict(zip(DIGITS, _ARABIC, strict=True))
+NUMERALS = {digit: str(i) for i, digit in enumerate(DIGITS)}  # which every language reads by rules of its own
 # spoken digits: what is written for each label; the upper edge of the mel bands in Hz; options of the reader
 _ENGLISH = {f"en:{number}": word for number, word in enumerate(DIGITS)}
 _SPOKEN: dict[str, tuple[dict[str, str], float, dict[str, Any]]] = {
@@ -59,7 +60,7 @@ def joined(
 
     Args:
         recordings: of single words, with speakers.
-        says: what is written for each label that may occur, e.g. `SAYS` or `SAYS_ARABIC`.
+        says: what is written for each label that may occur, e.g. `SAYS`, `SAYS_ARABIC` or `NUMERALS`.
         strings: for each speaker.
         words: the fewest and the most in a string.
         gaps: the shortest and the longest, in seconds; also before the first word and after the last, there 0 or more.

@@ -4,11 +4,11 @@
     python experiments/pretrained_maml.py --corpus arabic --root DIR --seeds 0 1 2
 
 Google's speech embedding (the extra `encoder`), averaged over time and whitened within the words that it learns from.
-From there MAML, its head at the class means (Proto-MAML), is trained over four things to adapt: the head alone, and
-with it features' shifts (FiLM), their weights (LHUC), low-rank changes or all of the kernels of the upper convolutions;
-beside it ProtoNet on these convolutions, which adapts nothing. What lies below is computed once. Words and speakers of
-the test are in no training, support and query by different speakers; validation words choose the inner rate. What it
-learns from are training words of the corpus and synthetic speech. 5 minutes a seed on one CPU core, estimated.
+From there MAML with its head at the class means (Proto-MAML) is trained for each thing to adapt beside the head:
+nothing, shifts of features (FiLM), their weights (LHUC), low-rank changes or all of the kernels of the upper
+convolutions; beside them ProtoNet on these convolutions, which adapts nothing. What lies below is computed once. Words
+and speakers of the test are in no training, support and query by different speakers; validation words choose the inner
+rate, where there are any. It learns from the corpus's training words and from synthetic speech. Not timed yet.
 """
 
 import sys
@@ -96,10 +96,11 @@ def division(s: Settings, params: Any, sets: list[Clips], seed: int) -> dict[str
     def score(name: str, curves: methods.Curves, theta: Theta) -> None:
         found[name] = {}
         for shots in s.shots:
-            chosen, asked = (sampler(test, np.flatnonzero(m), shots, s.queries) for m in (split.validation, split.test))
-            tested = methods.tested(
-                curves, theta, chosen, asked, episodes=s.episodes, seed=seed, rates=(0.01, 0.03, 0.1)
-            )
+            asked, chosen = sampler(test, np.flatnonzero(split.test), shots, s.queries), None
+            if split.validation.any():
+                chosen = sampler(test, np.flatnonzero(split.validation), shots, s.queries)
+            how: dict[str, Any] = {"episodes": s.episodes, "seed": seed, "rates": RATES}
+            tested = methods.tested(curves, theta, chosen, asked, **how)
             found[name][shots] = {"rate": tested.rate, "accuracy": tested.accuracy.mean(0).tolist()}
 
     def trained(name: str, method: mj.Algorithm) -> Theta:

@@ -1,12 +1,13 @@
 """What embeddings of words are worth: by one clip of each, and where most queries are of words that nobody taught."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Float
+from jaxtyping import Array, Float
 
 from metajax import report
 from metajax.algorithms.heads import unit
@@ -20,6 +21,18 @@ from metajax.train import fit, init_state, meta_step
 
 Embeddings = Float[np.ndarray, "clips features"]
 Numbers = dict[str, float]
+
+
+def vectors(embed: Callable[[Array], Array], x: np.ndarray, batch: int = 64) -> np.ndarray:
+    """What a compiled function makes of each of many clips, a batch of one size at a time.
+
+    Args:
+      embed: `[batch, ...] -> [batch, ...]`, compiled.
+      x: of all clips, `[clips, ...]`; half precision is made single.
+      batch: clips at a time; one program serves, since the last batch is filled up.
+    """
+    parts = [np.resize(x[k : k + batch], (batch, *x.shape[1:])) for k in range(0, len(x), batch)]
+    return np.concatenate([np.asarray(embed(part.astype(np.float32))) for part in parts])[: len(x)]
 
 
 def open_episodes(

@@ -16,6 +16,17 @@ NUMBERS = {"scale": 20.0, "bias": 10.0, "growth": 0.0}
 SIZES = {"ways": 3, "shots": 2, "queries": 2, "across": "speaker"}
 
 
+def test_clips_are_embedded_in_batches_of_one_size():
+    x, shapes = np.arange(7, dtype=np.float16)[:, None], []
+
+    def embed(batch):
+        shapes.append(batch.shape)
+        return batch + 0.5
+
+    np.testing.assert_array_equal(embedded.vectors(embed, x, 3), x + 0.5)
+    assert shapes == [(3, 1)] * 3
+
+
 def test_episodes_teach_half_of_their_words_and_count_fewer_clips_where_asked():
     sample = jax.jit(embedded.open_episodes(CLEAR, COLUMNS, **SIZES, fewer=True))
     support, query = jax.jit(embedded.open_episodes(CLEAR, COLUMNS, **SIZES))(jax.random.key(0))

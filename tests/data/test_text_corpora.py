@@ -204,6 +204,13 @@ def test_readers(tmp_path, kind):
     assert corpus.texts == tuple(texts)
 
 
+def test_a_folder_with_a_manifest_alone(tmp_path):
+    make(tmp_path, "a.wav", "b.wav")
+    write(tmp_path, {"manifest.csv": "path,text\na.wav,go\nb.wav,no\n", "manifest.md": "not this"})
+    assert recognise(tmp_path) == "manifest"
+    assert corpora.read("auto", tmp_path).texts == ("go", "no")
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k is not common_voice], ids=lambda kind: kind.__name__)
 def test_missing_files_are_told_or_left_to_load(tmp_path, kind):
     path, texts, _ = kind(tmp_path)

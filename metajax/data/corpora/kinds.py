@@ -4,7 +4,7 @@ import csv
 from collections.abc import Callable
 from pathlib import Path
 
-from metajax.data.corpora import audiofolder, common_voice, nemo, speechbrain
+from metajax.data.corpora import audiofolder, common_voice, manifest, nemo, speechbrain
 from metajax.data.corpora.files import read_text
 from metajax.data.corpora.rows import json_lines
 from metajax.errors import InputError
@@ -57,7 +57,7 @@ _LISTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "nemo": (nemo.NEEDED, _JSON),
     "lhotse": (("recording", "supervisions"), _JSON),
     "speechbrain": (speechbrain.NEEDED, (".csv",)),
-    "manifest": (("path",), (".csv", ".tsv", ".jsonl", ".ndjson")),
+    "manifest": (("path",), manifest.KINDS),
 }
 
 
@@ -74,4 +74,5 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "fsdd": lambda root: _any(root, "recordings/[0-9]_*_*.wav") or _any(root, "[0-9]_*_*.wav"),
     "timit": lambda root: _any(root, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr]*") or _any(root, "[Tt][Ee][Ss][Tt]/[Dd][Rr]*"),
     "librispeech": lambda root: _any(root, "**/*.trans.txt"),
+    "manifest": lambda root: any(_any(root, f"manifest{kind}") for kind in manifest.KINDS),
 }

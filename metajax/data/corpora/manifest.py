@@ -28,6 +28,7 @@ _DIALECTS: dict[str, dict[str, Any]] = {
     ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
 }
 _JSON_LINES = (".jsonl", ".ndjson")
+KINDS = (*_DIALECTS, *_JSON_LINES)
 _MISSING = ("", "NaN", "nan", "None", "<NA>", "NaT")
 
 
@@ -38,7 +39,7 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
     manifest, its values as categories; a warning names the latter.
 
     Args:
-        path: of the manifest; `.csv`, `.tsv`, `.jsonl` or `.ndjson`.
+        path: of the manifest, `.csv`, `.tsv`, `.jsonl` or `.ndjson`; or of a folder that holds one named `manifest`.
         root: the folder that paths are relative to and must lie in, links apart; that of the manifest where None.
         on_error: what to do with missing files: "raise", or "skip" to leave them to `load(..., on_error="skip")`.
 
@@ -46,6 +47,8 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
         InputError: names the file, the line and what is wrong with it.
     """
     path = Path(path)
+    if path.is_dir():
+        path = min((file for file in path.glob("manifest.*") if file.suffix.lower() in KINDS), default=path)
     rows = _rows(path)
     recordings = from_rows(path.stem, path, rows, path.parent if root is None else Path(root), on_error)
     if further := [f for f in dict.fromkeys(field for row in rows for field in row.values) if f not in KNOWN]:
@@ -56,8 +59,8 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
 def _rows(path: Path) -> list[Row]:
     """Return the rows of the manifest, None for values that are empty or absent."""
     suffix = path.suffix.lower()
-    if suffix not in _DIALECTS and suffix not in _JSON_LINES:
-        raise InputError(f"{path} is no manifest: expected one of {', '.join((*_DIALECTS, *_JSON_LINES))}.")
+    if suffix not in KINDS:
+        raise InputError(f"{path} is no manifest: expected one of {', '.join(KINDS)}.")
     found = json_lines(path, ("path",)) if suffix in _JSON_LINES else read_table(path, ("path",), **_DIALECTS[suffix])
 
     def known(value: Any) -> str | None:

@@ -58,8 +58,22 @@ def encode(params: Params, x: PyTree) -> Encoded:
     """Values of utterances, and how many count; there are no layers of one frame rate to give."""
     wave, lengths = samples_of(x, REACH)
     mels = jnp.maximum((lengths - WINDOW) // HOP + 1, 0)
-    hidden = log_mel(wave).astype(params["conv0"]["kernel"].dtype)[..., None]
-    for i in range(CONVOLUTIONS):
+    hidden = convolved(params, log_mel(wave)[..., None], range(CONVOLUTIONS))
+    return Encoded(hidden[:, :, 0], (), jnp.maximum((mels - CONTEXT) // STRIDE + 1, 0))
+
+
+def convolved(
+    params: Params, x: Float[Array, "n time mel channels"], layers: range
+) -> Float[Array, "n time2 mel2 channels2"]:
+    """What some of the convolutions make of what goes into the first of them: log-mels `[n, time, 32, 1]` for all.
+
+    Args:
+      params: of the encoder; of these convolutions is enough.
+      x: what goes into the first.
+      layers: which follow one another, such as `range(14)` for those to be held and `range(14, 20)` for the others.
+    """
+    hidden = x.astype(params[f"conv{layers[0]}"]["kernel"].dtype)
+    for i in layers:
         p = params[f"conv{i}"]
         across = p["kernel"].shape[1] // 2
         hidden = conv(hidden, p["kernel"], pads=((0, 0), (across, across))) + p["bias"]
@@ -69,7 +83,7 @@ def encode(params: Params, x: PyTree) -> Encoded:
             hidden = jnp.maximum(jax.nn.leaky_relu(hidden, 0.2), -0.4)
         for axis, size in enumerate(POOLS.get(i, ())):
             hidden = _halved(hidden, 1 + axis) if size == 2 else hidden
-    return Encoded(hidden[:, :, 0], (), jnp.maximum((mels - CONTEXT) // STRIDE + 1, 0))
+    return hidden
 
 
 def log_mel(wave: Float[Array, "n samples"]) -> Float[Array, "n time 32"]:

@@ -1,5 +1,9 @@
 """Google's speech embedding: equal to the original, and its layers as fast weights."""
 
+import json
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,12 +11,16 @@ import optax
 import pytest
 
 import metajax as mj
-from metajax import InputError, Utterances
+from metajax import InputError, Utterances, runs
 from metajax.data.audio import read_audio
 from metajax.losses import classify
 from metajax.models import pretrained
-from metajax.models.pretrained.speech_embedding import log_mel
+from metajax.models.pretrained.speech_embedding import convolved, log_mel
+from tests.conftest import write_tones
 from tests.shared import shared_data
+
+sys.path.insert(0, str(Path(__file__).parents[3] / "experiments"))
+import pretrained_maml as script
 
 pytest.importorskip("pyopen_wakeword", reason="pyopen-wakeword holds the weights")
 pytest.importorskip("tflite", reason="tflite reads them")
@@ -80,3 +88,30 @@ def test_its_layers_are_fast_weights(part):
     before, after, slopes = both(theta)
     assert after < before - 0.01
     assert np.isfinite(norm := float(optax.tree.norm(slopes))) and norm > 0
+
+
+def test_the_convolutions_in_two_parts_are_the_encoder():
+    model, params = pretrained.speech_embedding()
+    wave = 0.1 * jax.random.normal(jax.random.key(0), (2, 14960))
+    hidden = convolved(params, log_mel(wave)[..., None], range(14))
+    upper = {name: params[name] for name in (f"conv{i}" for i in range(14, 20))}
+    np.testing.assert_allclose(convolved(upper, hidden, range(14, 20))[:, :, 0], model.apply(params, wave), atol=1e-3)
+
+
+@pytest.mark.slow
+def test_maml_over_parts_of_the_upper_convolutions(tmp_path, capsys):
+    tones = write_tones(tmp_path, 6, 6, 3)
+    argv = ["--corpus", "manifest", "--root", str(tones), "--synthetic", "0", "--first", "18", "--ways", "2"]
+    argv += ["--outer-steps", "2", "--num-steps", "1", "--shots", "1", "--queries", "2", "--episodes", "20"]
+    out = tmp_path / "out"
+    assert runs.main(script.Settings, script.run, script.__doc__, [*argv, "--out", str(out)]) == 0
+    scores = json.loads((out / "results.json").read_text())["scores"]
+    assert {f"MAML over {name}" for name in script.PARTS} < set(scores)
+    for row in scores.values():
+        assert all(0.5 < point["mean"] <= 1 for point in row["1"][1:])  # tones are told apart
+    assert "MAML over LoRA" in capsys.readouterr().out
+    assert runs.main(script.Settings, script.run, script.__doc__, [*argv, "--out", str(out)]) == 0  # goes on
+    assert json.loads((out / "results.json").read_text())["scores"] == scores
+    refused = ["--corpus", "espeak", "--no-own", "--out", str(tmp_path / "other")]
+    assert runs.main(script.Settings, script.run, script.__doc__, refused) == 2
+    assert "Neither words of the corpus nor synthetic ones" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """What all tests share. metajax is not imported here: the type-checking import hook starts after this file is read."""
 
+import contextlib
 import gc
 import getpass
 import os
@@ -14,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
-from jax._src.interpreters import mlir
 from jax.extend.core import jaxprs_in_params
 from jaxtyping import config
 
@@ -37,8 +37,11 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 gc.set_threshold(100_000, 50, 100)  # tracing makes many objects and little garbage
 
 # making what a program is written in takes longer than writing most: one serves all but those written within another
-fresh, shared = mlir.make_ir_context, mlir.make_ir_context()
-mlir.make_ir_context = lambda: fresh() if mlir.ir.Context.current is shared else shared
+with contextlib.suppress(ImportError, AttributeError):  # not JAX's interface: where it has changed, tests are slower
+    from jax._src.interpreters import mlir
+
+    fresh, shared = mlir.make_ir_context, mlir.make_ir_context()
+    mlir.make_ir_context = lambda: fresh() if mlir.ir.Context.current is shared else shared
 
 # what checks a function is made where it is first called, as most never are, and serves every closure of its line
 made, make = {}, beartype.beartype

@@ -173,9 +173,7 @@ def run(s: Settings) -> None:
     rows, bars = [], {}
     for name, (words, shots, said) in tests.items():
         faint = np.linalg.norm(words.clips, axis=1) < least
-        print(
-            f"{name}: {len(speech[name].windows) * HOP / RATE:.0f} s; {100 * faint.mean():.1f} % of the clips are faint"
-        )
+        print(f"{name}, {len(speech[name].windows) * HOP / RATE:.0f} s: {100 * faint.mean():.1f} % of clips are faint")
         for (kind, again), count in tqdm([*product(CASES, shots)], desc=name, mininterval=5):
             kept = ~faint if again else np.ones(len(faint), bool)
             how = s, kind, Words(*(one[kept] for one in words)), count, faint[kept]
@@ -194,11 +192,7 @@ def run(s: Settings) -> None:
     numbers["FAINT"] = least
     print(f"\n{table}\n\n{', '.join(f'{name} {value:.2f}' for name, value in numbers.items())}")
     checkpoint.write_text(s.out / "table.md", table)
-    results = {
-        "config": runs.config(s),
-        "numbers": numbers,
-        "rows": [dict(zip(head, row, strict=True)) for row in rows],
-    }
+    results = {"config": runs.config(s), "numbers": numbers, "rows": [head, *rows]}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
 
 

@@ -31,7 +31,7 @@ from metajax.data.waves import word_waves
 from metajax.models import pretrained
 from metajax.models.wordnet import FRONT_END
 
-RATE, WIDTH, WAYS = 16000, 96, 5  # Hz; values of the encoder's frame; words taught in noise
+RATE, WIDTH, WAYS, BATCH = 16000, 96, 5, 60  # Hz; values of the encoder's frame; words taught in noise; clips at a time
 ROOMS = {"small room": (0.3, 3.0), "large room": (0.8, -3.0)}  # RT60 in seconds, dB of the direct sound above the rest
 LANGUAGES = ["de", "en", "es", "fi", "fr", "id", "it", "pl", "sw", "tr"]  # of invented words
 TAUGHT = ("clean", "alike")  # the clips taught: clean, or in noise or a room as those asked
@@ -55,15 +55,13 @@ class Settings:
     queries: int = 2  # clips asked of each word; of Speech Commands there are ten
     episodes: int = 1000
     clips: int = 1200  # of a corpus at most, drawn at random
-    invented: int = 4  # words of each of ten languages, without a corpus
-    batch: int = 60  # clips at a time
     seed: int = 0
     out: Path = Path("runs/words_table")
 
 
 def spoken(s: Settings, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Waves [clips, samples] and columns of what is tested on."""
-    how: dict[str, Any] = {"numbers": (), "pseudowords": s.invented, "clips_per_label": 30, "seed": s.seed + 100}
+    how: dict[str, Any] = {"numbers": (), "pseudowords": 4, "clips_per_label": 30, "seed": s.seed + 100}
     root = getattr(s, name, None)
     recordings = corpora.read(name, root) if root else corpora.read(name, languages=LANGUAGES, **how)
     chosen = np.arange(len(recordings.clip_names))
@@ -89,11 +87,10 @@ def embedder(s: Settings) -> Callable[[np.ndarray, Callable], dict[str, np.ndarr
 
     def embed(waves: np.ndarray, heard: Callable) -> dict[str, np.ndarray]:
         found = []
-        for start in range(0, len(waves), s.batch):
-            part = np.resize(waves[start : start + s.batch], (s.batch, waves.shape[1]))  # one shape, one program
+        for start in range(0, len(waves), BATCH):
+            part = np.resize(waves[start : start + BATCH], (BATCH, waves.shape[1]))  # one shape, one program
             found.append(jax.device_get(program(heard(jnp.float32(part), jax.random.key(start + s.seed)))))
-        parts = [np.concatenate(one)[: len(waves)] for one in zip(*found, strict=True)]
-        return dict(zip(METHODS, parts, strict=True))
+        return {name: np.concatenate(parts)[: len(waves)] for name, *parts in zip(METHODS, *found, strict=True)}
 
     return embed
 
@@ -168,16 +165,15 @@ def tables(s: Settings, name: str, found: dict[str, Any], places: list[str]) -> 
 
 def draw(s: Settings, results: dict[str, Any], places: list[str], path: Path) -> None:
     n, title = s.noisy_shots[0], f"Words by other speakers; {s.episodes} episodes, bars: 95 % intervals"
-    noise: dict[str, Any] = {"ways": WAYS, "shots": n}
     places = [*places[: -len(ROOMS)], *(one for name in ROOMS for one in ("", name))]  # no line from noise to a room
-    panels = (
+    five: dict[str, Any] = {"ways": WAYS, "shots": n}
+    panels: tuple[tuple[str, str, Any, dict[str, Any]], ...] = (
         (f"{WAYS} words, by clips of each", "shots", s.shots, {"ways": WAYS, "place": "clean"}),
         (f"{n}-shot, by words", "ways", s.ways, {"shots": n, "place": "clean"}),
-        *((f"{WAYS} words, {n}-shot, taught {how}", "place", places, noise | {"taught": how}) for how in TAUGHT),
+        *((f"{WAYS} words, {n}-shot, taught {how}", "place", places, five | {"taught": how}) for how in TAUGHT),
     )
     with report.picture(path, title, 4, nrows=len(results), figsize=(18, 4.2 * len(results))) as every:
-        for axes, (name, panel) in zip(every, product(results, panels), strict=True):
-            told, field, values, where = panel
+        for axes, (name, (told, field, values, where)) in zip(every, product(results, panels), strict=True):
             for method in METHODS:
                 cells = [at(results[name], method=method, **where, **{field: value}) for value in values]
                 mean, ci95 = ([100 * cell[key] if cell else np.nan for cell in cells] for key in ("mean", "ci95"))
@@ -189,7 +185,7 @@ def draw(s: Settings, results: dict[str, Any], places: list[str], path: Path) ->
 
 
 def run(s: Settings) -> None:
-    runs.check(s, ["espeak", "plot"], ways=2, shots=1, noisy_shots=1, snrs=-99, queries=1, episodes=2, clips=2, batch=1)
+    runs.check(s, ["espeak", "plot"], ways=2, shots=1, noisy_shots=1, snrs=-99, queries=1, episodes=2, clips=2)
     runs.open_folder(s.out, runs.config(s))
     embed, places = embedder(s), conditions(s)
     names = [name for name in ("arabic", "fsdd", "speech_commands") if getattr(s, name)] or ["espeak"]

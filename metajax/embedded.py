@@ -131,8 +131,9 @@ def draws(columns: dict[str, np.ndarray], num_tasks: int, seed: int = 0, **sizes
 
 
 def shares(
-    query: Float[np.ndarray, "clips *features"], support: Float[np.ndarray, "clips *features"], drawn: Sequence[Draws]
-) -> Float[np.ndarray, "sizes episodes"]:
+    query: Float[np.ndarray, "clips ... features"], support: Float[np.ndarray, "clips ... features"],
+    drawn: Sequence[Draws],
+) -> Float[np.ndarray, "sizes episodes"]:  # fmt: skip
     """Share of the queries of each episode that are told right.
 
     Embeddings are compared by class means. Frames by the cost of their best alignment in time, the mean over a class:

@@ -62,8 +62,9 @@ class Settings:
 def spoken(s: Settings, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Waves [clips, samples] and columns of what is tested on."""
     how: dict[str, Any] = {"numbers": (), "pseudowords": 4, "clips_per_label": 30, "seed": s.seed + 100}
-    root = getattr(s, name, None)
-    recordings = corpora.read(name, root) if root else corpora.read(name, languages=LANGUAGES, **how)
+    recordings = (
+        corpora.read(name, root) if (root := getattr(s, name, None)) else corpora.read(name, languages=LANGUAGES, **how)
+    )
     chosen = np.arange(len(recordings.clip_names))
     if name == "arabic":
         listed = recordings.names["official_split"].index("validation")

@@ -36,11 +36,10 @@ ROOMS = {"small room": (0.3, 3.0), "large room": (0.8, -3.0)}  # RT60 in seconds
 LANGUAGES = ["de", "en", "es", "fi", "fr", "id", "it", "pl", "sw", "tr"]  # of invented words
 TAUGHT = ("clean", "alike")  # the clips taught: clean, or in noise or a room as those asked
 METHODS = ("both", "network alone", "encoder, whitened", "encoder", "encoder, aligned", "cepstra")
-UNSEEN = {
+UNSEEN = {  # what the encoder heard is not known
     "arabic": "no word, speaker or Semitic language was heard by the network or in the whitening",
     "fsdd": "no speaker and no recording; English digits are ten of the whitening's words, none of the network's",
-    "espeak": "the words; the network and the whitening heard these languages and voices",
-}  # what the encoder heard is not known
+    "espeak": "the words; the network and the whitening heard these languages and voices"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -61,18 +60,15 @@ class Settings:
 
 def spoken(s: Settings, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Waves [clips, samples] and columns of what is tested on."""
-    how: dict[str, Any] = {"numbers": (), "pseudowords": 4, "clips_per_label": 30, "seed": s.seed + 100}
-    recordings = (
-        corpora.read(name, root) if (root := getattr(s, name, None)) else corpora.read(name, languages=LANGUAGES, **how)
-    )
-    chosen = np.arange(len(recordings.clip_names))
+    how: dict[str, Any] = {"languages": LANGUAGES, "numbers": (), "pseudowords": 4, "clips_per_label": 30}
+    given = corpora.read(name, getattr(s, name)) if name != "espeak" else corpora.read(name, **how, seed=s.seed + 100)
+    chosen = np.arange(len(given.clip_names))
     if name == "arabic":
-        listed = recordings.names["official_split"].index("validation")
-        chosen = np.flatnonzero(recordings.columns["official_split"] == listed)
+        chosen = np.flatnonzero(given.columns["official_split"] == given.names["official_split"].index("validation"))
     chosen = np.sort(np.random.default_rng(s.seed).permutation(chosen)[: s.clips])
-    names, read = tuple(recordings.clip_names[i] for i in chosen), recordings.read
-    some = recordings._replace(clip_names=names, read=lambda rows, rate: read([int(chosen[i]) for i in rows], rate))
-    return word_waves(some), {column: recordings.columns[column][chosen] for column in ("label", "speaker")}
+    names, read = tuple(given.clip_names[i] for i in chosen), given.read
+    some = given._replace(clip_names=names, read=lambda rows, rate: read([int(chosen[i]) for i in rows], rate))
+    return word_waves(some), {column: given.columns[column][chosen] for column in ("label", "speaker")}
 
 
 def embedder(s: Settings) -> Callable[[np.ndarray, Callable], dict[str, np.ndarray]]:
@@ -131,6 +127,8 @@ def tested(s: Settings, name: str, embed: Callable, places: dict[str, list[Calla
             drawn[ways, shots] = embedded.Draws(*(rows[:, :ways] for rows in new))
         except mj.InputError as error:
             too_few[f"{ways} words, {shots} clips each"] = str(error)
+    if not drawn:
+        raise mj.InputError(next(iter(too_few.values())))
     clean = embed(waves, places["clean"][0])
     for place, kinds in tqdm(places.items(), desc=name, mininterval=5):
         asked = [clean if place == "clean" else embed(waves, heard) for heard in kinds]

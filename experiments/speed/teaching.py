@@ -1,7 +1,7 @@
 """What does it take to be taught five words by a clip each, and to say which is heard?
 
-    python experiments/speed/teach.py
-    python experiments/speed/teach.py --onnx speech-embedding.onnx      # beside ONNX Runtime and NumPy
+    python experiments/speed/teaching.py
+    python experiments/speed/teaching.py --onnx speech-embedding.onnx      # beside ONNX Runtime and NumPy
 
 Every number is of processes of their own, from their start: `experiments/teach.py` with the encoder and without, what
 it kept and exported, and, on the same clips, the encoder alone in ONNX Runtime, class means by cosine in NumPy, as one
@@ -126,7 +126,7 @@ def run(s: Settings) -> None:
         if not s.onnx or find_spec("onnxruntime") is None:
             print("note: no ONNX file is given, or onnxruntime is not installed: not compared", file=sys.stderr)
         else:
-            found = quickest(s, [Path(__file__).with_name("teach_onnx.py"), s.onnx, *words, "--", *asked])
+            found = quickest(s, [Path(__file__).with_name("teaching_onnx.py"), s.onnx, *words, "--", *asked])
             inner = json.loads(found["out"].splitlines()[-1])
             right = np.mean([a == b for a, b in zip(inner["said"], answers, strict=True)])
             seconds = [f"{found['first_s']:.1f}", f"{found['processor_s']:.1f}"]

@@ -1,6 +1,6 @@
 """What one would write without metajax: the encoder by ONNX Runtime, class means by cosine in NumPy.
 
-`python teach_onnx.py MODEL WORD=FILE ... -- FILE ...` tells the word of each file, and as JSON what it took.
+`python teaching_onnx.py MODEL WORD=FILE ... -- FILE ...` tells the word of each file, and as JSON what it took.
 """
 
 import json

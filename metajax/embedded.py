@@ -114,7 +114,7 @@ class Draws(NamedTuple):
 
 
 def draws(columns: dict[str, np.ndarray], num_tasks: int, seed: int = 0, **sizes: Any) -> Draws:
-    """Episodes across speakers, to compare embeddings on, and clips as they were heard here and there.
+    """Episodes across speakers, as clips: so that embeddings, and clips heard otherwise, are compared on the same.
 
     Args:
       columns: `label` and `speaker` of all clips.

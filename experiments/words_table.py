@@ -6,7 +6,7 @@
 The embeddings of `mj.models.words`, its encoder frozen, averaged over time and aligned in time, and cepstra of the loud
 part, which need no learning; each query alone and by other speakers, all on the same episodes. Noise is babble of
 synthetic voices, pink or white, of a level for a whole clip; a room has decaying noise as its response. Without
-arguments: invented words by eSpeak's voices. Needs the extra `encoder`. 3 minutes on one CPU core.
+arguments: invented words by eSpeak's voices. Needs the extra `encoder`. 4 minutes on a CPU core.
 """
 
 import sys
@@ -73,11 +73,11 @@ def spoken(s: Settings, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
 def embedder(s: Settings) -> Callable[[np.ndarray, Callable], dict[str, np.ndarray]]:
     """Waves, and how they are heard, to what each method compares, of length 1."""
-    trained, (encoder, weights) = models.words(encoder=True), pretrained.speech_embedding()
+    trained, (encoder, _) = models.words(encoder=True), pretrained.speech_embedding()
 
     @jax.jit
     def program(x: jax.Array) -> list[jax.Array]:
-        both, frames = trained.model.apply(trained.params, x), encoder.apply(weights, x)
+        both, frames = trained.model.apply(trained.params, x), encoder.apply(trained.params["encoder"], x)
         cepstra = jax.vmap(lambda wave: endpointed(log_mel(wave, FRONT_END)))(x)
         found = [both, both[:, WIDTH:], both[:, :WIDTH], frames.mean(1), frames, cepstra]
         return [z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-9) for z in found]

@@ -78,7 +78,7 @@ def embedder(s: Settings) -> Callable[[np.ndarray, Callable], dict[str, np.ndarr
     @jax.jit
     def program(x: jax.Array) -> list[jax.Array]:
         both, frames = trained.model.apply(trained.params, x), encoder.apply(trained.params["encoder"], x)
-        cepstra = jax.vmap(lambda wave: endpointed(log_mel(wave, FRONT_END)))(x)
+        cepstra = jax.vmap(lambda wave: endpointed(log_mel(wave, FRONT_END)))(x[:, 2000:-2000])  # no silence around
         found = [both, both[:, WIDTH:], both[:, :WIDTH], frames.mean(1), frames, cepstra]
         return [z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-9) for z in found]
 
@@ -178,7 +178,7 @@ def draw(s: Settings, results: dict[str, Any], places: list[str], path: Path) ->
                 mean, ci95 = ([100 * cell[key] if cell else np.nan for cell in cells] for key in ("mean", "ci95"))
                 axes.errorbar(range(len(values)), mean, ci95, label=method, marker=".", capsize=2, linewidth=1)
             axes.set(title=f"{name}: {told}", ylabel="right (%)")
-            axes.set_xticks(range(len(values)), [str(value) for value in values])
+            axes.set_xticks(range(len(values)), values, rotation=30 * (field == "place"))
             axes.grid(alpha=0.3)
         every[0].legend(fontsize=8)
 

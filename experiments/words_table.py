@@ -98,7 +98,10 @@ def conditions(s: Settings) -> dict[str, list[Callable[[jax.Array, jax.Array], j
     waves = voices.read(range(min(80, len(voices.clip_names))), RATE)
     lengths, size = np.array([len(wave) for wave in waves]), 10 * RATE
     padded = np.stack([np.pad(wave, (0, max(lengths) - len(wave))) for wave in waves])
-    noises = [babble(mj.Utterances(padded, lengths), 8, size, s.seed), *(coloured(f, size, s.seed) for f in (-1.0, 0))]
+    noises = [
+        babble(mj.Utterances(padded, lengths), 8, size, s.seed),
+        *(coloured(f, size, s.seed) for f in (-1.0, 0.0)),
+    ]
 
     @jax.jit
     def noisy(x: jax.Array, key: jax.Array, noise: jax.Array, snr: float) -> jax.Array:

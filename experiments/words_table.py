@@ -96,12 +96,9 @@ def conditions(s: Settings) -> dict[str, list[Callable[[jax.Array, jax.Array], j
     """By name, (waves, key) to waves as heard there, each in a part of its own; one for each kind of noise."""
     voices = corpora.read("espeak", languages=["hu", "nl", "ro", "vi"], clips_per_label=1, seed=s.seed + 1)
     waves = voices.read(range(min(80, len(voices.clip_names))), RATE)
-    lengths, size = np.array([len(wave) for wave in waves]), 10 * RATE
+    lengths, n = np.array([len(wave) for wave in waves]), 10 * RATE
     padded = np.stack([np.pad(wave, (0, max(lengths) - len(wave))) for wave in waves])
-    noises = [
-        babble(mj.Utterances(padded, lengths), 8, size, s.seed),
-        *(coloured(f, size, s.seed) for f in (-1.0, 0.0)),
-    ]
+    noises = [babble(mj.Utterances(padded, lengths), 8, n, s.seed), *(coloured(f, n, s.seed) for f in (-1.0, 0.0))]
 
     @jax.jit
     def noisy(x: jax.Array, key: jax.Array, noise: jax.Array, snr: float) -> jax.Array:

@@ -1,13 +1,13 @@
 """What embeddings of words are worth: by one clip of each, and where most queries are of words that nobody taught."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from metajax import report
 from metajax.algorithms.heads import unit
@@ -116,6 +116,70 @@ def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> Numbe
     found = evaluate(learner, classify, theta, sample, jax.random.key(seed), num_tasks, 1)
     mean, ci95 = mean_ci95(found["accuracy"])
     return {"mean": float(mean[-1]), "ci95": float(ci95[-1])}
+
+
+class Draws(NamedTuple):
+    """Episodes as clips."""
+
+    support: Int[np.ndarray, "episodes ways shots"]
+    query: Int[np.ndarray, "episodes ways queries"]
+
+
+def draws(columns: dict[str, np.ndarray], num_tasks: int, seed: int = 0, **sizes: Any) -> Draws:
+    """Episodes across speakers, as clips: so that embeddings, and clips heard otherwise, are compared on the same.
+
+    Args:
+      columns: `label` and `speaker` of all clips.
+      num_tasks: number of episodes.
+      seed: of the episodes.
+      **sizes: `ways`, `shots` and `queries` of `metajax.tasks.episodes.episodes`, which refuses too few clips.
+    """
+    clips = np.arange(len(columns["label"]))
+    sample = episodes(clips, columns["label"], columns["speaker"], **sizes, across="speaker", name="the corpus")
+    keys = jax.random.split(jax.random.key(seed), num_tasks)
+    support, query = jax.jit(lambda keys: jax.lax.map(lambda key: tuple(batch.x for batch in sample(key)), keys))(keys)
+    shape = num_tasks, sizes["ways"], -1
+    return Draws(np.asarray(support).reshape(shape), np.asarray(query).reshape(shape))
+
+
+def shares(
+    query: Float[np.ndarray, "clips ... features"], support: Float[np.ndarray, "clips ... features"],
+    drawn: Sequence[Draws],
+) -> Float[np.ndarray, "sizes episodes"]:  # fmt: skip
+    """Share of the queries of each episode that are told right.
+
+    Embeddings are compared by class means. Frames by the cost of their best alignment in time, the mean over a class:
+    two frames cost 1 - cosine, twice that where both go on, and none is skipped.
+
+    Args:
+      query: embeddings of all clips, `[clips, features]`, or frames, `[clips, time, features]`, of length 1.
+      support: the same of the clips as they are taught.
+      drawn: equally many episodes of each size.
+    """
+    costs, found = _costs(query, support) if query.ndim == 3 else None, []
+    for taught, asked in (pair for one in drawn for pair in zip(*one, strict=True)):
+        if costs is None:
+            means = support[taught].mean(1)
+            scores = query[asked] @ (means / np.linalg.norm(means, axis=1, keepdims=True)).T
+        else:
+            scores = -costs[asked[..., None, None], taught].mean(-1)
+        found.append((scores.argmax(-1) == np.arange(len(taught))[:, None]).mean())
+    return np.array(found).reshape(len(drawn), -1)
+
+
+def _costs(query: np.ndarray, support: np.ndarray) -> np.ndarray:
+    """Of the best paths between all pairs of clips, `[queries, supports]`."""
+    above: list[np.ndarray] = []
+    for i in range(query.shape[1]):
+        row: list[np.ndarray] = []
+        for j in range(support.shape[1]):
+            cost = 1 - query[:, i] @ support[:, j].T
+            ways = [above[j] + cost] if i else [2 * cost] if not j else []
+            ways += [row[-1] + cost] if j else []
+            ways += [above[j - 1] + 2 * cost] if i and j else []
+            row.append(np.minimum.reduce(ways))
+        above = row
+    return above[-1]
 
 
 def table(results: dict[str, dict[str, Any]]) -> str:

@@ -71,3 +71,39 @@ def test_accuracy_and_calibration_know_clear_words_from_vague_ones():
     opened = embedded.open_episodes(CLEAR, COLUMNS, **sizes, fewer=True)
     numbers = embedded.calibrated(opened, 3, 60)
     assert embedded.rejection(opened, 3, numbers, 20)["taught word right"] == 1.0
+
+
+def test_shares_on_drawn_clips_are_the_accuracy_of_class_means():
+    z = VAGUE / np.linalg.norm(VAGUE, axis=1, keepdims=True)
+    sizes = {"ways": 3, "shots": 2, "queries": 2}
+    drawn = embedded.draws(COLUMNS, 200, 3, **sizes)
+    assert drawn.support.shape == (200, 3, 2) and drawn.query.shape == (200, 3, 2)
+    for part in drawn:
+        assert (LABEL[part] == LABEL[drawn.support[..., :1]]).all()
+    assert not any(set(SPEAKER[a].flat) & set(SPEAKER[b].flat) for a, b in zip(*drawn, strict=True))
+    found = embedded.shares(z, z, [drawn, drawn])
+    expected = embedded.accuracy(embedded.episodes(z, LABEL, SPEAKER, **sizes, across="speaker"), 3, 200, 4)
+    assert found.shape == (2, 200) and (found[0] == found[1]).all()
+    assert found.mean() == pytest.approx(expected["mean"], abs=0.06)
+    other = z[::-1].copy()  # queries that are heard otherwise
+    assert embedded.shares(other, z, [drawn]).mean() < 0.5
+
+
+def test_an_alignment_costs_what_the_best_path_costs():
+    query, support = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in RNG.normal(size=(2, 3, 4, 5)))
+
+    def paths(i, j):
+        if i == j == 0:
+            yield ((0, 0, 2),)
+        for di, dj in ((1, 0), (0, 1), (1, 1)):
+            if i >= di and j >= dj:
+                yield from ((*path, (i, j, di + dj)) for path in paths(i - di, j - dj))
+
+    every = list(paths(3, 3))
+    assert len(every) == 63  # a Delannoy number
+    for a in range(3):
+        for b in range(3):
+            costs = [sum(n * (1 - query[a, i] @ support[b, j]) for i, j, n in path) for path in every]
+            assert embedded._costs(query, support)[a, b] == pytest.approx(min(costs))
+    drawn = embedded.Draws(np.array([[[0], [1], [2]]]), np.array([[[0], [1], [2]]]))
+    assert embedded.shares(support, support, [drawn]).tolist() == [[1.0]]  # what is alike costs nothing

@@ -3,24 +3,26 @@
 from importlib.util import find_spec
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array
 
+from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
 from metajax.data.speech_embedding import read_words
 from metajax.models.beside import beside
 from metajax.models.model import Model
 from metajax.models.pretrained import averaged, speech_embedding, windowed
 from metajax.models.whitened import whitened
-from metajax.models.wordnet import FRONT_END, on_waves, word_net
+from metajax.models.wordnet import on_waves, word_net
 
-WEIGHT = 0.5  # of the network's cosine beside the encoder's, before both are divided by the sum of squares
+WEIGHT = 0.5  # of the network's part beside the encoder's: cosines count by its square
 CLIP, HOP = 20000, 1280  # samples of a clip and of a window, and from one window to the next
 FRAMES = 6  # of the encoder in a clip of 1.25 s, and in a window
-# of running audio, by `experiments/spotting.py`: the cosine of one false alarm an hour of synthetic speech, and the
-# length that 5 % of synthetic clips fall below
-ALARM, FAINT = 0.63, 53.0
+EDGE, PART, APART = 2000, 8000, 3  # samples on both sides that the network leaves out; half a second; hops between two
+# of running audio, by `experiments/spotting.py`: what the network's cosine counts beside the encoder's; the cosine of
+# one false alarm an hour of synthetic speech, with the encoder and without; the length of the 5 % of clips with least
+RUNNING, ALARM, ALARM_ALONE, FAINT = 0.5, 0.64, 0.78, 65.0
 
 
 class Trained(NamedTuple):
@@ -42,9 +44,9 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
     Args:
       encoder: whether the encoder is asked, too, whose 200 million clips were real; None for whether the extra
         `encoder` is installed. `Trained.card["what"]` tells which is in use.
-      spotting: a model of running audio instead, `[n, 20000 or more]` to `[n, windows, ...]`. With the encoder, the 6
-        frames of samples 1280 i to 1280 i + 20000, whitened, one after another: their order counts, which in running
-        speech few share. Without it, what the network gives for these samples.
+      spotting: a model of running audio instead, `[n, 20000 or more]` to `[n, windows, ...]`, of samples 1280 i to
+        1280 i + 20000: what the network gives for the second in their middle, and for three half seconds 240 ms apart;
+        before it, with the encoder, its 6 frames, whitened. One after another: in running speech, few share an order.
 
     Returns:
       The model, its parameters, numbers for `open_set` that were fitted on synthetic speech, the card, and what tells a
@@ -57,19 +59,27 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
       ``trained = mj.models.words()``
       ``learner = mj.open_set(trained.model.apply, mj.losses.classify, 3, **trained.unknown).learner``
     """
-    network, net_params, net_unknown, net_card = _network()
+    heard, net_params, net_unknown, net_card = _network()
     if encoder is None:
         encoder = find_spec("pyopen_wakeword") is not None and find_spec("tflite") is not None
+    network = (_running if spotting else _middle)(heard)
     if not encoder:
-        return Trained(_windows(network) if spotting else network, net_params, net_unknown, net_card, 0.0)
-    heard, weights = speech_embedding()
+        bar = {"bias": net_unknown["scale"] * ALARM_ALONE} if spotting else {}
+        return Trained(network, net_params, net_unknown | bar, net_card, 0.0)
+    frames, weights = speech_embedding()
     tensors, card = read_words()
     params = {"encoder": weights, "whitening": {name: jnp.asarray(tensors[name]) for name in ("mean", "kernel")}}
     unknown = {name: float(tensors[name]) for name in ("scale", "bias", "growth")}
     if spotting:
-        unknown |= {"bias": unknown["scale"] * ALARM}
-        return Trained(windowed(whitened(heard, length=True), FRAMES), params, unknown, card, FAINT)
-    model = beside(whitened(averaged(heard)), lambda wave: network.apply(net_params, wave[None])[0], WEIGHT)
+        order = windowed(whitened(frames, length=True), FRAMES)
+
+        def apply(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
+            z = order.apply(params, waves)
+            known = jnp.linalg.norm(z, axis=-1, keepdims=True) * network.apply(net_params, waves)
+            return jnp.concatenate([z, RUNNING**0.5 * known], -1)
+
+        return Trained(order._replace(apply=apply), params, unknown | {"bias": unknown["scale"] * ALARM}, card, FAINT)
+    model = beside(whitened(averaged(frames)), lambda wave: network.apply(net_params, wave[None])[0], WEIGHT)
     return Trained(model, params, unknown, card, 0.0)
 
 
@@ -82,20 +92,31 @@ def _network() -> tuple[Model, Params, dict[str, float], dict[str, str]]:
         params.setdefault(layer, {})[leaf] = jnp.asarray(tensor, jnp.float32)
     unknown = {name: float(value) for name, value in params.pop("unknown").items()}
     features, width = params["map"]["kernel"].shape[1], params["conv0"]["kernel"].shape[2]
-    heard, edge = on_waves(word_net(features, width=width)), (CLIP - FRONT_END.num_samples) // 2
+    return on_waves(word_net(features, width=width)), params, unknown, card
+
+
+def _middle(network: Model) -> Model:
+    """The network on the second in the middle of clips, as in training."""
 
     def apply(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
-        return heard.apply(params, waves[:, edge:-edge], key)  # the second in the middle, as in training
+        return network.apply(params, waves[:, EDGE:-EDGE], key)
 
-    return heard._replace(apply=apply), params, unknown, card
+    return network._replace(apply=apply)
 
 
-def _windows(network: Model) -> Model:
-    """The network on every window of running audio."""
+def _running(network: Model) -> Model:
+    """The network on the middle second of every window of running audio, and on three half seconds in their order."""
 
     def apply(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
-        starts = HOP * jnp.arange(1 + (waves.shape[1] - CLIP) // HOP)
-        cut = jax.vmap(lambda wave: wave[starts[:, None] + jnp.arange(CLIP)])(waves)
-        return network.apply(params, cut.reshape(-1, CLIP)).reshape(*cut.shape[:2], -1)
+        windows = 1 + (waves.shape[1] - CLIP) // HOP
+
+        def parts(size: int, more: int) -> Array:
+            starts = (CLIP - size) // 2 + HOP * np.arange(-more, windows + more)
+            cut = waves[:, starts[:, None] + np.arange(size)]
+            return network.apply(params, cut.reshape(-1, size)).reshape(*cut.shape[:2], -1)
+
+        second, half = parts(CLIP - 2 * EDGE, 0), parts(PART, APART)
+        order = [half[:, k * APART :][:, :windows] for k in range(3)]
+        return unit(jnp.concatenate([3**0.5 * second, *order], -1))
 
     return network._replace(apply=apply)

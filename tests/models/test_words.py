@@ -70,11 +70,20 @@ def test_without_the_extra_the_network_is_alone_or_the_extra_is_named(monkeypatc
     alone, running = mj.models.words(), mj.models.words(spotting=True)
     assert "word_net" in alone.card["what"] and {"scale", "bias", "growth"} == set(alone.unknown)
     wave = 0.1 * jax.random.normal(jax.random.key(0), (2, 20000 + 2 * 1280))
-    found = jax.jit(running.model.apply)(running.params, wave)
+    apply = jax.jit(running.model.apply)
+    found = apply(running.params, wave)
     clips = jnp.concatenate([wave[:, 1280 * i :][:, :20000] for i in range(3)])
     one = jax.jit(alone.model.apply)(alone.params, clips)
-    assert found.shape == (2, 3, 128)
-    np.testing.assert_allclose(found.transpose(1, 0, 2).reshape(6, 128), one, atol=1e-4)
+    assert found.shape == (2, 3, 512)
+    second, half = found[..., :128], found[..., 128:].reshape(2, 3, 3, 128)
+    np.testing.assert_allclose(second.transpose(1, 0, 2).reshape(6, 128), one / 2**0.5, atol=1e-4)
+    np.testing.assert_allclose(jnp.linalg.norm(half, axis=-1), 6**-0.5, atol=1e-4)
+    # the half second in the middle hears nothing else; the next begins 240 ms later, where the fourth window's would
+    changed = wave.at[:, 14000:].set(0).at[:, :6000].set(0)
+    np.testing.assert_allclose(apply(running.params, changed)[:, 0, 256:384], half[:, 0, 1], atol=1e-4)
+    later = jnp.pad(wave[:, 3840:], ((0, 0), (0, 3840)))
+    np.testing.assert_allclose(apply(running.params, later)[:, 0, 256:384], half[:, 0, 2], atol=1e-4)
+    assert running.unknown["bias"] / running.unknown["scale"] > alone.unknown["bias"] / alone.unknown["scale"]
 
 
 @pytest.mark.slow
@@ -86,10 +95,14 @@ def test_a_window_of_running_audio_is_a_clip():
     apply = jax.jit(running.model.apply)
     found = apply(running.params, wave)
     clips = jnp.stack([wave[0, 1280 * i :][:20000] for i in range(4)])
-    assert found.shape == (1, 4, 576)
+    assert found.shape == (1, 4, 576 + 512)
     np.testing.assert_allclose(found[0], apply(running.params, clips)[:, 0], atol=1e-3)
     # the mean of the frames is the embedding of a clip
-    mean = found[0].reshape(4, 6, 96).mean(1)
+    order, rest = found[0, :, :576], found[0, :, 576:]
+    np.testing.assert_allclose(
+        jnp.linalg.norm(rest, axis=-1), words.RUNNING**0.5 * jnp.linalg.norm(order, axis=-1), rtol=1e-4
+    )
+    mean = order.reshape(4, 6, 96).mean(1)
     mean /= jnp.linalg.norm(mean, axis=-1, keepdims=True)
     both, network = jax.jit(trained.model.apply)(trained.params, clips), mj.models.words(encoder=False)
     np.testing.assert_allclose(mean, both[:, :96], atol=1e-4)

@@ -24,9 +24,11 @@ import metajax as mj
 from metajax import checkpoint, models, runs, web
 from metajax.data import corpora
 from metajax.data.audio import check_wave, read_audio
+from metajax.data.cache import default_folder
 from metajax.data.checkpoints import read_tensors
 from metajax.data.microphone import microphone
 from metajax.data.waves import placed
+from metajax.parallel import use_all_cores
 from metajax.taught import Known, Taught, hearing, learned, listen
 
 RATE, CLIP, HOP, BLOCK = 16000, 20000, 1280, 125  # Hz; samples of a clip, to the next window; windows at a time
@@ -88,10 +90,9 @@ def ear(encoder: bool | None, spotting: bool) -> Ear:
 
 def learn(ear: Ear, clips: Clips) -> tuple[Taught, list[int]]:
     """Words from their clips, and the clips that are too faint for running audio."""
-    trained, embed = ear
-    z = np.concatenate([embed(clip(wave, name)[None]) for _, name, wave in clips]).reshape(len(clips), -1)
-    faint = np.flatnonzero(np.linalg.norm(z, axis=1) < trained.faint).tolist()
-    return learned(z, [word for word, _, _ in clips], trained.unknown), faint
+    z = np.concatenate([ear[1](clip(wave, name)[None]) for _, name, wave in clips]).reshape(len(clips), -1)
+    faint = np.flatnonzero(np.linalg.norm(z, axis=1) < ear[0].faint).tolist()
+    return learned(z, [word for word, _, _ in clips], ear[0].unknown), faint
 
 
 def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:  # waves to probabilities
@@ -115,8 +116,7 @@ def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
 def recognise(heard: Callable, words: list[str], clips: list[tuple[str, np.ndarray]], sure: float) -> None:
     """Tells the word of each clip, or unknown, each by itself."""
     x = [clip(wave, name)[None] for name, wave in clips]
-    jax.block_until_ready(heard(x[0]))  # compiles
-    begin = time.perf_counter()
+    _, begin = jax.block_until_ready(heard(x[0])), time.perf_counter()  # compiled
     p, spent = [np.asarray(heard(one))[0] for one in x], time.perf_counter() - begin
     for (name, _), q in zip(clips, p, strict=True):
         best = q[:-1].argmax() if q[:-1].max() >= sure else -1
@@ -130,8 +130,7 @@ def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
     jax.block_until_ready(heard(np.zeros((1, CLIP - HOP + size), np.float32)))  # compiles
     begin, count = time.process_time(), 0
     sound = microphone(RATE, size) if wave is None else np.pad(wave, (0, size + -len(wave) % size)).reshape(-1, size)
-    for one in listen(heard, sound, samples=CLIP, hop=HOP, sure=sure):
-        count += 1
+    for count, one in enumerate(listen(heard, sound, samples=CLIP, hop=HOP, sure=sure), 1):  # noqa: B007
         print(f"{one.middle / RATE:8.2f} s: {words[one.word]}, {100 * one.p:.0f} %", flush=True)
     spent, seconds = 1000 * (time.process_time() - begin), len(wave) / RATE
     print(f"{count} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
@@ -170,6 +169,7 @@ def run(s: Settings) -> None:
         raise mj.InputError("web is given with other settings, expected host, port, encoder: the page teaches words.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
+    use_all_cores(default_folder() / "compiled")
     ears = ear(s.encoder, False), ear(s.encoder, True)
     print(f"in use: {ears[0][0].card['what']}")
     if s.web:

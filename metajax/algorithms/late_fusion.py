@@ -1,16 +1,14 @@
 """Late fusion: every modality decides by itself, and its word counts by what it has proved worth on new classes."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from metajax.algorithms.dense import dtype_of
 from metajax.algorithms.heads import classes_of, onehot
 from metajax.core import Algorithm, Apply, Batch, Episode, Error, KeyArray, Metrics, Params, Scalar, Theta
 from metajax.inner import closed_form
+from metajax.losses.classify import labels_of
 
 Phi = tuple[Float[Array, "modalities classes features"], Bool[Array, "modalities classes"]]
 
@@ -21,27 +19,27 @@ def late_fusion(
     num_classes: int,
     *,
     modalities: int,
-    held: Callable[[Any], Bool[Array, ""]] | None = None,
+    held: Int[ArrayLike, " classes"] | None = None,
     temperature: float = 0.1,
 ) -> Algorithm:
     """A product of experts: logit_c(x) = sum_m w_m(x) e_mc(x), e_mc = log p_m(c | x) - log p(c), over what is there.
 
     p_m = softmax_c(-s_m |z_m - p_mc|^2) of modality m alone, p_mc the mean of its vectors of class c, and p(c) = 1 over
-    the number of classes that have one. With w = 1 it is the posterior where modalities are independent given the class.
-    A query that lacks m, and a class without it in the support set, have e_mc = 0: m says nothing for or against.
+    the number of classes that have one. With w = 1 it is the posterior of what is independent given the class. A query
+    that lacks m, and a class without it in the support set, have e_mc = 0: m says nothing for or against.
 
     Each modality is trained by an error of its own, of e_m, in which the others have no part: it learns what it would
     learn alone. The fused error trains w alone, w_m = softplus(t_m . f_m), f_m = (1, the entropy of p_m over its
     greatest, the distance to the nearest p_mc over its sum with the mean one between two of them): how sure m is, and
     how strange x is to it. A network is too sure on classes that it was trained on, so w should be learned on others:
-    episodes that are `held` train w only, all others the modalities only.
+    episodes with a class that is `held` train w only, all others the modalities only.
 
     Args:
       embed: `(params, x, key) -> [n, modalities, features]`, zeros for what is absent, such as `fusion(kind="apart")`.
       error: of logits `[n, classes]` and labels, such as `classify`.
       num_classes: ways, the number of classes of an episode.
       modalities: how many.
-      held: whether an episode is, by its query's y; None trains both on all.
+      held: numbers within the corpus of classes that only w is learned on; None for both on all.
       temperature: 1 / s_m at first; s_m is learned.
 
     Returns:
@@ -105,6 +103,7 @@ def late_fusion(
         whole, metrics = error(fused(theta, *jax.lax.stop_gradient((e, f))), episode.query.y)
         if held is None:
             return own + whole, metrics
-        return jnp.where(held(episode.query.y), whole, own), metrics
+        new = jnp.isin(labels_of(episode.query.y, "corpus"), jnp.asarray(held)).any()
+        return jnp.where(new, whole, own), metrics
 
     return Algorithm(closed_form(solve, predict, init), objective)

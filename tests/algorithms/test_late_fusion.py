@@ -75,11 +75,11 @@ def test_a_modality_learns_what_it_would_learn_alone(x64):
 
 
 def test_what_is_held_teaches_trust_and_nothing_else(x64):
-    algorithm, theta = made(held=lambda y: y[0] == 0)
-    episode = drawn()
-    other = jax.tree.map(lambda a: jnp.roll(a, 1, 0), episode)
+    (algorithm, theta), episode = made(held=np.array([4, 5, 6])), drawn()
+    of = lambda first: [batch._replace(y=mj.Labels(batch.y, batch.y + first)) for batch in episode]  # noqa: E731
+    held, other = mj.Episode(*of(4)), mj.Episode(*of(1))
     slopes = jax.jit(jax.grad(lambda theta, episode: algorithm.objective(theta, episode, KEY)[0]))
-    for one, learns in ((episode, ["trust"]), (other, ["params", "scale"])):
+    for one, learns in ((held, ["trust"]), (other, ["params", "scale"])):
         found = slopes(theta, one)
         assert [name for name in found if any(np.any(leaf) for leaf in jax.tree.leaves(found[name]))] == learns
 

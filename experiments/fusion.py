@@ -119,7 +119,7 @@ def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[
 
     def prepared(x: dict[str, Any], key: jax.Array) -> dict[str, Any]:
         keys = jax.random.split(key, 6)
-        levels = jax.random.uniform(keys[0], (3,)) * jnp.array([40.0, 0.5, 0.4])  # support and query alike
+        levels = jax.random.uniform(keys[0], (3,)) * jnp.array([40.0, 0.75, 0.5])  # support and query alike
         levels = jnp.where(jax.random.bernoulli(keys[5], 0.6, (3,)), levels, jnp.array(CONDITIONS["clean"]))
         here = x["present"] & dropped(had[None], keys[1], dropout)
         x = x | {"audio": changed(x["audio"], keys[2]), "present": dropped(here, keys[3], dropout / 3)}

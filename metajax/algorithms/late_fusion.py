@@ -1,5 +1,7 @@
 """Late fusion: every modality decides by itself, and its word counts by what it has proved worth on new classes."""
 
+from itertools import product
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
@@ -10,6 +12,7 @@ from metajax.core import Algorithm, Apply, Batch, Episode, Error, KeyArray, Metr
 from metajax.inner import closed_form
 from metajax.losses.classify import labels_of
 
+SPEED = 10  # of trust: the outer optimiser's steps are those that suit a network
 Phi = tuple[Float[Array, "modalities classes features"], Bool[Array, "modalities classes"]]
 
 
@@ -29,17 +32,18 @@ def late_fusion(
     that lacks m, and a class without it in the support set, have e_mc = 0: m says nothing for or against.
 
     Each modality is trained by an error of its own, of e_m, in which the others have no part: it learns what it would
-    learn alone. The fused error trains w alone, w_m = softplus(t_m . f_m), f_m = (1, the entropy of p_m over its
-    greatest, the distance to the nearest p_mc over its sum with the mean one between two of them): how sure m is, and
-    how strange x is to it. A network is too sure on classes that it was trained on, so w should be learned on others:
-    episodes with a class that is `held` train w only, all others the modalities only.
+    learn alone. Trust, w_m = softplus(10 t_m . f_m), f_m = (1, log(a + 0.01)), a the distance to the nearest p_mc over
+    its sum with the mean one between two of them (how strange x is to m; 0 where it was seen), is trained by the fused
+    error, the mean over all sets of modalities, which changes nothing else. A network is too sure on classes that it
+    was trained on: let trust learn from others. An episode with a class that is `held` trains only that, all others
+    only the modalities.
 
     Args:
       embed: `(params, x, key) -> [n, modalities, features]`, zeros for what is absent, such as `fusion(kind="apart")`.
       error: of logits `[n, classes]` and labels, such as `classify`.
       num_classes: ways, the number of classes of an episode.
       modalities: how many.
-      held: numbers within the corpus of classes that only w is learned on; None for both on all.
+      held: numbers within the corpus of classes that trust alone learns from; None for both from all.
       temperature: 1 / s_m at first; s_m is learned.
 
     Returns:
@@ -63,9 +67,11 @@ def late_fusion(
       [0, 1]
     """
 
+    sets = jnp.array(list(product((0, 1), repeat=modalities))[1:])
+
     def init(params: Params, key: KeyArray) -> Theta:
         dtype = dtype_of(params)
-        trust = jnp.zeros((modalities, 3), dtype).at[:, 0].set(jnp.log(jnp.e - 1))  # w = 1
+        trust = jnp.zeros((modalities, 2), dtype).at[:, 0].set(jnp.log(jnp.e - 1) / SPEED)  # w = 1
         return {"params": params, "scale": jnp.full(modalities, -jnp.log(temperature), dtype), "trust": trust}
 
     def solve(theta: Theta, support: Batch, key: KeyArray) -> Phi:
@@ -75,32 +81,33 @@ def late_fusion(
         return jnp.einsum("nmc,nmf->mcf", own, z) / jnp.maximum(count, 1)[..., None], count > 0
 
     def heard(theta: Theta, phi: Phi, x: PyTree, key: KeyArray | None) -> tuple[Array, Array]:
-        """What each modality says, e `[n, modalities, classes]`, and how far it is to be trusted, f."""
+        """What each modality says, e `[n, modalities, classes]`, and how strange that is to it, f."""
         (prototype, known), z = phi, embed(theta["params"], x, key)
         said = (z != 0).any(-1)[..., None] & known
         count = jnp.maximum(said.sum(-1), 1).astype(z.dtype)
         far = jnp.square(z[:, :, None] - prototype).sum(-1)
         logits = jnp.where(said, -far * jnp.exp(theta["scale"])[:, None], jnp.finfo(z.dtype).min / 2)
         e = jnp.where(said, jax.nn.log_softmax(logits) + jnp.log(count)[..., None], 0)
-        entropy = 1 - (jnp.where(said, jax.nn.softmax(logits), 0) * e).sum(-1) / jnp.log(jnp.maximum(count, 2))
         pairs = known[:, None] & known[:, :, None] & ~jnp.eye(num_classes, dtype=bool)
         between = jnp.square(prototype[:, None] - prototype[:, :, None]).sum(-1)
         usual = jnp.where(pairs, between, 0).sum((1, 2)) / jnp.maximum(pairs.sum((1, 2)), 1)
         nearest = jnp.where(said, far, jnp.inf).min(-1, initial=jnp.inf)
         strange = jnp.where(said.any(-1), nearest / (nearest + usual + 1e-8), 0)
-        return e, jnp.stack([jnp.ones_like(entropy), entropy, strange], -1)
+        return e, jnp.stack([jnp.ones_like(strange), jnp.log(strange + 0.01)], -1)
 
-    def fused(theta: Theta, e: Array, f: Array) -> Float[Array, "n classes"]:
-        return (jax.nn.softplus((theta["trust"] * f).sum(-1))[..., None] * e).sum(1)
+    def weighted(theta: Theta, e: Array, f: Array) -> Float[Array, "n modalities classes"]:
+        return jax.nn.softplus(SPEED * (theta["trust"] * f).sum(-1))[..., None] * e
 
     def predict(theta: Theta, phi: Phi, x: PyTree, key: KeyArray | None) -> Array:
-        return fused(theta, *heard(theta, phi, x, key))
+        return weighted(theta, *heard(theta, phi, x, key)).sum(1)
 
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
         support_key, key = jax.random.split(key)
         e, f = heard(theta, solve(theta, episode.support, support_key), episode.query.x, key)
-        own = sum(error(e[:, m], episode.query.y)[0] for m in range(modalities))
-        whole, metrics = error(fused(theta, *jax.lax.stop_gradient((e, f))), episode.query.y)
+        own = jax.vmap(lambda e: error(e, episode.query.y)[0], 1)(e).sum()
+        logits = jnp.einsum("sm,nmc->snc", sets.astype(e.dtype), weighted(theta, *jax.lax.stop_gradient((e, f))))
+        each, metrics = jax.vmap(lambda logits: error(logits, episode.query.y))(logits)
+        whole, metrics = each.mean(), jax.tree.map(lambda a: a[-1], metrics)  # the last set is of all
         if held is None:
             return own + whole, metrics
         new = jnp.isin(labels_of(episode.query.y, "corpus"), jnp.asarray(held)).any()

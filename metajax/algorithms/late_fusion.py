@@ -12,7 +12,7 @@ from metajax.core import Algorithm, Apply, Batch, Episode, Error, KeyArray, Metr
 from metajax.inner import closed_form
 from metajax.losses.classify import labels_of
 
-SPEED = 10  # of trust: the outer optimiser's steps are those that suit a network
+SPEED = 10  # of trust: the outer optimiser's steps are of a size that suits a network
 Phi = tuple[Float[Array, "modalities classes features"], Bool[Array, "modalities classes"]]
 
 
@@ -91,8 +91,8 @@ def late_fusion(
         pairs = known[:, None] & known[:, :, None] & ~jnp.eye(num_classes, dtype=bool)
         between = jnp.square(prototype[:, None] - prototype[:, :, None]).sum(-1)
         usual = jnp.where(pairs, between, 0).sum((1, 2)) / jnp.maximum(pairs.sum((1, 2)), 1)
-        nearest = jnp.where(said, far, jnp.inf).min(-1, initial=jnp.inf)
-        strange = jnp.where(said.any(-1), nearest / (nearest + usual + 1e-8), 0)
+        nearest = jnp.where(said.any(-1), jnp.where(said, far, jnp.inf).min(-1), 0)
+        strange = nearest / (nearest + usual + 1e-8)
         return e, jnp.stack([jnp.ones_like(strange), jnp.log(strange + 0.01)], -1)
 
     def weighted(theta: Theta, e: Array, f: Array) -> Float[Array, "n modalities classes"]:

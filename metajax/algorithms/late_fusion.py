@@ -12,7 +12,7 @@ from metajax.core import Algorithm, Apply, Batch, Episode, Error, KeyArray, Metr
 from metajax.inner import closed_form
 from metajax.losses.classify import labels_of
 
-SPEED = 10  # of trust: the outer optimiser's steps are of a size that suits a network
+SPEED = 100  # of trust: the outer optimiser takes steps of a size that suits a network
 Phi = tuple[Float[Array, "modalities classes features"], Bool[Array, "modalities classes"]]
 
 
@@ -32,7 +32,7 @@ def late_fusion(
     that lacks m, and a class without it in the support set, have e_mc = 0: m says nothing for or against.
 
     Each modality is trained by an error of its own, of e_m, in which the others have no part: it learns what it would
-    learn alone. Trust, w_m = softplus(10 t_m . f_m), f_m = (1, log(a + 0.01)), a the distance to the nearest p_mc over
+    learn alone. Trust, w_m = softplus(100 t_m . f_m), f_m = (1, log(a + 0.01)), a the distance to the nearest p_mc over
     its sum with the mean one between two of them (how strange x is to m; 0 where it was seen), is trained by the fused
     error, the mean over all sets of modalities, which changes nothing else. A network is too sure on classes that it
     was trained on: let trust learn from others. An episode with a class that is `held` trains only that, all others

@@ -20,7 +20,7 @@ def embed(params, x, key):
 def made(dtype=jnp.float64, modalities=3, **how):
     algorithm = mj.late_fusion(embed, classify, WAYS, modalities=modalities, **how)
     theta = algorithm.learner.init({"w": jnp.linspace(0.5, 1.5, modalities, dtype=dtype)}, KEY)
-    return algorithm, theta | {"trust": 0.1 * jax.random.normal(KEY, theta["trust"].shape, dtype)}
+    return algorithm, theta | {"trust": 0.01 * jax.random.normal(KEY, theta["trust"].shape, dtype)}
 
 
 def drawn(missing=True):
@@ -49,7 +49,7 @@ def test_the_fused_logits_are_what_the_formula_says(x64):
         p = {c: np.exp(-scale[m] * d) / total for c, d in far.items()}
         usual = np.mean([np.square(means[a] - means[b]).sum() for a in means for b in means if a != b])
         nearest = min(far.values())
-        weight = np.log1p(np.exp(10 * trust[m] @ [1, np.log(nearest / (nearest + usual) + 0.01)]))
+        weight = np.log1p(np.exp(100 * trust[m] @ [1, np.log(nearest / (nearest + usual) + 0.01)]))
         for c in p:
             expected[n, c] += weight * np.log(p[c] * len(p))
     assert found.dtype == jnp.float64
@@ -86,7 +86,7 @@ def test_what_is_held_teaches_trust_and_nothing_else(x64):
 def test_noise_is_not_listened_to_and_two_that_err_apart_are_better_than_each():
     """A modality of noise, and two that are each right for the most part: what is learned of trust, on new tasks."""
     algorithm, theta = made(jnp.float32)
-    theta |= {"trust": jnp.zeros_like(theta["trust"]).at[:, 0].set(0.05)}
+    theta |= {"trust": jnp.zeros_like(theta["trust"]).at[:, 0].set(0.005)}
 
     def task(key):
         centre, noise = (
@@ -97,8 +97,8 @@ def test_noise_is_not_listened_to_and_two_that_err_apart_are_better_than_each():
         z = centre[y] * jnp.array([1, 1, 0])[:, None] + noise * jnp.array([1.0, 1.3, 1])[:, None]
         return mj.Episode(*(mj.Batch(half, y) for half in z))
 
-    step = mj.meta_step(algorithm.objective, optax.adam(0.01), task, 8)
-    state, _ = jax.lax.scan(step, mj.init_state(theta, optax.adam(0.01), 200), jax.random.split(KEY, 200))
+    step = mj.meta_step(algorithm.objective, optax.adam(0.001), task, 8)
+    state, _ = jax.lax.scan(step, mj.init_state(theta, optax.adam(0.001), 200), jax.random.split(KEY, 200))
 
     @jax.jit
     def accuracy(key, trust):

@@ -11,6 +11,7 @@ from metajax.algorithms.hypernetwork import hypernetwork
 from metajax.algorithms.imaml import imaml
 from metajax.algorithms.in_context import in_context
 from metajax.algorithms.joint import joint
+from metajax.algorithms.late_fusion import late_fusion
 from metajax.algorithms.logistic import logistic
 from metajax.algorithms.maml import maml
 from metajax.algorithms.mamlpp import mamlpp

@@ -53,8 +53,8 @@ def test_what_cannot_be_run_is_refused(main, capsys):
 
 def test_cells_are_every_method_every_fusion_and_every_smaller_set():
     cells = fusion.wanted(fusion.Settings(seeds=(0, 1)))
-    assert len(cells) == len(set(cells)) == 2 * (3 + 3 + 6)
-    assert {cell.had for cell in cells if cell.method != "protonet"} == {"audio + image + text"}
+    assert len(cells) == len(set(cells)) == 2 * (4 + 3 + 6)
+    assert {cell.had for cell in cells if cell.method != "late_fusion"} == {"audio + image + text"}
 
 
 def test_time_warping_is_the_least_sum_along_a_path():
@@ -89,26 +89,26 @@ def test_tables_of_fusion_compare_models_on_the_same_episodes(main, tmp_path, mo
         level = lambda some: 0.1 * len(some.split(" + ")) + 0.02 * cell.seed + 0.05 * (not full)  # noqa: E731
         scores = {some: {name: [level(some), level(some) + 0.2] for name in fusion.CONDITIONS}
                   for some in (fusion.SETS if full else [cell.had])}  # fmt: skip
-        return {"scores": scores | {"across": {"audio to text": [0.2, 0.4]} if full else {}}}
+        return {"scores": scores}
 
     monkeypatch.setattr(fusion, "run_cell", scored)
-    assert main(fusion, "--methods", "protonet", "simpleshot", "--kinds", "gated", "--seeds", 0, 1) == 0
+    assert main(fusion, "--methods", "late_fusion", "simpleshot", "--kinds", "gated", "--seeds", 0, 1) == 0
     found = json.loads((tmp_path / "out" / "results.json").read_text())
     rows = found["rows"]
     assert len(rows) == 7 + 1 + 6
-    assert rows["protonet, gated: audio"]["clean"] == pytest.approx({"mean": 0.21, "ci95": 12.706 * 0.01}, abs=1e-4)
-    gain = found["all three less the best alone"]["all three less the best alone"]["each"]
+    assert rows["late_fusion, apart: audio"]["clean"] == pytest.approx({"mean": 0.21, "ci95": 12.706 * 0.01}, abs=1e-4)
+    gain = found["all three"]["less the best alone"]["each"]
     assert gain == pytest.approx({"mean": 0.2, "ci95": 0}, abs=1e-6)  # by seed, not of all together
-    cost = found["missing at test less never had"]["missing at test less never had"]["image + text"]
+    cost = found["missing at test"]["less never had"]["image + text"]
     assert cost["mean"] == pytest.approx(-0.05)
     assert (tmp_path / "out" / "fusion.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.slow
 def test_a_small_model_is_tested_on_every_set_and_what_is_absent_is_as_good_as_clean():
-    s = fusion.Settings(methods=("protonet",), outer_steps=2, episodes=3, queries=1, width=8)
+    s = fusion.Settings(methods=("late_fusion",), outer_steps=2, episodes=3, queries=1, width=8)
     scores = fusion.run_cell(s, fusion.wanted(s)[0], spoken())["scores"]
-    assert set(scores) == {*fusion.SETS, "across"} and len(scores["across"]) == 6
+    assert set(scores) == {*fusion.SETS}
     assert all(
         len(found) == 3 and 0 <= min(found) <= max(found) <= 1 for row in scores.values() for found in row.values()
     )

@@ -7,7 +7,7 @@ utterances of a second to adapt to, others to recognise. A small Conformer learn
 every arm goes on for an equal time: jointly (the start of fine-tuning), by FOMAML, Reptile or Meta-SGD (MAML with
 learned rates), on all parameters, low-rank matrices, or with a head that each language learns from zero. For every arm
 and number of steps, languages to validate on choose inner rate and part. The error is that of phonemes, decoded
-greedily, of languages and voices never heard. The same command goes on where it stopped. 23 minutes a seed on a CPU core.
+greedily, of languages and voices never heard. The same command goes on where it stopped. 23 minutes a seed on one core.
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Can a recogniser that was meta-trained on speakers adapt to a new one from 10 s, with their text or without?
 
-    python experiments/speaker_adaptation.py --root DIR
+    python experiments/speaker_adaptation.py                              # 43 synthetic voices
     python experiments/speaker_adaptation.py --corpus fsdd --root DIR --out runs/speakers_fsdd
 
 Strings of digits are joined from single ones; a task is a speaker: four strings to adapt to (about 10 s), others to
@@ -28,9 +28,7 @@ import metajax as mj
 from metajax import checkpoint, recipes, recognition, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data.cache import default_folder
-from metajax.data.corpora import read
-from metajax.data.corpora.joined import SAYS, SAYS_ARABIC, joined
-from metajax.data.features import FeatureSettings
+from metajax.data.corpora.joined import digits
 from metajax.data.speech import Speech, held_out, load_speech, speakers
 from metajax.losses import of_logits
 from metajax.models.saved import ERRORS, PARTS, Saved, Way, adapting, judging, save_recogniser, trained_on
@@ -50,7 +48,6 @@ class Arm(NamedTuple):  # what theta descends, and how it adapts
     adam: bool = False  # in place of gradient descent, when tested
 
 
-CORPORA = {"arabic": (SAYS_ARABIC, 7600.0), "fsdd": (SAYS, 3800.0)}  # what is said; upper edge of the mel bands, Hz
 ARMS = {
     "fine-tuned": Arm("joint", "text", ("all", "film", "lora")),
     "FOMAML": Arm("fomaml", "text", ("all",), 0.03),
@@ -65,8 +62,8 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Settings:
-    root: Path  # folder of the corpus
-    corpus: Literal["arabic", "fsdd"] = "arabic"  # whose digits are joined
+    root: Path | None = None  # folder of the corpus; none for espeak
+    corpus: Literal["espeak", "arabic", "fsdd"] = "espeak"  # whose digits are joined
     arms: tuple[str, ...] = tuple(ARMS)  # which to compare, the first joint: before any step it is never adapted
     seeds: tuple[int, ...] = (0,)  # of the division of the speakers, parameters and tasks
     strings: int = 100  # joined for each speaker
@@ -162,9 +159,9 @@ def run(s: Settings) -> None:
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
     use_all_cores(s.cache / "compiled")
-    config, (says, high) = runs.config(s, ("out", "cache", "seeds", "arms")), CORPORA[s.corpus]
-    strings = joined(read(s.corpus, s.root), says, strings=s.strings, words=s.words, halves=True)
-    speech = load_speech(strings, unit="phoneme", settings=FeatureSettings(high=high), cache=s.cache)
+    config = runs.config(s, ("out", "cache", "seeds", "arms"))
+    strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=True)
+    speech = load_speech(strings, unit="phoneme", settings=settings, cache=s.cache)
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
     wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]

@@ -4,14 +4,12 @@
     python experiments/train_words.py --arabic DIR --fsdd DIR --speech-commands DIR       # and tests it
 
 Trains a `word_net` on what eSpeak NG says in 106 languages: numbers and invented words, and, where they are installed,
-on what the voices of Festival and SVOX Pico, made from real speakers, say in theirs. An outer step takes many words at
-a time, two clips of each by different voices, in two of five steps one by a real speaker's voice and one by eSpeak's,
-and asks which two belong together; each clip is stretched, shifted, warped, swayed, heard in a room, by another
-microphone and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word too, on other
-such words. Writes all with a card into one file; the one that comes with metajax is what
-`mj.models.words(encoder=False)` reads. The tests are of real words by unheard speakers, of whatever corpora are given;
-English digits are not among what it heard. Goes on where it stopped. 40 minutes of training on one CPU core, after a
-quarter of an hour, estimated, in which all is spoken.
+on what the voices of Festival and SVOX Pico, made from real speakers, say in theirs. An outer step takes two clips of
+each of many words and asks which two belong together; in two of five steps, one is by a real speaker's voice and one by
+eSpeak's. Then learns three numbers that turn cosines into probabilities, of no taught word too, on other such words.
+Writes all with a card into one file; the one that comes with metajax is what `mj.models.words(encoder=False)` reads.
+The tests are of real words by unheard speakers, of whatever corpora are given; English digits are not among what it
+heard. Goes on where it stopped. 40 minutes of training on one CPU core, after 20, estimated, in which all is spoken.
 """
 
 import json
@@ -74,18 +72,18 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
     """Log-mels of all clips in half precision, their columns, and what they are."""
     heard = [espeak.read(pseudowords=s.pseudowords, clips_per_label=s.clips_per_label, seed=s.seed)]
     if shutil.which("festival") if s.others is None else s.others:
-        more: dict[str, Any] = {"languages": festival.LANGUAGES, "pseudowords": s.more}
-        heard.append(espeak.read(**more, clips_per_label=3, seed=s.seed + 1))
+        languages = festival.LANGUAGES
+        heard.append(espeak.read(languages=languages, pseudowords=s.more, clips_per_label=3, seed=s.seed + 1))
         heard.append(festival.read(heard[-1].names["label"]))
     if find_spec("ttspico") if s.others is None else s.others:
         heard.append(pico.read(list(dict.fromkeys(label for one in heard for label in one.names["label"]))))
     loaded = [load(one, FRONT_END, cache=s.cache, on_error="skip") for one in heard]
-    columns = {"real": np.concatenate([np.full(len(one.features), one.name != "espeak", int) for one in loaded])}
+    names, columns = {}, {}
     for column in ("label", "speaker"):
-        names = np.concatenate([np.array(one.names[column])[one.columns[column]] for one in loaded])
-        columns[column] = np.unique(names, return_inverse=True)[1]
-        if column == "label":
-            columns["label"] = np.where(np.isin(names, list(ENGLISH)), -1, columns["label"])
+        names[column] = np.concatenate([np.array(one.names[column])[one.columns[column]] for one in loaded])
+        columns[column] = np.unique(names[column], return_inverse=True)[1]
+    columns["label"][np.isin(names["label"], list(ENGLISH))] = -1
+    columns["real"] = np.concatenate([np.full(len(one.features), one.name != "espeak", int) for one in loaded])
     x = np.concatenate([np.asarray(one.features, np.float16) for one in loaded])
     counts = ", ".join(f"{len(one.features)} by {len(one.names['speaker'])} voices of {one.name}" for one in loaded)
     return x, columns, f"{len(np.unique(columns['label']))} synthetic words, clips: {counts}"
@@ -96,11 +94,11 @@ def words(s: Settings, x: jax.Array, columns: dict[str, np.ndarray]) -> Sampler:
     sizes: dict[str, Any] = {"ways": s.ways, "shots": 1, "queries": 1, "name": "synthetic words"}
     label, real = columns["label"], columns["real"]
     drawn = episodes(x, label, columns["speaker"], **sizes, across="none")  # a word's clips have voices of their own
-    both = np.intersect1d(label[real == 1], label[real == 0])
-    if not s.real or len(both) <= s.ways:
+    by_both = np.isin(label, np.intersect1d(label[real == 1], label[real == 0]))
+    if not s.real or not by_both.any():
         return drawn
-    other = episodes(x, np.where(np.isin(label, both), label, -1), real, **sizes, across="speaker")
-    return lambda key: jax.lax.cond(jax.random.uniform(jax.random.fold_in(key, 1)) < s.real, other, drawn, key)
+    mixed = episodes(x, np.where(by_both, label, -1), real, **sizes, across="speaker")
+    return lambda key: jax.lax.cond(jax.random.uniform(jax.random.fold_in(key, 1)) < s.real, mixed, drawn, key)
 
 
 def distort(x: jax.Array, key: KeyArray) -> jax.Array:

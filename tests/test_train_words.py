@@ -14,7 +14,7 @@ from metajax import InputError
 def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on_from_it(tmp_path):
     safetensors = pytest.importorskip("safetensors", reason="safetensors writes the file")
     numpy = pytest.importorskip("safetensors.numpy", reason="safetensors writes the file")
-    s = Settings(pseudowords=0, clips_per_label=3, others=False, ways=8, width=8, outer_steps=2, taught=2,
+    s = Settings(pseudowords=0, clips_per_label=3, festival=False, ways=8, width=8, outer_steps=2, taught=2,
                  cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
     train_words.run(s)
     with safetensors.safe_open(s.out, "numpy") as file:

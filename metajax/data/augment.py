@@ -221,17 +221,6 @@ def tilted(x: LogMel, draws: Float[Array, "6"], max_db: float) -> LogMel:
     return x + _NEPER * max_db * ((2 * draws - 1) @ basis)
 
 
-def swayed(x: LogMel, draws: Float[Array, "4"], size: float) -> LogMel:
-    """Return x(t + d(t), m) with a smooth d, so that some of a word is said faster and some slower; its ends stay.
-
-    d(t) = size sum_k (2 u_k - 1) / k sin(pi k t / T), k = 1..4, over T frames, which keeps their order where size is
-    less than T / 4 pi; interpolated as by `stretch`. Of x.T it moves bands, as a mouth of another shape.
-    """
-    at, k = jnp.arange(x.shape[0]), jnp.arange(1, 5)
-    path = (2 * draws - 1) / k @ jnp.sin(jnp.pi * k[:, None] * at / (x.shape[0] - 1))
-    return _interpolate(x, at + size * path)
-
-
 def cut(noise: Float[Array, "noise_time mel"], draw: Draw, frames: int) -> LogMel:
     """Return `frames` successive frames of the log-mel of a longer recording, the first of them uniform.
 

@@ -361,16 +361,6 @@ def test_another_microphone_is_a_smooth_curve_over_the_bands_that_keeps_within_i
     np.testing.assert_allclose(parts.tilted(clip(), only_first, 3.0) - clip(), np.tile(first, (98, 1)), atol=1e-5)
 
 
-def test_a_word_that_sways_keeps_its_ends_its_order_and_the_curve():
-    ramp = jnp.tile(jnp.arange(98.0)[:, None], (1, 3))  # every frame tells where it was
-    places = draws(lambda *u: parts.swayed(ramp, jnp.stack(u), 7.0)[:, 0], *np.tile(UNIFORM, 2)[:, :4].T)
-    np.testing.assert_allclose(places[:, [0, -1]], np.tile([0, 97], (len(places), 1)), atol=1e-4)
-    assert (np.diff(places, axis=1) > 0).all()
-    assert 5 < np.abs(places - np.arange(98)).max() < 7 * (1 + 1 / 2 + 1 / 3 + 1 / 4)
-    only_second = parts.swayed(ramp, jnp.array([0.5, 1.0, 0.5, 0.5]), 7.0)[:, 0]
-    np.testing.assert_allclose(only_second, np.arange(98) + 3.5 * np.sin(2 * np.pi * np.arange(98) / 97), atol=1e-4)
-
-
 def test_a_room_adds_what_was_said_before_and_nothing_that_comes_later():
     x, decay, level = clip(time=6, mel=2), jnp.float32(0.3), jnp.float32(0.7)
     later, tail = np.exp(np.asarray(x, np.float64)), 0.05 * 10**level

@@ -35,7 +35,7 @@ from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, festival
 from metajax.data.corpus import Corpus, load
 from metajax.losses import classify
-from metajax.models.wordnet import FRONT_END, word_net
+from metajax.models.wordnet import FRONT_END, at_tempos, word_net
 from metajax.parallel import hoisted, use_all_cores
 from metajax.tasks.episodes import episodes, with_inputs
 
@@ -89,11 +89,7 @@ def distort(x: jax.Array, key: KeyArray) -> jax.Array:
     """Every clip otherwise, then normalised by itself."""
     draws = jax.random.uniform(jax.random.fold_in(key, 1), (len(x), 6))
     x = jax.vmap(lambda one, u: change.tilted(one, u, TILT))(x.astype(jnp.float32), draws)
-    return normalized(change.augment(PARTS)(x, key))
-
-
-def normalized(x: jax.Array) -> jax.Array:
-    return jax.vmap(change.among_speech)(x.astype(jnp.float32))
+    return jax.vmap(change.among_speech)(change.augment(PARTS)(x, key))
 
 
 def matched(apply: Apply) -> Objective:
@@ -154,7 +150,7 @@ def run(s: Settings) -> None:
         seconds=None if s.outer_steps else s.seconds,
     )  # fmt: skip
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), theta["params"])
-    program = hoisted(lambda x: model.apply(jax.tree.map(jnp.float32, params), normalized(x)))
+    program = hoisted(lambda x: at_tempos(model).apply(jax.tree.map(jnp.float32, params), x.astype(jnp.float32)))
 
     def embed(x: np.ndarray) -> np.ndarray:
         parts = [np.resize(x[k : k + 256], (256, *x.shape[1:])) for k in range(0, len(x), 256)]

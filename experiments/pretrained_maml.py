@@ -108,7 +108,7 @@ def division(s: Settings, params: Any, sets: list[Clips], seed: int) -> dict[str
         return recipes.trained_once(
             path, [(1.0, method.objective)], theta, sample, key, s.outer_steps, title=name, average=0.98,
             optimizer=recipes.adamw(3e-4),
-        )  # fmt: skip
+        )[0]  # fmt: skip
 
     means = partial(mj.protonet, error=classify, num_classes=s.ways, metric="cosine")
     frozen = means(lambda params, x, key: encode(params, x))

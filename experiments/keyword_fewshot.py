@@ -50,7 +50,7 @@ class Settings:
     ways: int = 5  # words per episode
     shots: int = 1  # support clips per word
     queries: int = 5  # query clips per word
-    test_queries: int | None = None  # query clips per word of a test episode, if others
+    test_queries: int = 2  # query clips per word of a test or validation episode
     across: Across = "speaker"  # speaker: the query by other speakers; none: speakers ignored; same: one says all
     methods: tuple[str, ...] = ("meta_curvature", "protonet", "joint")  # of metajax.methods; the first is the main one
     model: models.Network = "tcresnet8"  # network
@@ -98,10 +98,9 @@ def load(s: Settings, cache: Path) -> Data:
         target = read(s.eval_corpus or s.corpus, s.eval_root)
         source = words.leave_out(source, target)
     sizes: dict[str, Any] = {"ways": s.ways, "shots": s.shots, "across": s.across}
-    test = words.sampler(target, "test", queries=s.test_queries or s.queries, **sizes)
-    validation = None
-    if source.splits.validation.any():
-        validation = words.sampler(source, "validation", queries=s.queries, **sizes)
+    sizes |= {"queries": s.test_queries}  # alike, so that one program serves
+    test = words.sampler(target, "test", **sizes)
+    validation = words.sampler(source, "validation", **sizes) if source.splits.validation.any() else None
     return Data(source, target, also and words.leave_out(also, target), validation, test)
 
 

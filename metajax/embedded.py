@@ -23,7 +23,7 @@ Embeddings = Float[np.ndarray, "clips features"]
 Numbers = dict[str, float]
 
 
-def vectors(embed: Callable[[Array], Array], x: np.ndarray, batch: int = 64) -> np.ndarray:
+def vectors(embed: Callable[[np.ndarray], Array], x: np.ndarray, batch: int = 64) -> np.ndarray:
     """What a compiled function makes of each of many clips, a batch of one size at a time.
 
     Args:

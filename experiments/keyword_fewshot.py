@@ -98,6 +98,7 @@ def load(s: Settings, cache: Path) -> Data:
         target = read(s.eval_corpus or s.corpus, s.eval_root)
         source = words.leave_out(source, target)
     sizes: dict[str, Any] = {"ways": s.ways, "shots": s.shots, "across": s.across}
+    words.sampler(source, "train", queries=s.queries, **sizes)  # refuses what does not fit, before anything is written
     sizes |= {"queries": s.test_queries}  # alike, so that one program serves
     test = words.sampler(target, "test", **sizes)
     validation = words.sampler(source, "validation", **sizes) if source.splits.validation.any() else None

@@ -116,7 +116,7 @@ def test_a_corpus_without_its_folder_is_refused(refuse, tmp_path):
 
 def test_too_few_words_speakers_or_clips_are_refused_with_how_many_there_are(refuse, tones, manifest_of):
     assert "9 words" in refuse("--corpus", "manifest", "--root", tones, "--ways", 5)
-    for size in ("--queries", "--shots"):
+    for size in ("--queries", "--test-queries", "--shots"):
         assert re.search(r"\d+ .*clips", refuse("--corpus", "manifest", "--root", tones, "--ways", 2, size, 30))
     few = manifest_of(keep=lambda row: row.split(",")[2] in ("s0", "s1", "s2"))
     assert "3 speakers, expected at least 4" in refuse(*few, *SMALL)

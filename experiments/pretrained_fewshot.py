@@ -24,7 +24,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, methods, recipes, report, runs
+from metajax import checkpoint, embedded, methods, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import acoustics, corpora
@@ -69,13 +69,9 @@ class Clips(NamedTuple):
     names: dict[str, tuple[str, ...]]
 
 
-def embed(model: Any, params: Any, waves: np.ndarray) -> np.ndarray:
+def embed(apply: Any, params: Any, waves: np.ndarray) -> np.ndarray:
     """What the model makes of each clip."""
-    apply, found = jax.jit(model), []
-    for start in range(0, len(waves), BATCH):
-        some = np.resize(waves[start : start + BATCH], (BATCH, waves.shape[1]))  # so that one program serves
-        found.append(np.asarray(apply(params, some.astype(np.float32))))
-    return np.concatenate(found)[: len(waves)]
+    return embedded.vectors(partial(jax.jit(apply), params), waves, BATCH)
 
 
 def same(params: dict, x: jax.Array, key: jax.Array | None = None) -> jax.Array:

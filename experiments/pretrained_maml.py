@@ -134,12 +134,13 @@ def run(s: Settings) -> None:
     if s.first >= CONVOLUTIONS:
         raise mj.InputError(f"first is {s.first}, expected a convolution within 1..{CONVOLUTIONS - 1}.")
     config = runs.config(s, ("out",))
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
+    runs.check_folder(s.out, config, resume=(resume := (s.out / "config.json").exists()))
     use_all_cores()
     recordings, (_, params) = [corpora.read(s.corpus, s.root)], pretrained.speech_embedding()
     if s.synthetic and s.corpus != "espeak":
         exclude = (*SEMITIC, *LEFT_OUT.get(s.corpus, ()))
         recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
+    runs.open_folder(s.out, config, resume=resume)
     below = jax.jit(lambda wave: convolved(params, log_mel(wave)[..., None], range(s.first)).astype(jnp.float16))
     sets = [Clips(embedded.vectors(below, word_waves(one)), one.columns, one.names) for one in recordings]
     done = [division(s, params, sets, seed) for seed in s.seeds]

@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -150,12 +151,8 @@ def run(s: Settings) -> None:
         seconds=None if s.outer_steps else s.seconds,
     )  # fmt: skip
     params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), theta["params"])
-    program = hoisted(lambda x: at_tempos(model).apply(jax.tree.map(jnp.float32, params), x.astype(jnp.float32)))
-
-    def embed(x: np.ndarray) -> np.ndarray:
-        parts = [np.resize(x[k : k + 256], (256, *x.shape[1:])) for k in range(0, len(x), 256)]
-        return np.concatenate([np.asarray(program(part)) for part in parts])[: len(x)]
-
+    program = hoisted(lambda x: at_tempos(model).apply(jax.tree.map(jnp.float32, params), x))
+    embed = partial(embedded.vectors, program, batch=256)
     few = np.flatnonzero(np.isin(columns["label"], np.unique(columns["label"])[1::8]))  # enough to calibrate on
     some = {name: column[few] for name, column in columns.items()}
     opened = embedded.open_episodes(embed(x[few]), some, ways=s.taught, shots=2, queries=1, across="none", fewer=True)

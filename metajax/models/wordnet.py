@@ -68,13 +68,20 @@ def at_tempos(model: Model) -> Model:
     return model._replace(apply=apply)
 
 
-def on_waves(model: Model, settings: FeatureSettings = FRONT_END) -> Model:
-    """The model of log-mels on waves `[n, samples]` at `settings.sample_rate`, `at_tempos`."""
+def on_waves(model: Model, settings: FeatureSettings = FRONT_END, *, tempos: bool = True) -> Model:
+    """The model of log-mels on waves `[n, samples]` at `settings.sample_rate`, each normalised by its own speech.
+
+    Args:
+      model: of log-mels.
+      settings: of the log-mels.
+      tempos: whether each is heard `at_tempos`, which takes three times as long.
+    """
 
     def seen(waves: Float[Array, "n samples"]) -> Float[Array, "n time mel"]:
         return jax.vmap(lambda wave: log_mel(wave, settings))(waves)
 
     def apply(params: Params, waves: Float[Array, "n samples"], key: KeyArray | None = None) -> Array:
-        return at_tempos(model).apply(params, seen(waves), key)
+        x = seen(waves)
+        return at_tempos(model).apply(params, x, key) if tempos else model.apply(params, jax.vmap(among_speech)(x), key)
 
     return Model(lambda key, waves: model.init(key, seen(waves)), apply, lambda params, waves: {})

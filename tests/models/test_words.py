@@ -15,6 +15,7 @@ from metajax import InputError
 from metajax.data import speech_embedding as data
 from metajax.models import Model, whitened
 from metajax.models.pretrained import windowed
+from metajax.models.wordnet import on_waves, word_net
 
 ROOT = Path(mj.__file__).parent
 words = importlib.import_module("metajax.models.words")  # whose name is also the function's

@@ -35,7 +35,6 @@ from metajax.parallel import use_all_cores
 from metajax.tasks.groups import of_each
 
 STEPS = (0, 1, 2, 5, 20)  # after which the error is told
-RATES = (0.03, 0.1, 0.3)  # inner rates to choose from
 FEWER = (1, 3)  # utterances to adapt to, in place of all
 
 
@@ -46,6 +45,8 @@ def new_head() -> mj.Part:
 
 
 PARTS = {"all": mj.everything, "lora": partial(mj.lora, 4), "new head": new_head}
+# inner rates to choose from
+RATES = {"all": (0.03, 0.1, 0.3), "lora": (0.1, 0.3, 1.0), "new head": (0.1, 0.3, 1.0, 3.0)}
 
 
 class Arm(NamedTuple):
@@ -54,6 +55,7 @@ class Arm(NamedTuple):
     kind: Literal["fresh", "joint", "fomaml", "reptile", "meta_sgd"]
     parts: tuple[str, ...]
     rate: float = 0.0  # inner rate while training, from which learned rates start
+    num_steps: int = 2  # inner steps while training
 
 
 ARMS = {
@@ -63,6 +65,8 @@ ARMS = {
     "Meta-SGD": Arm("meta_sgd", ("all",), 0.1),
     "Meta-SGD, LoRA": Arm("meta_sgd", ("lora",), 0.3),
     "Meta-SGD, new head": Arm("meta_sgd", ("new head",), 0.3),
+    "fine-tuned, new head": Arm("joint", ("new head",)),
+    "FOMAML, new head": Arm("fomaml", ("new head",), 0.3, 5),
     "from scratch": Arm("fresh", ("all",)),
 }
 
@@ -76,7 +80,6 @@ class Settings:
     shots: int = 10  # utterances to adapt to
     queries: int = 6  # utterances to recognise while training
     tested: int = 12  # utterances to recognise when tested
-    num_steps: int = 2  # inner steps while training
     pretrain: float = 240.0  # seconds of joint training that all start from
     further: float = 60.0  # seconds of every arm after that
     outer_steps: int | None = None  # a number of outer steps in place of each of these times
@@ -126,7 +129,7 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
         if arm.kind in ("fresh", "joint"):
             theta, count = (fresh, 0) if arm.kind == "fresh" else train("joint", jointly, start, many, *further)
             return theta | part.init(theta["params"], key), count
-        method = getattr(mj, arm.kind)(model.apply, ctc, optax.sgd(arm.rate), s.num_steps, part=part)
+        method = getattr(mj, arm.kind)(model.apply, ctc, optax.sgd(arm.rate), arm.num_steps, part=part)
         begun = method.learner.init(start["params"], key)
         return train(f"{title}, {name}", method.objective, begun, episodes, *further)
 
@@ -145,7 +148,7 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
             test = tester(option[0], mj.rates if arm.kind == "meta_sgd" else mj.plain)
             return test(thetas[option[0]][0], option[1], on[where])
 
-        scores = {(name, rate): errors(heard((name, rate), "validation")) for name in arm.parts for rate in RATES}
+        scores = {(name, rate): errors(heard((name, rate), "validation")) for name in arm.parts for rate in RATES[name]}
         found = recognition.chosen(scores, lambda option: errors(heard(option, "test")), STEPS, "word")
         best = found["option"][i := STEPS.index(found["step"])]
         fewer = [float(errors(heard(best, few))["word"][:, i].mean()) for few in FEWER]
@@ -158,7 +161,7 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
 
 def run(s: Settings) -> None:
     """Every cell that is missing, then the tables, transcripts and the picture."""
-    one = dict.fromkeys(("shots", "queries", "tested", "num_steps", "outer_steps"), 1)
+    one = dict.fromkeys(("shots", "queries", "tested", "outer_steps"), 1)
     runs.check(s, ("plot", "espeak"), seeds=0, held_out=2, pretrain=0.1, further=0.1, **one)
     runs.known("arms", s.arms, ARMS)
     use_all_cores(s.cache / "compiled")

@@ -24,7 +24,7 @@ def main(tmp_path, monkeypatch):
     """Runs the script at tiny sizes, on a few languages, rates and steps; its exit code."""
     monkeypatch.setattr(crosslingual, "read", partial(read, languages=LANGUAGES))
     monkeypatch.setattr(crosslingual, "STEPS", (0, 1, 3))
-    monkeypatch.setattr(crosslingual, "RATES", (0.1, 1.0))
+    monkeypatch.setattr(crosslingual, "RATES", dict.fromkeys(("all", "new head"), (0.1, 1.0)))
     monkeypatch.setattr(crosslingual, "ARMS", SMALL)
     monkeypatch.setattr(crosslingual, "recogniser", lambda **_: recogniser(width=0.25, num_layers=1))
 

@@ -132,6 +132,8 @@ def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
     sound = microphone(RATE, size) if wave is None else np.pad(wave, (0, size + -len(wave) % size)).reshape(-1, size)
     for count, one in enumerate(listen(heard, sound, samples=CLIP, hop=HOP, sure=sure), 1):  # noqa: B007
         print(f"{one.middle / RATE:8.2f} s: {words[one.word]}, {100 * one.p:.0f} %", flush=True)
+    if wave is None:  # the microphone is gone
+        return
     spent, seconds = 1000 * (time.process_time() - begin), len(wave) / RATE
     print(f"{count} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
 

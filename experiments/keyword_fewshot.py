@@ -89,7 +89,7 @@ def load(s: Settings, cache: Path) -> Data:
     how: dict[str, Any] = {"settings": FeatureSettings(high=s.max_hz), "cache": cache, "seed": s.seed, "ways": s.ways}
 
     def read(name: str, root: Path | None, **more: Any) -> words.Words:
-        more |= {"clips_per_label": 10} if name == "espeak" else {}
+        more |= {"clips_per_label": 12} if name == "espeak" else {}
         return words.load_words(name, root, on_error=s.on_error, **how, **more)
 
     target = source = read(s.corpus, s.root, noise=s.noise == "recorded")

@@ -26,7 +26,7 @@ from metajax.core import Sampler, Theta
 from metajax.data import words
 from metajax.data.augment import Augmentation, augment
 from metajax.data.cache import default_folder
-from metajax.parallel import use_all_cores
+from metajax.parallel import run_once, use_all_cores
 from metajax.tasks.episodes import mixture
 from metajax.tasks.new_classes import changed_classes, mixed_classes
 from metajax.tasks.splits import counted, fewer
@@ -111,7 +111,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
     x, (init_key, key) = jax.eval_shape(test, jax.random.key(0)).support.x, jax.random.split(jax.random.key(cell.seed))
     build = partial(methods.build, method, ways=s.ways, train_ways=s.train_ways, classes=classes, num_steps=s.num_steps)
     built, gradient = build(net, x), method.kind == "gradient"
-    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, test, init_key), init_key)
+    theta = run_once(built.algorithm.learner.init, recipes.fresh(built.model.init, test, init_key), init_key)
     z = jax.eval_shape(net(None).apply, theta["params"], x)
     learner = built.tested if gradient else build(lambda _: models.identity(), z).tested
     run = methods.curves(lambda _: learner, built.num_steps)  # at the inner rate of training, as nothing validates

@@ -32,7 +32,7 @@ from metajax.data.spoken_digits import Spoken, spoken_digits
 from metajax.evaluate import over_runs
 from metajax.losses import classify
 from metajax.models.fusion import MODALITIES, Kind
-from metajax.parallel import use_all_cores
+from metajax.parallel import run_once, use_all_cores
 from metajax.tasks.crossmodal import Items, dropped, only, paired
 from metajax.tasks.episodes import with_inputs
 
@@ -128,7 +128,7 @@ def run_cell(s: Settings, cell: Cell, data: tuple[Spoken, Spoken, int]) -> dict[
     sample = sampler(train, order[:5], drawing, within=train.language)
     x, classes = jax.eval_shape(sample, key).support.x, len(np.unique(train.label[np.isin(train.digit, order[:5])]))
     built = methods.build(method, net, x, ways=5, train_ways=5, classes=classes, num_steps=5)
-    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, sample, init_key), init_key)
+    theta = run_once(built.algorithm.learner.init, recipes.fresh(built.model.init, sample, init_key), init_key)
     if method.kind == "joint":  # many words at once, of all languages
         sample = sampler(train, order[:5], drawing, ways=built.train_ways, queries=1)
     how = {"chunk": methods.chunk_of(method), "average": 0.98, "title": "-".join(map(str, cell))}

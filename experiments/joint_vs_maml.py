@@ -35,7 +35,7 @@ from metajax.losses import classify, multitask_losses
 from metajax.models import image_encoder, tcresnet8
 from metajax.models.multitask import multitask
 from metajax.names import match, replaced
-from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+from metajax.parallel import hoisted, replicate, run_once, task_mesh, use_all_cores
 from metajax.tasks.held_out import closed_test, hold_out
 
 RATES = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)  # inner rates to test at; lower than elsewhere, since heads see |z|^2 = 64
@@ -121,7 +121,7 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
         )
 
     x = jnp.zeros_like(jax.eval_shape(episodes, jax.random.key(0)).support.x)
-    params = jax.jit(model.init)(jax.random.key(cell.seed), {"new": x, "speech": x, "image": pixels[:2]})
+    params = run_once(model.init, jax.random.key(cell.seed), {"new": x, "speech": x, "image": pixels[:2]})
     zeros = {n: jnp.zeros_like(a) for n, a in match({"params": params}, ["params.heads.new"]).items()}
     parts = {"validation": max(s.episodes // 10, 2), "test": s.episodes}
     run = methods.curves(learner, s.adapt_steps)

@@ -35,7 +35,7 @@ from metajax.evaluate import over_seeds
 from metajax.losses import multitask_losses, weighting
 from metajax.models import image_encoder, tcresnet8
 from metajax.models.multitask import linear, multitask
-from metajax.parallel import hoisted, use_all_cores
+from metajax.parallel import hoisted, run_once, use_all_cores
 from metajax.tasks.held_out import hold_out
 from metajax.tasks.splits import Splits
 
@@ -122,7 +122,7 @@ def run_cell(s: Settings, cell: Cell, data: dict[str, Data]) -> dict[str, Any]:
             batch[task] = mj.Batch(clean(task, x), one.y[chosen])
         return batch
 
-    params = jax.jit(model.init)(jax.random.key(cell.seed), {task: one.x[:2] for task, one in data.items()})
+    params = run_once(model.init, jax.random.key(cell.seed), {task: one.x[:2] for task, one in data.items()})
     result: dict[str, Any] = {"accuracy": {}, "classes": sizes}
     if cell.method not in PROBES:
         losses = multitask_losses(model.apply, sizes, normalize=True)

@@ -106,8 +106,8 @@ def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
         raise mj.InputError(f"{count} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
     (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
     begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
-    spent = 1000 * (time.perf_counter() - begin)
-    print(f"{count} words taught by {len(clips)} clips in {spent:.0f} ms: {', '.join(taught.words)}")
+    spent = f"{len(clips)} clips in {1000 * (time.perf_counter() - begin):.0f} ms"
+    print(f"{count} words taught by {spent}: {', '.join(taught.words)}")
     for word, name, _ in (clips[i] for i in faint):
         print(f"note: {name} of {word!r} holds little speech: expect false alarms, or record again", file=sys.stderr)
     return [taught, running]
@@ -128,12 +128,12 @@ def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
     """Tells which word is said when in running audio: a file in long blocks, or what the microphone hears in short."""
     wave, size = (None, 2 * HOP) if str(path) == "mic" else (read_audio(path, RATE), BLOCK * HOP)
     jax.block_until_ready(heard(np.zeros((1, CLIP - HOP + size), np.float32)))  # compiles
-    begin, count = time.process_time(), 0
+    begin, since, count = time.process_time(), time.perf_counter(), 0
     sound = microphone(RATE, size) if wave is None else np.pad(wave, (0, size + -len(wave) % size)).reshape(-1, size)
     for count, one in enumerate(listen(heard, sound, samples=CLIP, hop=HOP, sure=sure), 1):  # noqa: B007
         print(f"{one.middle / RATE:8.2f} s: {words[one.word]}, {100 * one.p:.0f} %", flush=True)
-    spent, seconds = 1000 * (time.process_time() - begin), len(wave) / RATE
-    print(f"{count} words in {seconds:.1f} s of audio, {spent / seconds:.1f} ms of one core for a second of it")
+    seconds = time.perf_counter() - since if wave is None else len(wave) / RATE
+    print(f"{count} words in {seconds:.1f} s of audio, {(time.process_time() - begin) / seconds:.1%} of a core")
 
 
 def load(path: Path, version: str) -> list[Taught]:

@@ -32,7 +32,7 @@ from metajax.data.clusters import partitions
 from metajax.data.features import endpointed
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
-from metajax.parallel import use_all_cores
+from metajax.parallel import run_once, use_all_cores
 from metajax.tasks.episodes import with_inputs
 from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
 
@@ -135,7 +135,7 @@ def run_cell(s: Settings, cell: Cell, task: words.Words) -> dict[str, Any]:
     method, inputs = methods.METHODS[cell.method], jax.eval_shape(first, key).support.x
     build = partial(methods.build, method, ways=s.ways, train_ways=ways, classes=classes, num_steps=s.num_steps)
     built = build(net, inputs)
-    theta = jax.jit(built.algorithm.learner.init)(recipes.fresh(built.model.init, first, init_key), init_key)
+    theta = run_once(built.algorithm.learner.init, recipes.fresh(built.model.init, first, init_key), init_key)
     phases = built.phases
     if cell.source == "masked":
         frames = models.tcresnet8(normalization="group", width=s.width, pooled=False).apply

@@ -97,6 +97,12 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
     return call
 
 
+def run_once(f: Callable[..., Any], *args: Any) -> Any:
+    """`jax.jit(f)(*args)` of a program that runs once: on CPU it is not optimised, and compiles four times as fast."""
+    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(f, compiler_options=options)(*args)
+
+
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
     """Copy a tree to every device of `mesh`."""
     return jax.device_put(tree, jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec()))

@@ -11,7 +11,7 @@ from jaxtyping import Array
 
 from metajax import checkpoint
 from metajax.core import KeyArray, Objective, Params, Sampler, Theta
-from metajax.parallel import replicate, task_mesh
+from metajax.parallel import replicate, run_once, task_mesh
 from metajax.train import Fit, fit, in_phases, init_state, meta_step
 
 WARMUP = 0.1  # share of the outer steps
@@ -32,7 +32,7 @@ def adamw(outer_rate: float = 2e-3, weight_decay: float = 1e-4) -> optax.Gradien
 def fresh(init: Callable[[KeyArray, Any], Params], sample: Sampler, key: KeyArray) -> Params:
     """A network's parameters for the inputs of `sample`, made by one compiled program."""
     x = jax.eval_shape(sample, key).support.x
-    return jax.jit(init)(key, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x))
+    return run_once(init, key, jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), x))
 
 
 def meta_train(

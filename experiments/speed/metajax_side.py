@@ -19,7 +19,7 @@ from metajax.conv import formulation, pool
 from metajax.core import Apply, Sampler
 from metajax.data.augment import Augmentation, augment, normalize
 from metajax.models import layers
-from metajax.parallel import copied, hoist, hoisted, over_tasks, replicate, task_mesh, use_all_cores
+from metajax.parallel import copied, hoist, hoisted, over_tasks, replicate, run_once, task_mesh, use_all_cores
 from metajax.tasks.episodes import divided, episodes, with_inputs
 from metajax.tasks.probes import sinusoids
 
@@ -78,7 +78,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
     dtype = jnp.float64 if w.precision == "float64" else jnp.float32
     shape = jax.eval_shape(sample, key).support.x.shape
     with jax.enable_x64(False):  # the same numbers in every precision
-        params = jax.jit(model.init)(key, jnp.zeros(shape))
+        params = run_once(model.init, key, jnp.zeros(shape))
     params = jax.tree.map(lambda a: a.astype(dtype), params)
     theta = algorithm.learner.init(params, key)
     mesh = task_mesh(w.tasks)

@@ -42,7 +42,7 @@ def recogniser(**_: Any) -> Callable[[int | None], Model]:
     return lambda outputs: from_linen(Recogniser(outputs))
 
 
-def tcresnet8(outputs: int | None = None, *, width: float, pooled: bool = True, **_: Any) -> Model:
+def tcresnet8(outputs: int | None = None, *, width: float = 1.0, pooled: bool = True, **_: Any) -> Model:
     """As `metajax.models.tcresnet8`: as many features, a frame for 8."""
     return from_linen(Words(outputs, round(48 * width), pooled))
 

@@ -58,6 +58,11 @@ def checker(stub):
 beartype.beartype = checker
 
 
+def pytest_collection_modifyitems(items):
+    """Runs of whole scripts come first, so that at the end no worker waits long for another."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None or item.path.parent != Path(__file__).parent)
+
+
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     """As many cores as devices made above, whatever this process may use: scripts ask for a device on each."""

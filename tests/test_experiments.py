@@ -17,6 +17,7 @@ from metajax import models, recipes, runs
 from metajax.data import corpora
 from metajax.tasks.episodes import index_tables
 from metajax.tasks.splits import divide
+from tests import tiny
 from tests.conftest import equations, write_tones
 from tests.shared import shared_data
 
@@ -317,7 +318,8 @@ def test_the_defaults_suit_the_embedded_corpus():
 
 
 @pytest.mark.slow
-def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys):
+def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "network", tiny.network)
     out = tmp_path / "run"
     argv = ["--corpus", "manifest", "--root", str(tones), *SMALL, "--cache", str(tmp_path / "cache"), "--out", str(out)]
     argv += ["--methods", "maml", "joint"]

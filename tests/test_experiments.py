@@ -144,7 +144,8 @@ def bad_files(tones):
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_audio_is_named(refuse, manifest_of, bad_files, name):
-    assert f"{name}.wav" in refuse(*manifest_of(bad_files[name]), *SMALL)
+    few = manifest_of(bad_files[name], keep=lambda row: row.startswith("0_"))
+    assert f"{name}.wav" in refuse(*few, *SMALL)
 
 
 def test_bad_audio_is_skipped_and_counted(refuse, manifest_of, bad_files):

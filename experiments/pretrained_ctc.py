@@ -16,7 +16,7 @@ was stopped. Run here with the random encoder alone, at small sizes; not timed w
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ from metajax.losses import ctc
 from metajax.losses.ctc import blank_after
 from metajax.models import pretrained
 from metajax.models.pretrained.layers import linear
-from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+from metajax.parallel import use_all_cores
 
 STEPS = (0, 1, 2, 5, 10)  # after which the error is told
 RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
@@ -139,23 +139,19 @@ def bench(s: Settings, encoder: Encoder, speech: Speech, seed: int) -> Callable[
         made = method(True, 0 if joint else s.num_steps, rule)
         return train(arm, made.objective, made.learner.init(start["params"], key), joint, s.outer_steps)
 
+    @cache  # arms share a program
+    def scorer(rule: Callable[[], mj.Rule], split: int) -> Callable[..., recognition.Errors]:
+        num = s.episodes if split == 2 else max(s.episodes // 2, 2)
+        how: dict[str, Any] = {"part": part[True], "rule": rule(), "first_order": True}
+        return recognition.adapted_errors(
+            speech.vocabulary, lambda rate: mj.descent(apply, ctc, optax.sgd(rate), **how),
+            lambda _: episodes(values=parts[split]), jax.random.fold_in(key, split), num, STEPS,
+        )  # fmt: skip
+
     def cell(arm: str) -> dict[str, Any]:
-        theta, rule = trained(arm), mj.rates() if arm == "Meta-SGD" else mj.plain()
-
-        def scorer(values: tuple[str, ...], num: int, salt: int) -> Callable[[float], recognition.Errors]:
-            sample, mesh = episodes(values=values), task_mesh(num)
-
-            @hoisted
-            def found(theta: Theta, rate: jax.Array) -> Any:
-                learner = mj.descent(apply, ctc, optax.sgd(rate), part=part[True], rule=rule, first_order=True)
-                draw = jax.random.fold_in(key, salt)
-                return mj.evaluate(learner, recognition.heard, theta, sample, draw, num, max(STEPS), mesh=mesh)
-
-            curves = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
-            return lambda rate: curves(found(replicate(theta, mesh), jnp.float32(rate)))
-
-        choose = scorer(parts[1], max(s.episodes // 2, 2), 1)
-        found = recognition.chosen({rate: choose(rate) for rate in RATES}, scorer(parts[2], s.episodes, 2), STEPS)
+        theta, rule = trained(arm), mj.rates if arm == "Meta-SGD" else mj.plain
+        validation = {rate: scorer(rule, 1)(theta, rate, ()) for rate in RATES}
+        found = recognition.chosen(validation, lambda rate: scorer(rule, 2)(theta, rate, ()), STEPS)
         return found | {"speakers": parts}
 
     return cell

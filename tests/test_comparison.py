@@ -10,10 +10,11 @@ import pytest
 from new_algorithm import my_algorithm
 
 import metajax as mj
-from metajax import runs
+from metajax import models, runs
 from metajax.losses import classify
 from metajax.models import mlp
 from metajax.tasks.probes import blobs
+from tests import tiny
 from tests.conftest import assert_close, write_tones
 
 WAYS = 5
@@ -39,8 +40,9 @@ def test_the_template_is_proto_maml():
 
 
 @pytest.mark.slow
-def test_a_whole_comparison_in_phases(tmp_path, capsys):
+def test_a_whole_comparison_in_phases(tmp_path, capsys, monkeypatch):
     """A second call finds the cell."""
+    monkeypatch.setattr(models, "network", tiny.network)
     argv = ["--normalizations", "group", "--methods", "mamlpp", "--seeds", "0", "--budget", "0.2", "--width", "0.25"]
     argv += ["--episodes", "20", "--tasks", "2", "--ways", "2", "--num-steps", "2", "--queries", "1"]
     argv += ["--corpus", "manifest", "--root", str(write_tones(tmp_path, 17, 9, 2))]

@@ -10,7 +10,7 @@ from crosslingual import Arm, Settings
 
 from metajax import runs
 from metajax.data.corpora import read
-from metajax.models import recogniser
+from tests import tiny
 from tests.conftest import assert_refused
 
 LANGUAGES = ("af", "az", "be", "bg", "cy", "da", "de", "el", "es", "et", "eu", "fi", "fr", "hi", "hu", "is", "it", "ja",
@@ -26,7 +26,7 @@ def main(tmp_path, monkeypatch):
     monkeypatch.setattr(crosslingual, "STEPS", (0, 1, 3))
     monkeypatch.setattr(crosslingual, "RATES", dict.fromkeys(("all", "new head"), (0.1, 1.0)))
     monkeypatch.setattr(crosslingual, "ARMS", SMALL)
-    monkeypatch.setattr(crosslingual, "recogniser", lambda **_: recogniser(width=0.25, num_layers=1))
+    monkeypatch.setattr(crosslingual, "recogniser", tiny.recogniser)
 
     def call(*argv: object) -> int:
         sizes = "--utterances 8 --held-out 2 --shots 3 --queries 2 --tested 4 --outer-steps 2"

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from data_scarcity import REMEDIES, Cell, Settings
 
-from metajax import runs
+from metajax import models, runs
 from metajax.data import words
 from metajax.data.corpus import Corpus
 from metajax.data.features import FeatureSettings
 from metajax.tasks.splits import Splits
+from tests import tiny
 from tests.conftest import write_tones
 
 TINY = (
@@ -63,7 +64,8 @@ def test_what_cannot_be_run_is_refused(main, capsys, argv, message):
 
 
 @pytest.mark.slow
-def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys):
+def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "network", tiny.network)
     tones = write_tones(tmp_path, 9, 9, 3)
     assert main("--methods", "protonet", "--remedies", "reversed classes", tones=tones) == 0
     printed = capsys.readouterr().out

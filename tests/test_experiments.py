@@ -17,6 +17,7 @@ from metajax import models, recipes, runs
 from metajax.data import corpora
 from metajax.tasks.episodes import index_tables
 from metajax.tasks.splits import divide
+from tests import tiny
 from tests.conftest import equations, write_tones
 from tests.shared import shared_data
 
@@ -143,7 +144,8 @@ def bad_files(tones):
 
 @pytest.mark.parametrize("name", BAD)
 def test_bad_audio_is_named(refuse, manifest_of, bad_files, name):
-    assert f"{name}.wav" in refuse(*manifest_of(bad_files[name]), *SMALL)
+    few = manifest_of(bad_files[name], keep=lambda row: row.startswith("0_"))
+    assert f"{name}.wav" in refuse(*few, *SMALL)
 
 
 def test_bad_audio_is_skipped_and_counted(refuse, manifest_of, bad_files):
@@ -317,7 +319,8 @@ def test_the_defaults_suit_the_embedded_corpus():
 
 
 @pytest.mark.slow
-def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys):
+def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "network", tiny.network)
     out = tmp_path / "run"
     argv = ["--corpus", "manifest", "--root", str(tones), *SMALL, "--cache", str(tmp_path / "cache"), "--out", str(out)]
     argv += ["--methods", "maml", "joint"]

@@ -1,6 +1,7 @@
 """The scripts about several modalities: what they refuse, and what a small run leaves behind."""
 
 import json
+import sys
 from functools import partial
 
 import crossmodal
@@ -13,6 +14,7 @@ import pytest
 from metajax import runs
 from metajax.data import words
 from metajax.data.spoken_digits import Spoken
+from tests import tiny
 from tests.conftest import assert_refused, write_tones
 from tests.conftest import words as columns
 
@@ -42,6 +44,12 @@ def main(tmp_path, monkeypatch):
         return runs.main(script.Settings, script.run, script.__doc__, argv)
 
     return call
+
+
+@pytest.fixture
+def small_ear(monkeypatch):
+    """One convolution in place of TC-ResNet8, which takes longest to compile."""
+    monkeypatch.setattr(sys.modules["metajax.models.fusion"], "TCResNet8", tiny.ear)
 
 
 def test_what_cannot_be_run_is_refused(main, capsys):
@@ -105,7 +113,7 @@ def test_tables_of_fusion_compare_models_on_the_same_episodes(main, tmp_path, mo
 
 
 @pytest.mark.slow
-def test_a_small_model_is_tested_on_every_set_and_what_is_absent_is_as_good_as_clean():
+def test_a_small_model_is_tested_on_every_set_and_what_is_absent_is_as_good_as_clean(small_ear):
     s = fusion.Settings(methods=("late_fusion",), outer_steps=2, episodes=3, queries=1, width=8)
     scores = fusion.run_cell(s, fusion.wanted(s)[0], spoken())["scores"]
     assert set(scores) == {*fusion.SETS}
@@ -117,7 +125,7 @@ def test_a_small_model_is_tested_on_every_set_and_what_is_absent_is_as_good_as_c
 
 
 @pytest.mark.slow
-def test_a_whole_small_run_of_matching(main, tmp_path, monkeypatch):
+def test_a_whole_small_run_of_matching(main, tmp_path, monkeypatch, small_ear):
     tones = write_tones(tmp_path, 12, 6, 2)
     load = words.load_words
     monkeypatch.setattr(words, "load_words", lambda name, *rest, **how: load("manifest", tones, ways=4, **how))

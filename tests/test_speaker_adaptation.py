@@ -9,7 +9,8 @@ import speaker_adaptation
 from speaker_adaptation import ADAM, ARMS, RATES, STEPS, Settings
 
 from metajax import runs
-from metajax.models.saved import load_recogniser
+from metajax.models import recogniser, saved
+from tests import tiny
 from tests.conftest import assert_refused
 
 RATE, SPEAKERS = 8000, 5
@@ -56,6 +57,7 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
     fewer = {"fine-tuned": ("film", "lora"), "SUTA": ("film",)}  # each is a program or two
     for arm, parts in fewer.items():
         monkeypatch.setitem(ARMS, arm, ARMS[arm]._replace(parts=parts))
+    monkeypatch.setattr(saved, "recogniser", tiny.recogniser)
     arms = ("fine-tuned", "SUTA", "learned error")
     assert main("--arms", *arms) == 0
     shown = capsys.readouterr().out
@@ -74,12 +76,13 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
     train, validation, test = next(iter(cells.values()))["speakers"]
     assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test
     for arm, row in results["rows"].items():
-        kept = load_recogniser(tmp_path / "out" / "recognisers" / "seed0" / arm)
+        kept = saved.load_recogniser(tmp_path / "out" / "recognisers" / "seed0" / arm)
         (step,), (options,) = row["step"], row["option"]
         part, rate = options[STEPS.index(step)]
         assert kept.way[:2] == (ARMS[arm].error, part) and kept.way.steps == step
         assert kept.way.rate == pytest.approx(rate * (ADAM if arm == "SUTA" else 1))
         assert kept.vocabulary.tokens[0] == "<pad>" and kept.features.high == 3800 and 1 < kept.longest < 2
+        assert kept.network["width"] == 0.25 and recogniser(**kept.network)(None)
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.json")}
     assert main("--arms", *arms) == 0  # finds every cell
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}

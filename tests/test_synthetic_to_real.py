@@ -9,29 +9,15 @@ import numpy as np
 import pytest
 import soundfile
 import synthetic_to_real as script
-from flax import linen as nn
 
 import metajax as mj
 from metajax import runs
-from metajax.losses.ctc import blank_after
-from metajax.models import from_linen
-from metajax.models.frames import frames_of, quarter_rate
+from tests import tiny
 from tests.conftest import assert_refused
 
 SPEAKERS, RATE = 5, 8000
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("espeakng_loader") is None, reason="no espeakng-loader")
-
-
-class Tiny(nn.Module):
-    """Two convolutions and a head, in place of the Conformer, which takes longer to compile."""
-
-    outputs: int
-
-    @nn.compact
-    def __call__(self, inputs):
-        x, lengths = quarter_rate(*frames_of(inputs), 8, "layer")
-        return blank_after(nn.Dense(self.outputs, name="head")(x), lengths)
 
 
 @pytest.fixture
@@ -48,7 +34,7 @@ def digits(tmp_path):
 def main(tmp_path, monkeypatch):
     """Runs the script at tiny sizes; its exit code."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})  # as many devices as conftest made
-    monkeypatch.setattr(script, "recogniser", lambda **_: lambda outputs: from_linen(Tiny(outputs)))
+    monkeypatch.setattr(script, "recogniser", tiny.recogniser)
     monkeypatch.setattr(script, "BATCH", 4)
     monkeypatch.setattr(script, "STEPS", (0, 1, 2))
     monkeypatch.setattr(script, "RATES", (0.1, 1.0))

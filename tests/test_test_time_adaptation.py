@@ -6,29 +6,19 @@ import jax
 import numpy as np
 import pytest
 import test_time_adaptation as script
-from flax import linen as nn
 
 from metajax import runs
-from metajax.models import from_linen
-from metajax.models.frames import frames_of, quarter_rate
+from tests import tiny
 from tests.conftest import assert_refused
 from tests.test_speaker_adaptation import SPEAKERS, digits  # noqa: F401
 
 SIZES = "--strings 10 --words 2 3 --outer-steps 2 --tasks 2 --episodes 4"
 
 
-class Tiny(nn.Module):
-    """Two convolutions, in place of the Conformer, which takes minutes to compile in all the programs of a run."""
-
-    @nn.compact
-    def __call__(self, inputs):
-        return quarter_rate(*frames_of(inputs), 8, "layer")[0]
-
-
 @pytest.fixture
 def main(digits, tmp_path, monkeypatch):  # noqa: F811
     """Runs the script on tones, at tiny sizes; its exit code."""
-    monkeypatch.setattr(script, "recogniser", lambda **_: lambda outputs: from_linen(Tiny()))
+    monkeypatch.setattr(script, "recogniser", tiny.recogniser)
 
     def call(*argv: object) -> int:
         places = ["--corpus", "fsdd", "--root", digits, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]

@@ -16,7 +16,11 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     safetensors = pytest.importorskip("safetensors", reason="safetensors writes the file")
     numpy = pytest.importorskip("safetensors.numpy", reason="safetensors writes the file")
     few = ("de", "en", "fi", "fr", "hi", "ru", "sw", "tr")
-    monkeypatch.setattr(train_words.espeak, "read", partial(train_words.espeak.read, languages=few))
+    monkeypatch.setattr(
+        train_words.espeak, "read", partial(train_words.espeak.read, languages=few, numbers=range(2, 10))
+    )
+    calibrated = train_words.embedded.calibrated
+    monkeypatch.setattr(train_words.embedded, "calibrated", lambda *of: calibrated(*of[:2], 20, of[3]))
     s = Settings(pseudowords=0, clips_per_label=3, festival=False, ways=8, width=8, outer_steps=2, taught=2,
                  cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
     train_words.run(s)

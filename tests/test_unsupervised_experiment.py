@@ -6,7 +6,8 @@ import pytest
 import unsupervised
 from unsupervised import Cell, Settings
 
-from metajax import runs
+from metajax import models, runs
+from tests import tiny
 from tests.conftest import write_tones
 
 pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
@@ -61,8 +62,10 @@ def test_what_cannot_be_run_is_refused(main, capsys, argv, message):
 
 
 @pytest.mark.slow
-def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys):
+def test_a_whole_small_run_and_its_resumption(main, tmp_path, capsys, monkeypatch):
     """A gradient-based method on clusters, then a metric one; the cells that are there are found."""
+    monkeypatch.setattr(models, "network", tiny.network)
+    monkeypatch.setattr(models, "tcresnet8", tiny.tcresnet8)
     assert main("--methods", "maml", "--sources", "cactus", "--clips") == 0
     assert "3 cells, 0 of them finished before" in capsys.readouterr().out
     first = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]

@@ -38,6 +38,7 @@ x = numpy.pad(x[:20000], (0, 20000 - len(x[:20000])))[None]
 p = jax.export.deserialize(bytearray(open(sys.argv[1], "rb").read())).call(x)
 print(f"clip: {json.load(open(sys.argv[1] + '.json'))[int(p[0].argmax())]}, {100 * float(p[0].max()):.0f} %")
 """  # what `--export` promises
+KINDS = {"metajax, both": "True", "metajax, its network alone": "False"}  # whether the encoder is asked
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def run(s: Settings) -> None:
         folder = Path(name)
         words, asked = clips(s, folder)
         answers = [path.name.split("_")[0] for path in asked]
-        for label, encoder in (("metajax, both", "True"), ("metajax, its network alone", "False")):
+        for label, encoder in KINDS.items():
             kept, exported, cache = (folder / f"{encoder}{end}" for end in (".safetensors", ".hlo", ".cache"))
             how = ["--encoder", encoder]
             whole = process([TOOL, *words, *how, "--save", kept, "--export", exported, "--recognise", *asked])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError, runs
+from tests import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "speed"))
 import adaptation
@@ -104,7 +105,9 @@ def test_bad_input_is_one_sentence(script, argv, told, capsys, tmp_path, monkeyp
 @pytest.mark.slow
 @pytest.mark.peers
 @needs_torch
-def test_a_workload_from_end_to_end(tmp_path, capsys):
+def test_a_workload_from_end_to_end(tmp_path, capsys, monkeypatch):
+    rounds = peers.rounds
+    monkeypatch.setattr(peers, "rounds", lambda jobs, *_: rounds(jobs, 0.02, 2))
     argv = ["--workloads", "sinusoid", "--quick", "--out", str(tmp_path / "out")]
     assert runs.main(peers.Settings, peers.run, peers.__doc__, argv) == 0
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
@@ -136,6 +139,7 @@ def test_the_memory_of_maml_over_a_tiny_pretrained_encoder(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_cost_of_a_meta_gradient_from_end_to_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(hypergradient_cost.models, "tcresnet8", tiny.tcresnet8)
     monkeypatch.setattr(hypergradient_cost, "WAYS", {name: hypergradient_cost.WAYS[name] for name in ("first order",)})
     argv = ["--num-steps", "1", "2", "--tasks", "1", "--repeats", "1", "--out", str(tmp_path / "out")]
     assert runs.main(hypergradient_cost.Settings, hypergradient_cost.run, None, argv) == 0

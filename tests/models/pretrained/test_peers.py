@@ -97,34 +97,39 @@ def compare(grads, slopes, settings, tolerance):
         np.testing.assert_allclose(grads[place] / scale, slope / scale, rtol=0, atol=tolerance, err_msg=name)
 
 
-@pytest.mark.parametrize("name", [n if n in EVERYDAY else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
-def test_equals_transformers(tmp_path, name):
-    theirs, x = peer(name, tmp_path), waves()
-    output, layers, scores = told(theirs, x)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1))
-    model, params, settings = pretrained.load(tmp_path)
+def equals(folder, theirs, dtype, tolerance):
+    """Outputs, layers, scores and the slopes of all parameters."""
+    x = waves().astype(dtype)
+    theirs.zero_grad()
+    output, layers, scores = told(theirs, x, dtype=getattr(torch, dtype))
+    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(1), dtype=output.dtype)
+    model, params, settings = pretrained.load(folder, dtype=jnp.dtype(dtype))
 
     def run(params):
         encoded = model.encode(params, x)
         return (encoded.output * weights.numpy()).sum(), (encoded, model.apply(params, x))
 
     (_, (encoded, applied)), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
-    close(encoded.output, output, 1e-5)
-    close(applied, output if scores is None else scores, 1e-5)
+    close(encoded.output, output, tolerance)
+    close(applied, output if scores is None else scores, tolerance)
     assert len(encoded.layers) == len(layers) == 3
     for k in range(3 - theirs.config.do_stable_layer_norm):  # in place of the last of a stable one they give the output
-        close(encoded.layers[k], layers[k], 1e-5)
+        close(encoded.layers[k], layers[k], tolerance)
 
     (output * weights).sum().backward()
     slopes = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     reached = [name for name in settings.shapes if settings.names[name] in slopes]
     assert len(reached) >= len(settings.shapes) - 4  # all but a head and statistics
-    compare(grads, slopes, settings, 1e-5)
+    compare(grads, slopes, settings, tolerance)
 
-    with jax.enable_x64(True), torch.no_grad():
-        model, params, settings = pretrained.load(tmp_path, dtype=jnp.float64)
-        output, _, scores = told(theirs, x, dtype=torch.float64)
-        close(jax.jit(model.apply)(params, x), output if scores is None else scores, 1e-10)
+
+@pytest.mark.parametrize("name", [n if n in EVERYDAY else pytest.param(n, marks=pytest.mark.slow) for n in MODELS])
+def test_equals_transformers(tmp_path, name):
+    theirs = peer(name, tmp_path)
+    with jax.enable_x64(True):
+        equals(tmp_path, theirs, "float64", 1e-10)
+    if name in EVERYDAY:
+        equals(tmp_path, theirs, "float32", 1e-5)
 
 
 @pytest.mark.parametrize("name", ["large", "layer, normalised after", "mms", "hubert large ctc", "wavlm large"])

@@ -33,7 +33,7 @@ from metajax.tasks.episodes import SHARING, Across, mixture
 Corpus = Literal["espeak", "fsdd", "arabic", "speech_commands", "manifest"]
 STEPS = 10  # adaptation steps at test
 # outer steps for about equal times, 20 to 25 s each on 2 CPU cores; outer rates: see experiments/results/synthetic.md
-RECIPES = {"meta_curvature": (150, 2e-3), "maml": (210, 2e-3), "protonet": (320, 2e-3), "joint": (500, 1e-2)}
+RECIPES = {"meta_curvature": (170, 2e-3), "maml": (240, 2e-3), "protonet": (360, 2e-3), "joint": (560, 1e-2)}
 
 
 @dataclass(frozen=True)

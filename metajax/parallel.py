@@ -66,7 +66,12 @@ def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., A
     return closed.consts, opened, shapes
 
 
-def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
+def effort(level: int | None) -> Any:
+    """`compiler_options` of `jax.jit` for LLVM's optimisation level 0, 1, 2 or 3 on CPU; None for XLA's own choice."""
+    return None if level is None or jax.default_backend() != "cpu" else {"xla_backend_optimization_level": level}
+
+
+def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = (), level: int | None = None) -> Callable[..., Any]:
     """`jax.jit(f)` that takes the arrays which `f` closes over as arguments; they lie where its first argument does.
 
     `jax.jit` writes such arrays, here whole corpora, into each compiled program, unless the environment has
@@ -75,12 +80,13 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
     Args:
       f: a function of trees of arrays.
       donate: the arguments whose buffers the result may take.
+      level: as of `effort`.
 
     Returns:
       The compiled function, for each set of shapes, types and devices of its arguments.
     """
     if getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):
-        return jax.jit(f, donate_argnums=donate)
+        return jax.jit(f, donate_argnums=donate, compiler_options=effort(level))
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
@@ -90,7 +96,7 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
         kind = structure, devices, *((a.shape, a.dtype, a.weak_type) for a in map(jax.typeof, leaves))
         if kind not in compiled:
             consts, opened, _ = hoist(f, *args)
-            run = jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate))
+            run = jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate), compiler_options=effort(level))
             compiled[kind] = partial(run, jax.device_put(consts, where))
         return compiled[kind](*args)
 
@@ -99,8 +105,7 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[
 
 def run_once(f: Callable[..., Any], *args: Any) -> Any:
     """`jax.jit(f)(*args)` of a program that runs once: on CPU it is not optimised, and compiles four times as fast."""
-    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    return jax.jit(f, compiler_options=options)(*args)
+    return jax.jit(f, compiler_options=effort(0))(*args)
 
 
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:

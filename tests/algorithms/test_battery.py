@@ -272,22 +272,25 @@ def test_normalisation_by_the_support_set_reaches_what_the_model_sees():
         return Model(model.init, apply, statistics)
 
     sample = blobs(2, 2, 1, classes=4, signal=2, nuisance=1)
-    episode = sample(KEY)
+    episode = jax.jit(sample)(KEY)
     options = {"ways": 2, "train_ways": 2, "classes": 4, "num_steps": 1, "rate": 0.1}
     for name in ("tnet", "protonet"):
         built = build(METHODS[name], network_of, episode.support.x, **options)
-        params = built.model.init(KEY, episode.support.x)
-        theta = shaken(built.algorithm.learner.init(params, KEY))
-        phi, _ = adapt(built.tested, theta, episode.support, KEY, 1)
-        kernel = theta["params"]["dense0"]["kernel"]
+
+        @jax.jit
+        def results(theta):
+            phi, _ = adapt(built.tested, theta, episode.support, KEY, 1)  # noqa: B023
+            outputs, alone = (built.tested.predict(theta, phi, x, None) for x in (episode.query.x, episode.query.x[:1]))  # noqa: B023
+            value = built.algorithm.objective(theta, episode, KEY)[0]  # noqa: B023
+            return phi.statistics, outputs, alone, value, classify(outputs, episode.query.y)[0]
+
+        theta = shaken(theta_of(built, lambda _: episode))
+        statistics, outputs, alone, value, wanted = results(theta)
+        support, kernel = np.asarray(episode.support.x), np.asarray(theta["params"]["dense0"]["kernel"])
         seen = kernel @ theta["warp"]["dense0.kernel"] if name == "tnet" else kernel
-        np.testing.assert_allclose(phi.statistics["dense0.mean"], (episode.support.x @ seen).mean(0), rtol=1e-5)
-        # a query stands alone
-        outputs = built.tested.predict(theta, phi, episode.query.x, None)
-        alone = built.tested.predict(theta, phi, episode.query.x[:1], None)
-        np.testing.assert_allclose(outputs[:1], alone, rtol=1e-5)
-        value = built.algorithm.objective(theta, episode, KEY)[0]
-        np.testing.assert_allclose(value, classify(outputs, episode.query.y)[0], rtol=1e-5)
+        np.testing.assert_allclose(statistics["dense0.mean"], (support @ seen).mean(0), rtol=1e-5)
+        np.testing.assert_allclose(np.asarray(outputs)[:1], alone, rtol=1e-5)  # a query stands alone
+        np.testing.assert_allclose(value, wanted, rtol=1e-5)
     for name in ("reptile", "imaml", "mamlpp", "simpleshot", "baselinepp"):
         with pytest.raises(mj.InputError, match=f"normalization is 'support', but {name} has no part in it"):
             build(METHODS[name], network_of, episode.support.x, **options)

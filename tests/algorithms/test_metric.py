@@ -39,7 +39,7 @@ METHODS = {
     "simpleshot": mj.simpleshot(embed, classify_corpus, WAYS, wide, FEATURES),
     "baselinepp": mj.baselinepp(embed, classify, WAYS, optax.sgd(0.5), CLASSES, FEATURES, temperature=0.5),
     "hypernetwork": mj.hypernetwork(embed, classify, WAYS, features=FEATURES, hidden=6),
-    "in_context": mj.in_context(embed, classify, WAYS, features=FEATURES, layers=2, heads=2, width=8, max_classes=WAYS),
+    "in_context": mj.in_context(embed, classify, WAYS, features=FEATURES, layers=1, heads=2, width=8, max_classes=WAYS),
     "task_encoder": mj.task_encoder(embed, classify, WAYS, features=FEATURES, size=3),
 }
 PROTONET = mj.protonet(embed, classify, WAYS).objective

@@ -96,7 +96,7 @@ def test_many_ways_one_shot_and_one_query_with_cosines_are_infonce(x64):
     x = normal(CLIPS, 6, seed=2)
     sample = umtra(x, lambda x, key: x + 0.5 * jax.random.normal(key, x.shape), ways=12)
     objective = mj.protonet(lambda p, x, key: jnp.tanh(x @ p["w"]), classify, 12, metric="cosine", temperature=0.2)
-    w, episode = normal(6, 4, seed=3), sample(KEYS[0])
+    w, episode = normal(6, 4, seed=3), jax.jit(sample)(KEYS[0])
     loss, _ = jax.jit(objective.objective)({"params": {"w": w}}, episode, KEYS[1])
     s, q = (np.tanh(np.asarray(batch.x) @ np.asarray(w)) for batch in episode)
     s, q = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (s, q))

@@ -194,7 +194,7 @@ def test_protonet_and_matching_are_loops():
         np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(scores, 1) == wanted))
 
 
-@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+@pytest.mark.parametrize("metric", ("euclidean", pytest.param("cosine", marks=pytest.mark.slow)))
 def test_soft_kmeans_is_a_loop_over_examples(metric):
     """Two refinements by the examples without a label; without such examples exactly ProtoNet, gradient too."""
     refined = mj.protonet(embed, classify, WAYS, metric=metric, temperature=0.5, refinements=2).objective

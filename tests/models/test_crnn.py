@@ -139,7 +139,10 @@ def test_an_unknown_cell_is_refused_with_those_known(unchecked):
         jax.eval_shape(crnn(3, cell="gru").init, KEY, jnp.zeros((1, 16, 16)))
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    "normalization",  # the others are those of conv4, everyday
+    [n if n in ("transductive", "support") else pytest.param(n, marks=pytest.mark.slow) for n in NORMALIZATIONS],
+)
 def test_crnn(normalization):
     model, embed = crnn(3, normalization=normalization, width=4), crnn(normalization=normalization, width=4)
     x, support = np.asarray(normal(3, 33, 18)), normal(4, 33, 18, seed=1)

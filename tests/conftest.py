@@ -84,12 +84,19 @@ def unchecked():
     config.update("jaxtyping_disable", False)
 
 
-def mlp_params(key, sizes=(3, 5, 4)):
+def normal(*shape, seed=0, scale=1.0, mean=0.0):
+    """Normal numbers in the precision of the test, without a program that draws them."""
+    return jnp.asarray(np.random.default_rng(seed).normal(mean, scale, shape))
+
+
+def mlp_params(seed=0, sizes=(3, 5, 4)):
     """A small tanh network; weights `w0`, `b0`, `w1`, ..."""
     params = {}
     for i, (a, b) in enumerate(pairwise(sizes)):
-        key, w_key, b_key = jax.random.split(key, 3)
-        params |= {f"w{i}": jax.random.normal(w_key, (a, b)) / a**0.5, f"b{i}": 0.1 * jax.random.normal(b_key, (b,))}
+        params |= {
+            f"w{i}": normal(a, b, seed=(seed, i, 0), scale=a**-0.5),
+            f"b{i}": normal(b, seed=(seed, i, 1), scale=0.1),
+        }
     return params
 
 

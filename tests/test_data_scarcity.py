@@ -14,7 +14,7 @@ from metajax.data.corpus import Corpus
 from metajax.data.features import FeatureSettings
 from metajax.tasks.splits import Splits
 from tests import tiny
-from tests.conftest import write_tones
+from tests.conftest import normal, write_tones
 
 TINY = (
     "--ways 2 --queries 1 --train-queries 1 --train-ways 3 --outer-steps 4 --tasks 1 --episodes 6 --num-steps 1"
@@ -89,7 +89,7 @@ def test_training_tasks_of_each_remedy_are_of_one_shape():
 
     def noise(offset):
         label, speaker, _ = (a.reshape(-1) for a in np.mgrid[:4, :4, :2])
-        x = offset + jax.random.normal(jax.random.key(0), (32, 98, 40))
+        x = offset + normal(32, 98, 40)
         columns, every = {"label": label, "speaker": speaker}, np.ones(32, bool)
         corpus = Corpus("noise", x, np.full(32, 98), columns, {}, None, FeatureSettings(), ())
         return words.Words(corpus, Splits(every, ~every, ~every), None, "")

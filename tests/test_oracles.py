@@ -101,7 +101,7 @@ def network_episode(seed):
 def test_meta_gradient_of_a_network_is_its_finite_difference(x64, inner):
     objective = maml(mlp, squared_error, inner, 3).objective
     episode = network_episode(0)
-    theta = mlp_params(jax.random.key(0))
+    theta = mlp_params()
     flat, unravel = jax.flatten_util.ravel_pytree(theta)
     assert flat.dtype == jnp.float64
     value = jax.jit(lambda flat: objective({"params": unravel(flat)}, episode, jax.random.key(0))[0])
@@ -133,7 +133,7 @@ def torch_meta_gradient(torch, theta, episode, rate, steps, first_order):
 @pytest.mark.peers
 def test_meta_gradients_are_those_of_pytorch(x64):
     torch = pytest.importorskip("torch", reason="torch is the oracle")
-    theta, episode = mlp_params(jax.random.key(2)), network_episode(3)
+    theta, episode = mlp_params(2), network_episode(3)
     results = []
     for factory in (maml, fomaml):
         objective = factory(mlp, squared_error, optax.sgd(0.3), 3).objective
@@ -178,7 +178,7 @@ def test_anil_with_a_linear_head_is_the_closed_form(x64):
 @pytest.mark.slow
 def test_the_inner_rate_can_itself_be_learned(x64):
     """The check of the inner optimiser leaves a traced rate alone; its gradient is the finite difference."""
-    theta, episode = {"params": mlp_params(jax.random.key(2))}, network_episode(3)
+    theta, episode = {"params": mlp_params(2)}, network_episode(3)
 
     def value(rate):
         return maml(mlp, squared_error, optax.sgd(rate), 2).objective(theta, episode, jax.random.key(0))[0]

@@ -2,12 +2,12 @@
 
 import doctest
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
 from metajax import taught
 from metajax.taught import Spotting, hearing, learned, listen, spot
+from tests.conftest import normal
 
 
 def found(p, **how):
@@ -61,14 +61,14 @@ def test_running_audio_gives_the_same_in_blocks_of_any_size():
 
 
 def test_words_are_the_means_of_their_clips():
-    z = jax.random.normal(jax.random.key(0), (5, 8))
+    z = normal(5, 8)
     z /= jnp.linalg.norm(z, axis=1, keepdims=True)
     said, unknown = ["b", "a", "b", "a", "b"], {"scale": 10.0, "bias": 2.0, "growth": 0.5}
     known = learned(z, said, unknown)
     assert known.words == ["b", "a"]
     means = np.stack([np.asarray(z)[np.array(said) == word].mean(0) for word in known.words])
     means /= np.linalg.norm(means, axis=1, keepdims=True)
-    x = jax.random.normal(jax.random.key(1), (7, 8))
+    x = normal(7, 8, seed=1)
     cosine = np.asarray(x) @ means.T / np.linalg.norm(x, axis=1, keepdims=True)
     logits = np.concatenate([10 * cosine - 0.5 * np.log([3, 2]), np.full((7, 1), 2.0)], 1)
     expected = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)

@@ -29,7 +29,7 @@ from metajax.tasks.episodes import episodes
 from tests.conftest import assert_close, differs, equations, mlp, mlp_params, words
 
 KEY = jax.random.key(0)
-THETA = {"params": jax.jit(mlp_params)(KEY)}
+THETA = {"params": mlp_params()}
 OUTER = optax.sgd(0.1)
 OBJECTIVE = metajax.maml(mlp, squared_error, optax.sgd(0.3), 1).objective
 

@@ -12,7 +12,7 @@ from tests.conftest import assert_close, differs, mlp, mlp_params
 
 WAYS = 3
 KEY = jax.random.key(0)
-PARAMS = mlp_params(KEY, (3, 5, 4))
+PARAMS = mlp_params()
 THETA = {"params": PARAMS}
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from metajax.algorithms.heads import logistic_weights, ridge_weights
-from tests.conftest import assert_close, equations
+from tests.conftest import assert_close, equations, normal
 
 pytestmark = pytest.mark.usefixtures("x64")
 FEATURES = 4
@@ -19,7 +19,7 @@ def test_no_batch_of_systems_is_factorised_at_once_on_cpu(weights):
     def loss(z):
         return jnp.square(weights(z, jnp.eye(3), jnp.ones(()))).sum()
 
-    z = jax.random.normal(jax.random.key(0), (4, 3, FEATURES))
+    z = normal(4, 3, FEATURES)
     one, batched = jax.jit(jax.grad(loss)), jax.jit(jax.vmap(jax.grad(loss)))
     found = equations(batched, z)
     assert {eqn.invars[0].aval.ndim for eqn in found if eqn.primitive.name == "lu"} == {2}

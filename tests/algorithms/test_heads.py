@@ -7,6 +7,7 @@ import pytest
 
 from metajax import InputError, Labels
 from metajax.algorithms.heads import classes_of, logistic_weights, onehot, prototypes, ridge_weights
+from tests.conftest import normal
 
 KEY = jax.random.key(0)
 Y = jnp.array([0, -1, 1, 2, 0, -1])
@@ -17,7 +18,7 @@ SOLVERS = (jax.jit(ridge_weights), jax.jit(logistic_weights))
 
 
 def test_an_unknown_label_counts_nowhere():
-    z = jax.random.normal(KEY, (6, 4))
+    z = normal(6, 4)
     members = onehot(Y, 3, z.dtype)
     np.testing.assert_array_equal(members[KNOWN], np.eye(3)[[0, 1, 2, 0]])
     assert not members[1].any()

@@ -10,6 +10,7 @@ import metajax as mj
 from metajax import InputError
 from metajax.algorithms.masked import _spans
 from metajax.models import tcresnet8
+from tests.conftest import normal
 
 KEY = jax.random.key(0)
 BANDS = 3
@@ -39,10 +40,10 @@ def test_spans_are_masked_in_every_clip_and_no_more():
 
 
 def test_the_loss_is_that_of_masked_frames_alone(x64):
-    x, w = jax.random.normal(KEY, (5, 22, BANDS)), jax.random.normal(jax.random.key(1), (BANDS, 6))
+    x, w = normal(5, 22, BANDS), normal(BANDS, 6, seed=1)
     how = mj.masked_prediction(encode, features=6, bands=BANDS, stride=4, span=5)
     theta = how.learner.init({"w": w}, KEY)
-    theta["decoder"]["dense0"]["kernel"] = jax.random.normal(jax.random.key(2), (6, 4 * BANDS))
+    theta["decoder"]["dense0"]["kernel"] = normal(6, 4 * BANDS, seed=2)
     loss, metrics = how.objective(theta, episode(x), KEY)
     hidden = np.asarray(_spans(jax.random.split(KEY)[0], 5, 22, 5, 0.4))
     z = np.asarray(encode({"w": w}, jnp.where(hidden[..., None], 0, x), None))
@@ -56,7 +57,7 @@ def test_the_loss_is_that_of_masked_frames_alone(x64):
 def test_what_repeats_is_learned_and_the_encoder_with_it():
     """Clips that are the same in all frames: what is masked is seen beside it."""
     how = mj.masked_prediction(encode, features=16, bands=BANDS, stride=4, span=4)
-    theta = how.learner.init({"w": 0.3 * jax.random.normal(KEY, (BANDS, 16))}, KEY)
+    theta = how.learner.init({"w": normal(BANDS, 16, scale=0.3)}, KEY)
     optimizer = optax.adam(0.02)
 
     def step(carry, key):
@@ -73,7 +74,7 @@ def test_what_repeats_is_learned_and_the_encoder_with_it():
 
 
 def test_frames_of_tcresnet_are_what_it_averages():
-    x = jax.random.normal(KEY, (2, 13, 8))
+    x = normal(2, 13, 8)
     whole, frames = (tcresnet8(normalization="group", width=0.25, pooled=pooled) for pooled in (True, False))
     draw = np.random.default_rng(0).normal
     params = jax.tree.map(lambda a: draw(size=a.shape).astype(np.float32), jax.eval_shape(whole.init, KEY, x))

@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from sklearn.linear_model import LogisticRegression, Ridge
 
 import metajax as mj
 from metajax import Batch, Episode, InputError, Labels, adapt
@@ -40,7 +39,7 @@ METHODS = {
     "simpleshot": mj.simpleshot(embed, classify_corpus, WAYS, wide, FEATURES),
     "baselinepp": mj.baselinepp(embed, classify, WAYS, optax.sgd(0.5), CLASSES, FEATURES, temperature=0.5),
     "hypernetwork": mj.hypernetwork(embed, classify, WAYS, features=FEATURES, hidden=6),
-    "in_context": mj.in_context(embed, classify, WAYS, features=FEATURES, layers=2, heads=2, width=8, max_classes=WAYS),
+    "in_context": mj.in_context(embed, classify, WAYS, features=FEATURES, layers=1, heads=2, width=8, max_classes=WAYS),
     "task_encoder": mj.task_encoder(embed, classify, WAYS, features=FEATURES, size=3),
 }
 PROTONET = mj.protonet(embed, classify, WAYS).objective
@@ -86,17 +85,27 @@ def episode(seed):
 
 
 @cache
-def compiled(objective):
-    """theta, episode -> ((loss, metrics), gradient)."""
-    return jax.jit(lambda theta, task: jax.value_and_grad(objective, has_aux=True)(theta, task, jax.random.key(0)))
+def compiled(objective, batched=True):
+    """theta, episode -> ((loss, metrics), gradient); of tasks side by side, one program for all that is asked here."""
+
+    def one(theta, task):
+        return jax.value_and_grad(objective, has_aux=True)(theta, task, jax.random.key(0))
+
+    return jax.jit(jax.vmap(one, (None, 0)) if batched else one)
+
+
+def side_by_side(objective, theta, *tasks):
+    """What `compiled` gives for each of three tasks."""
+    found = compiled(objective)(theta, jax.tree.map(lambda *a: np.stack(a), *tasks))
+    return [jax.tree.map(lambda a, i=i: np.asarray(a)[i], found) for i in range(3)]
 
 
 def gradient(objective):
-    return lambda theta, task: compiled(objective)(theta, task)[1]
+    return lambda theta, task: side_by_side(objective, theta, task, task, task)[0][1]
 
 
 def losses(objective):
-    return lambda theta, task: compiled(objective)(theta, task)[0]
+    return lambda theta, task: side_by_side(objective, theta, task, task, task)[0][0]
 
 
 def arrays(task):
@@ -138,19 +147,21 @@ def test_meta_gradient_is_its_finite_difference(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_vmap_over_tasks_is_a_loop_and_theta_is_what_it_says(name):
-    theta, one = theta_of(name), gradient(METHODS[name].objective)
+def test_tasks_side_by_side_do_not_meet_and_theta_is_what_it_says(name):
+    """The gradient of a task among others is that among copies of itself; of one method, that of the task alone."""
+    theta, objective = theta_of(name), METHODS[name].objective
     tasks = [episode(seed) for seed in range(3)]
-    grads = [one(theta, task) for task in tasks]
+    grads = [gradient(objective)(theta, task) for task in tasks]
     assert differs(grads[0], grads[1], 1e-4)
-    stacked = jax.tree.map(lambda *a: jnp.stack(a), *tasks)
-    batched = jax.jit(jax.vmap(one, (None, 0)))(theta, stacked)
-    assert_close(batched, jax.tree.map(lambda *a: np.stack(a), *grads), 1e-9)
+    for (_, among), own in zip(side_by_side(objective, theta, *tasks), grads, strict=True):
+        assert_close(among, own, 1e-9)
+    if name == "relation":
+        assert_close(compiled(objective, batched=False)(theta, tasks[0])[1], grads[0], 1e-9)
     if name in EXTRAS:
         assert sorted(theta) == sorted(["params", *EXTRAS[name]])
         # every extra parameter is learned
         extras = {key: value for key, value in grads[0].items() if key != "params"}
-        assert all(jnp.abs(jnp.concatenate([g.ravel() for g in jax.tree.leaves(v)])).max() > 0 for v in extras.values())
+        assert all(max(np.abs(g).max() for g in jax.tree.leaves(v)) > 0 for v in extras.values())
     else:
         assert_close(METHODS[name].learner.init(model_params(), jax.random.key(0)), {"params": model_params()}, 0)
 
@@ -183,16 +194,16 @@ def test_protonet_and_matching_are_loops():
         np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(scores, 1) == wanted))
 
 
-@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
+@pytest.mark.parametrize("metric", ("euclidean", pytest.param("cosine", marks=pytest.mark.slow)))
 def test_soft_kmeans_is_a_loop_over_examples(metric):
     """Two refinements by the examples without a label; without such examples exactly ProtoNet, gradient too."""
     refined = mj.protonet(embed, classify, WAYS, metric=metric, temperature=0.5, refinements=2).objective
     plain = mj.protonet(embed, classify, WAYS, metric=metric, temperature=0.5).objective
     task, theta = episode(3), {"params": model_params()}
-    assert_close(compiled(refined)(theta, task), compiled(plain)(theta, task), 0)
+    assert_close(*(side_by_side(objective, theta, task, task, task) for objective in (refined, plain)), 0)
     further = episode(6).query  # as many examples without a label
     support, labels = (
-        jax.tree.map(lambda a, b: jnp.concatenate([a, b]), task.support, further),
+        jax.tree.map(lambda a, b: jnp.asarray(np.concatenate([a, b])), task.support, further),
         np.concatenate([task.support.y.episode, np.full(len(further.x), -1)]),
     )
     support = support._replace(y=support.y._replace(episode=jnp.asarray(labels)))
@@ -231,21 +242,25 @@ def test_relation_scores_each_pair_by_its_perceptron():
 
 @pytest.mark.parametrize(("n", "features", "strength"), [(6, 10, 1.0), (12, 3, 0.3), (9, 20, 0.05)])
 def test_linear_heads_are_those_of_scikit_learn(n, features, strength):
+    from sklearn.linear_model import LogisticRegression, Ridge
+
     z, label = np.random.default_rng(n).normal(size=(n, features)), np.arange(n) % WAYS
     y = np.eye(WAYS)[label]
     args = jnp.asarray(z), jnp.asarray(y), jnp.asarray(strength)
     wanted = Ridge(alpha=strength, fit_intercept=False).fit(z, y).coef_.T
-    np.testing.assert_allclose(ridge_weights(*args), wanted, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(jax.jit(ridge_weights)(*args), wanted, rtol=1e-9, atol=1e-12)
     peer = LogisticRegression(C=1 / strength, fit_intercept=False, tol=1e-12, max_iter=10_000).fit(z, label)
-    weights = jax.jit(logistic_weights)(*args)
+    weights = np.asarray(jax.jit(logistic_weights)(*args))
     np.testing.assert_allclose(weights, peer.coef_.T, rtol=0, atol=1e-6)
     # to rounding, where scikit-learn stops earlier: the slope of its objective at our weights
     p = np.exp(z @ weights) / np.exp(z @ weights).sum(1, keepdims=True)
-    np.testing.assert_allclose(z.T @ (p - y) + strength * np.asarray(weights), 0, atol=1e-11)
+    np.testing.assert_allclose(z.T @ (p - y) + strength * weights, 0, atol=1e-11)
 
 
 def test_implicit_gradient_of_the_logistic_head():
     """Against differences of scikit-learn's own optimum, in embeddings and strength."""
+    from sklearn.linear_model import LogisticRegression
+
     generator = np.random.default_rng(5)
     z, out = generator.normal(size=(6, 4)), generator.normal(size=(4, WAYS))
     label, direction = np.arange(6) % WAYS, generator.normal(size=(6, 4))

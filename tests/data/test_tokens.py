@@ -6,6 +6,7 @@ import pytest
 
 import metajax as mj
 from metajax.data import tokens
+from tests.conftest import normal
 
 pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
 
@@ -38,7 +39,7 @@ def test_the_codebook_sees_training_examples_alone():
 
 
 def test_frames_of_short_clips_keep_to_the_recording():
-    features = jax.random.normal(jax.random.key(0), (3, 10, 4))
+    features = normal(3, 10, 4)
     lengths = np.array([10, 5, 2])  # frames 0 to 9, 2 to 6, 4 to 5
     found = tokens.frame_pieces(features, lengths, 3, 1)
     wanted = [[1] * 8, [0, 0, 1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 1, 0, 0, 0]]

@@ -8,6 +8,7 @@ import pytest
 
 from metajax import Batch, InputError, Labels, descent
 from metajax.losses import classify, classify_corpus, entropy, squared_error
+from tests.conftest import normal
 
 KEY = jax.random.key(0)
 Y = jnp.array([2, -1, 0, -1, 1])
@@ -43,7 +44,7 @@ def test_the_mean_is_over_the_known_labels(precision):
 
 
 def test_an_unknown_label_has_no_part_in_the_gradient(x64):
-    logits = jax.random.normal(KEY, (5, 3), jnp.float64)
+    logits = normal(5, 3)
     found = jax.jit(jax.grad(lambda logits, y: classify(logits, y)[0]))(logits, Y)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
     wanted = np.where((Y != -1)[:, None], p - np.eye(3)[np.asarray(Y)], 0) / 3
@@ -54,7 +55,7 @@ def test_an_unknown_label_has_no_part_in_the_gradient(x64):
 
 @pytest.mark.parametrize("wrong", [3, 17, -2])
 def test_a_label_out_of_range_is_refused_or_nan(wrong):
-    logits, y = jax.random.normal(KEY, (5, 3)), Y.at[2].set(wrong)
+    logits, y = normal(5, 3), Y.at[2].set(wrong)
     with pytest.raises(InputError, match=rf"labels hold {wrong}, expected 0\.\.2, or -1 for an example without"):
         classify(logits, y)
     with pytest.raises(InputError, match=f"labels hold {wrong}"):  # concrete although compiled
@@ -64,7 +65,7 @@ def test_a_label_out_of_range_is_refused_or_nan(wrong):
 
 
 def test_without_a_known_label_there_is_nothing_to_learn_from():
-    logits, y = jax.random.normal(KEY, (5, 3)), jnp.full(5, -1)
+    logits, y = normal(5, 3), jnp.full(5, -1)
     with pytest.raises(InputError, match=r"No label is known: all 5 are -1, expected one in 0\.\.2"):
         classify(logits, y)
     assert np.isnan(both(logits, y)).all()
@@ -81,7 +82,7 @@ def test_a_broken_output_is_not_taken_for_class_0(broken):
 
 def test_half_precision_is_summed_in_single_precision():
     for dtype in (jnp.bfloat16, jnp.float16):
-        logits = (50 * jax.random.normal(KEY, (5, 3))).astype(dtype)
+        logits = normal(5, 3, scale=50, seed=2).astype(dtype)
         loss, metrics = classify(logits, Y)
         assert loss.dtype == metrics["accuracy"].dtype == jnp.float32
         np.testing.assert_allclose([loss, metrics["accuracy"]], by_hand(logits.astype(jnp.float32), Y), rtol=1e-6)
@@ -113,7 +114,7 @@ def test_squared_error(unchecked):
 
 @pytest.mark.parametrize("shape", [(4, 3), (2, 5, 3)])
 def test_entropy_is_the_mean_over_examples_and_frames(shape, x64):
-    logits = 3 * jax.random.normal(KEY, shape, jnp.float64)
+    logits = normal(*shape, scale=3)
     p = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     (loss, metrics), found = jax.jit(jax.value_and_grad(entropy, has_aux=True))(logits, ())
     np.testing.assert_allclose(loss, -(p * np.log(p)).sum(-1).mean(), rtol=1e-14)

@@ -35,13 +35,23 @@ def random_gradients(tasks, seed, size=6):
     return (draw.normal(size=(tasks, size)) + 0.3) * 10.0 ** draw.uniform(-0.5, 0.5, size=(tasks, 1))
 
 
+@cache
+def compiled(weighting):
+    """The weighting by gradients, products of theirs and all in one program."""
+
+    def weigh(state, losses, present, g, key):
+        return weighting.weigh(state, losses, present, gram_matrix(g) if weighting.by_gradient else None, key)
+
+    return jax.jit(weigh)
+
+
 def weigh(weighting, g, losses=None, present=None, state=None, key=KEY):
     """The weights for gradients `g`, and the new state."""
-    g = jnp.asarray(g)
-    losses = jnp.ones(len(g), g.dtype) if losses is None else jnp.asarray(losses, g.dtype)
-    present = jnp.ones(len(g), bool) if present is None else jnp.asarray(present)
+    g = np.asarray(g)
+    losses = np.ones(len(g), g.dtype) if losses is None else np.asarray(losses, g.dtype)
+    present = np.ones(len(g), bool) if present is None else np.asarray(present)
     state = weighting.init(len(g)) if state is None else state
-    return jax.jit(weighting.weigh)(state, losses, present, gram_matrix(g) if weighting.by_gradient else None, key)
+    return compiled(weighting)(state, losses, present, g, key)
 
 
 def direction(weighting, g, **options):
@@ -255,7 +265,8 @@ def test_uncertainty_ends_at_the_log_of_the_losses(x64):
     def one(_, state):
         return weighting.weigh(state, losses, jnp.ones(3, bool), None, KEY)[1]
 
-    (s, _), start = jax.lax.fori_loop(0, 400, one, weighting.init(3)), weighting.init(3)
+    start = weighting.init(3)
+    s, _ = jax.jit(lambda state: jax.lax.fori_loop(0, 400, one, state))(start)
     np.testing.assert_allclose(s, np.log(losses), atol=1e-10)
     weights, _ = weighting.weigh((s, start[1]), losses, jnp.ones(3, bool), None, KEY)
     np.testing.assert_allclose(weights * losses, 1, atol=1e-10)
@@ -268,14 +279,19 @@ def test_uncertainty_ends_at_the_log_of_the_losses(x64):
 
 def settled(weighting, norms, losses, steps=3000):
     """The weights after many steps on gradients of the given sizes, and losses after the first ones of 1."""
-    gram, present = jnp.diag(jnp.asarray(norms) ** 2), jnp.ones(len(norms), bool)
-    _, state = weighting.weigh(weighting.init(len(norms)), jnp.ones(len(norms)), present, gram, KEY)
+    gram, present = jnp.asarray(np.diag(np.square(norms))), jnp.asarray(np.ones(len(norms), bool))
 
-    def one(_, state):
-        return weighting.weigh(state, jnp.asarray(losses), present, gram, KEY)[1]
+    @jax.jit
+    def run(losses):
+        _, state = weighting.weigh(weighting.init(len(norms)), jnp.ones(len(norms)), present, gram, KEY)
 
-    state = jax.lax.fori_loop(0, steps, one, state)
-    return np.asarray(weighting.weigh(state, jnp.asarray(losses), present, gram, KEY)[0])
+        def one(_, state):
+            return weighting.weigh(state, losses, present, gram, KEY)[1]
+
+        state = jax.lax.fori_loop(0, steps, one, state)
+        return weighting.weigh(state, losses, present, gram, KEY)[0]
+
+    return np.asarray(run(jnp.asarray(losses)))
 
 
 def test_gradnorm_balances(x64):

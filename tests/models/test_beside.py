@@ -5,10 +5,11 @@ import numpy as np
 
 from metajax.models import mlp
 from metajax.models.beside import beside
+from tests.conftest import normal
 
 
 def test_the_cosine_is_the_weighted_mean_of_both():
-    x = jax.random.normal(jax.random.key(0), (5, 4))
+    x = normal(5, 4)
     model = mlp(hidden=(6,))
     both = beside(model, lambda one: one[:3] ** 2, 0.5)
     params = both.init(jax.random.key(1), x)

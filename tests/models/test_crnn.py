@@ -10,7 +10,7 @@ from metajax import InputError
 from metajax.models import NORMALIZATIONS, crnn
 from metajax.models.recurrent import Recurrent, orthogonal
 from metajax.names import merged
-from tests.conftest import equations
+from tests.conftest import equations, normal
 
 KEY = jax.random.key(0)
 
@@ -106,27 +106,28 @@ def test_derivatives_of_first_and_second_order_against_finite_differences(x64, c
 def test_both_directions_are_alike():
     """Reversed in time, with the directions' weights exchanged, the same numbers come out reversed and exchanged."""
     apply, params = layer("lstm", both=True)
-    x = jax.random.normal(KEY, (2, 6, 3))
-    y = apply(params, x)
-    other = apply(jax.tree.map(lambda a: a[::-1], params), x[:, ::-1])
-    np.testing.assert_allclose(jnp.roll(other[:, ::-1], 2, -1), y, rtol=1e-6)
+    x = np.asarray(normal(2, 6, 3))
+    y = np.asarray(apply(params, x))
+    other = np.asarray(apply(jax.tree.map(lambda a: np.asarray(a)[::-1], params), x[:, ::-1]))
+    np.testing.assert_allclose(np.roll(other[:, ::-1], 2, -1), y, rtol=1e-6)
     assert np.abs(other - y).max() > 1e-2
 
 
 def test_a_masked_end_is_as_if_it_were_not_there():
     apply, params = layer("lstm", both=True)
-    x = jax.random.normal(KEY, (2, 6, 3))
-    lengths = jnp.array([4, 6])
-    y = apply(params, 100 * x.at[1].divide(100), jnp.arange(6) < lengths[:, None])
-    np.testing.assert_allclose(y[0, :4], apply(params, 100 * x[:1, :4])[0], rtol=1e-6)
+    x, lengths = np.array(normal(2, 6, 3)), np.array([4, 6])
+    x[0] *= 100
+    y = np.asarray(apply(params, x, np.arange(6) < lengths[:, None]))
+    np.testing.assert_allclose(y[0, :4], apply(params, x[:1, :4])[0], rtol=1e-6)
     np.testing.assert_allclose(y[1], apply(params, x[1:])[0], rtol=1e-6)
     np.testing.assert_array_equal(y[0, 4:], 0)
 
 
 def test_the_recurrence_begins_orthogonal_and_remembering():
-    params = Recurrent(8, "lstm", both=True).init(KEY, jnp.zeros((1, 2, 5)))["params"]
+    params = jax.jit(Recurrent(8, "lstm", both=True).init)(KEY, np.zeros((1, 2, 5), np.float32))["params"]
+    params = jax.tree.map(np.asarray, params)
     for side in params["recurrent"]:
-        for square in jnp.split(side, 4, -1):
+        for square in np.split(side, 4, -1):
             np.testing.assert_allclose(square @ square.T, np.eye(8), atol=1e-5)
     assert np.abs(params["recurrent"][0] - params["recurrent"][1]).max() > 0.1
     np.testing.assert_array_equal(params["bias"], np.repeat([[0, 1, 0, 0]] * 2, 8, 1))
@@ -138,20 +139,25 @@ def test_an_unknown_cell_is_refused_with_those_known(unchecked):
         jax.eval_shape(crnn(3, cell="gru").init, KEY, jnp.zeros((1, 16, 16)))
 
 
-@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+@pytest.mark.parametrize(
+    "normalization",  # the others are those of conv4, everyday
+    [n if n in ("transductive", "support") else pytest.param(n, marks=pytest.mark.slow) for n in NORMALIZATIONS],
+)
 def test_crnn(normalization):
     model, embed = crnn(3, normalization=normalization, width=4), crnn(normalization=normalization, width=4)
-    x, support = jax.random.normal(KEY, (3, 33, 18)), jax.random.normal(jax.random.key(1), (4, 33, 18))
+    x, support = np.asarray(normal(3, 33, 18)), normal(4, 33, 18, seed=1)
     params = some(jax.eval_shape(model.init, KEY, x))
     body = {name: value for name, value in params.items() if name != "head"}
     assert jax.tree.structure(body) == jax.tree.structure(jax.eval_shape(embed.init, KEY, x))
     statistics = jax.jit(model.statistics)(params, support)
     assert ("norm4.mean" in statistics) == (normalization == "support")
     params, body = merged(params, statistics), merged(body, statistics)
-    y, z = jax.jit(model.apply)(params, x), jax.jit(embed.apply)(body, x)
+    apply = jax.jit(model.apply)
+    y, z = (np.asarray(a) for a in (apply(params, x), jax.jit(embed.apply)(body, x)))
     assert z.shape == (3, 4) and y.shape == (3, 3)
-    np.testing.assert_allclose(y, z @ params["head"]["kernel"] + params["head"]["bias"], rtol=1e-4, atol=1e-5)
-    changed = jax.jit(model.apply)(params, x.at[1:].multiply(3))
+    head = jax.tree.map(np.asarray, params["head"])
+    np.testing.assert_allclose(y, z @ head["kernel"] + head["bias"], rtol=1e-4, atol=1e-5)
+    changed = np.asarray(apply(params, x * np.float32([[[1]], [[3]], [[3]]])))
     if normalization == "transductive":
         assert np.abs(changed[0] - y[0]).max() > 1e-3
     else:
@@ -163,8 +169,8 @@ def test_crnn_number_of_parameters_and_the_past_matters():
     convolutions = 64 * 9 + 3 * 64 * 64 * 9 + 5 * 2 * 64
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == convolutions + 2 * 64 * 64 + 64 + 64 * 5 + 5
     model = crnn(3, normalization="layer", width=4)
-    x = jax.random.normal(KEY, (1, 160, 16))
+    x = normal(1, 160, 16)
     params, apply = some(jax.eval_shape(model.init, KEY, x)), jax.jit(model.apply)
-    params["recurrent"]["recurrent"] *= 2
-    far = {**params, "recurrent": {**params["recurrent"], "recurrent": jnp.zeros((1, 4, 4))}}
+    params["recurrent"]["recurrent"] = 2 * np.asarray(params["recurrent"]["recurrent"])
+    far = {**params, "recurrent": {**params["recurrent"], "recurrent": np.zeros((1, 4, 4), np.float32)}}
     assert np.abs(apply(params, x) - apply(far, x)).max() > 1e-3

@@ -11,20 +11,29 @@ from metajax.models.fusion import MODALITIES
 
 KEY = jax.random.key(0)
 N = 7  # examples: every set of modalities but none
-HERE = jnp.array([[bool(i & 1), bool(i & 2), bool(i & 4)] for i in range(1, 8)])
+HERE = np.array([[bool(i & 1), bool(i & 2), bool(i & 4)] for i in range(1, 8)])
 FEW = MODALITIES[1:]  # without audio, whose encoder takes longest to compile
 
 
-def inputs(dtype=None):
-    keys = jax.random.split(KEY, 3)
-    audio, image = jax.random.normal(keys[0], (N, 16, 5), dtype), jax.random.uniform(keys[1], (N, 8, 8), dtype)
-    return {"audio": audio, "image": image, "text": jax.random.randint(keys[2], (N, 5), 0, 9), "present": HERE}
+def inputs(dtype=np.float32):
+    draw = np.random.default_rng(0)
+    audio, image = draw.normal(size=(N, 16, 5)).astype(dtype), draw.uniform(size=(N, 8, 8)).astype(dtype)
+    return {"audio": audio, "image": image, "text": draw.integers(0, 9, (N, 5)), "present": HERE}
 
 
 def few():
     """Images and text; the first example, which has neither, gets text."""
-    x = inputs()
-    return {name: x[name] for name in FEW} | {"present": HERE[:, 1:].at[0, 1].set(True)}
+    x, here = inputs(), HERE[:, 1:].copy()
+    here[0, 1] = True
+    return {name: x[name] for name in FEW} | {"present": here}
+
+
+def some_params(model, x, dtype=np.float32):
+    """Random parameters without `init`, which takes long to compile."""
+    draw = np.random.default_rng(1)
+    return jax.tree.map(
+        lambda s: draw.normal(size=s.shape, scale=0.3).astype(dtype), jax.eval_shape(model.init, KEY, x)
+    )
 
 
 @pytest.mark.parametrize(
@@ -33,10 +42,10 @@ def few():
 def test_what_is_absent_has_exactly_no_influence_and_no_gradient(x64, kind):
     """NaN in its place changes no bit of outputs and slopes; its encoder learns nothing; others stay as they were."""
     names = MODALITIES if kind == "apart" else FEW
-    x = {name: leaf for name, leaf in inputs(jnp.float64).items() if name in names}
+    x = {name: leaf for name, leaf in inputs(np.float64).items() if name in names}
     here = HERE if kind == "apart" else few()["present"]
     model = fusion(None, kind=kind, modalities=names, width=8, symbols=9)
-    params = jax.tree.map(lambda a: a.astype(jnp.float64), jax.jit(model.init)(KEY, x))
+    params = some_params(model, x, np.float64)
     floats = [name for name in names if name != "text"]
 
     @jax.jit
@@ -49,8 +58,8 @@ def test_what_is_absent_has_exactly_no_influence_and_no_gradient(x64, kind):
 
     spoilt = dict(x)
     for own, name in zip(here.T, names, strict=True):
-        wrong = 7 if name == "text" else jnp.nan
-        spoilt[name] = jnp.where(own.reshape(-1, *[1] * (x[name].ndim - 1)), x[name], wrong)
+        wrong = 7 if name == "text" else np.nan
+        spoilt[name] = np.where(own.reshape(-1, *[1] * (x[name].ndim - 1)), x[name], wrong)
     (_, out), (slopes, by_x) = run(params, x, here)
     assert out.dtype == jnp.float64
     other = run(params, spoilt, here)
@@ -60,8 +69,11 @@ def test_what_is_absent_has_exactly_no_influence_and_no_gradient(x64, kind):
     for name, slope in by_x.items():
         own, size = here[:, names.index(name)], np.abs(slope).reshape(N, -1).max(1)
         assert (size[~own] == 0).all() and (size[own] > 0).all()
-    fewer = jnp.roll(here, 1, 0).at[:, 0].set(False).at[:, 1].set(True).at[2].set(here[2])
-    _, (slopes, _) = run(params, x, fewer.at[2, 0].set(False).at[2, 1].set(True))
+    fewer = np.roll(here, 1, 0)
+    fewer[:, 0], fewer[:, 1], fewer[2] = False, True, here[2]
+    none = fewer.copy()
+    none[2, 0], none[2, 1] = False, True
+    _, (slopes, _) = run(params, x, none)
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(slopes[names[0]]))
     assert any(np.any(leaf) for leaf in jax.tree.leaves(slopes[names[1]]))
     np.testing.assert_allclose(run(params, x, fewer)[0][1][2], out[2], rtol=0, atol=1e-12)
@@ -69,19 +81,24 @@ def test_what_is_absent_has_exactly_no_influence_and_no_gradient(x64, kind):
 
 def test_the_fused_vector_is_what_the_formulas_say():
     """Gates are shares of what is present; a product of experts by hand; without `present` all are there."""
-    x, z = few(), {}
-    here, draw = np.asarray(x["present"]), np.random.default_rng(0)
-    params = jax.jit(fusion(None, kind="apart", modalities=FEW, width=8, symbols=9).init)(KEY, x)
+    x, draw = few(), np.random.default_rng(0)
+    here = x["present"]
+    models = {
+        kind: fusion(None, kind=kind, modalities=FEW, width=8, symbols=9) for kind in ("apart", "gated", "experts")
+    }
+    params = some_params(models["apart"], x)
     params |= {"gate": {"kernel": draw.normal(size=(18, 2)).astype(np.float32), "bias": np.float32([0.5, 0])}}
     params |= {f"{m}_sure": {"kernel": draw.normal(size=(8, 8)).astype(np.float32), "bias": np.zeros(8)} for m in FEW}
-    for kind in ("apart", "gated", "experts"):
-        apply = jax.jit(fusion(None, kind=kind, modalities=FEW, width=8, symbols=9).apply)
-        z[kind] = np.asarray(apply(params, x))
-        if kind == "apart":
-            assert (z["apart"][~here] == 0).all()
-            every = apply(params, {name: x[name] for name in FEW})
-            np.testing.assert_allclose(every[here], z["apart"][here], atol=1e-6)
-            continue
+
+    @jax.jit
+    def all_of(params, x):
+        every = models["apart"].apply(params, {name: x[name] for name in FEW})
+        return {kind: model.apply(params, x) for kind, model in models.items()}, every
+
+    z, every = jax.tree.map(np.asarray, all_of(params, x))
+    assert (z["apart"][~here] == 0).all()
+    np.testing.assert_allclose(every[here], z["apart"][here], atol=1e-6)
+    for kind in ("gated", "experts"):
         for own, there, found in zip(z["apart"], here, z[kind], strict=True):
             if kind == "gated":
                 told = np.concatenate([own.ravel(), there]) @ params["gate"]["kernel"] + params["gate"]["bias"]
@@ -95,12 +112,12 @@ def test_the_fused_vector_is_what_the_formulas_say():
 
 
 def test_padding_of_text_changes_nothing_and_a_traced_example_of_nothing_is_nan():
-    x = {"text": jnp.where(jnp.arange(5) < 3, jnp.maximum(inputs()["text"], 1), 0), "present": jnp.ones((N, 1), bool)}
+    x = {"text": np.where(np.arange(5) < 3, np.maximum(inputs()["text"], 1), 0), "present": np.ones((N, 1), bool)}
     model = fusion(3, kind="bottleneck", modalities=("text",), width=8, symbols=9)
-    params, apply = jax.jit(model.init)(KEY, x), jax.jit(model.apply)
+    params, apply = some_params(model, x), jax.jit(model.apply)
     out = apply(params, x)
     np.testing.assert_allclose(out, apply(params, x | {"text": x["text"][:, :3]}), atol=1e-5)
-    none = apply(params, x | {"present": x["present"].at[3].set(False)})
+    none = apply(params, x | {"present": np.arange(N)[:, None] != 3})
     assert np.isnan(none[3]).all()
     np.testing.assert_array_equal(np.delete(none, 3, 0), np.delete(out, 3, 0))
 
@@ -110,7 +127,7 @@ def test_bad_input_is_told(unchecked):
     model = fusion(2, width=8, symbols=9)
     params = jax.eval_shape(model.init, KEY, x)
     for wrong, told in (
-        ({"present": HERE.at[3].set(False)}, "Example 3 has no modality at all"),
+        ({"present": HERE & (np.arange(N)[:, None] != 3)}, "Example 3 has no modality at all"),
         ({"image": x["image"][1:]}, "found: audio 7, image 6, text 7"),
         ({"present": HERE[:, :2]}, r"present has shape \(7, 2\), expected \(7, 3\)"),
     ):

@@ -10,11 +10,12 @@ import metajax as mj
 from metajax import InputError, Transcripts, Utterances
 from metajax.losses import ctc, of_logits, verdict
 from metajax.models import conformer, judged
+from tests.conftest import normal
 from tests.models.test_conformer import SMALL, drawn
 
 KEY = jax.random.key(0)
 MODEL = judged(conformer(None, **SMALL), 5, hidden=4)
-X = Utterances(jax.random.normal(KEY, (3, 23, 6)), jnp.array([23, 9, 14]))
+X = Utterances(normal(3, 23, 6), jnp.array([23, 9, 14]))
 
 
 def test_padding_changes_nothing_of_the_verdict_and_the_logits_are_the_recognisers():

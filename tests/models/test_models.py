@@ -29,7 +29,7 @@ from metajax.models import (
 from metajax.models.conv4 import conv_blocks
 from metajax.models.layers import Conv, Norm
 from metajax.names import merged
-from tests.conftest import assert_close, differs
+from tests.conftest import assert_close, differs, normal
 
 KEY = jax.random.key(0)
 # maker, smallest options, input [time, mel], size of the embedding
@@ -47,7 +47,7 @@ def some_params(model, x):
 
 
 def inputs(name, n, seed=1):
-    return jax.random.normal(jax.random.key(seed), (n, *MODELS[name][2]))
+    return normal(n, *MODELS[name][2], seed=seed)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -254,9 +254,9 @@ def test_an_unknown_normalization_is_refused_with_those_known(unchecked, make):
 
 
 def test_group_normalization_takes_the_most_groups_that_divide_the_width():
-    x = jax.random.normal(KEY, (2, 5, 12))
+    x = normal(2, 5, 12)
     norm = Norm("group")
-    y = norm.apply(norm.init(KEY, x), x).reshape(2, 5, 6, 2)
+    y = np.asarray(jax.jit(lambda x: norm.apply(norm.init(KEY, x), x))(x)).reshape(2, 5, 6, 2)
     np.testing.assert_allclose(y.mean((1, 3)), 0, atol=1e-5)
     np.testing.assert_allclose(y.std((1, 3)), 1, atol=1e-3)
 
@@ -275,7 +275,7 @@ def test_initialisation_depends_on_the_key_alone():
 def test_compiled_gradients_are_those_of_the_parts_compiled_one_by_one(x64, make):
     """XLA may compute an activation twice, rounded differently; a maximum found by equality then loses its gradient."""
     model = make(3, width=0.25 if make is tcresnet8 else 3)
-    x = jax.random.normal(jax.random.key(3), (6, 17, 18))
+    x = normal(6, 17, 18, seed=3)
     params = jax.tree.map(lambda a: a.astype(x.dtype), some_params(model, x))
 
     def loss(params):
@@ -298,19 +298,19 @@ SIZES = {
 
 def small(name):
     make, options, shape = SIZES[name]
-    return make(3, **options), jax.random.normal(KEY, (4, *shape))
+    return make(3, **options), normal(4, *shape)
 
 
 def several():
     """A model of two tasks and inputs of both; other encoders are cases of their own."""
     encoders = {"speech": mlp(hidden=(5,)), "image": mlp(hidden=(6,))}
     model = multitask(encoders, {"speech": 3, "image": 2}, width=4, depth=1)
-    return model, {"speech": jax.random.normal(KEY, (4, 9)), "image": jax.random.normal(KEY, (3, 8))}
+    return model, {"speech": normal(4, 9), "image": normal(3, 8)}
 
 
 ALL = {
     **{name: lambda name=name: small(name) for name in SIZES},
-    "utterances": lambda: (bilstm(3, width=4), Utterances(jax.random.normal(KEY, (4, 9, 5)), jnp.array([9, 1, 0, 6]))),
+    "utterances": lambda: (bilstm(3, width=4), Utterances(normal(4, 9, 5), jnp.array([9, 1, 0, 6]))),
     "in_bfloat16": lambda: (in_bfloat16(small("conv4")[0]), small("conv4")[1]),
     "support": lambda: (tcresnet8(3, width=0.25, normalization="support"), small("tcresnet8")[1]),
     "multitask": several,
@@ -376,19 +376,19 @@ def test_a_random_layer_follows_the_key():
             return nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(nn.Dense(8, name="dense")(x))
 
     model, x = from_linen(Random()), jnp.ones((2, 3))
-    params, embedding = model.init(KEY, x), model
-    y = model.apply(params, x)
-    np.testing.assert_array_equal(y, model.apply(params, x))
-    first, again, other = (model.apply(params, x, jax.random.key(i)) for i in (1, 1, 2))
+    params, embedding, apply = jax.jit(model.init)(KEY, x), model, jax.jit(model.apply)
+    y = apply(params, x)
+    np.testing.assert_array_equal(y, apply(params, x))
+    first, again, other = (apply(params, x, jax.random.key(i)) for i in (1, 1, 2))
     np.testing.assert_array_equal(first, again)
     assert not differs(first, again, 0) and differs(first, other, 1e-3) and differs(first, y, 1e-3)
     # through a model of several tasks, each its own
     tasks = multitask({"a": embedding, "b": embedding}, {"a": 2, "b": 2}, width=4)
-    both = tasks.init(KEY, {"a": x, "b": x})
+    both, apply = some_params(tasks, {"a": x, "b": x}), jax.jit(tasks.apply)
     both["encoders"]["b"], both["heads"]["b"] = both["encoders"]["a"], both["heads"]["a"]
-    y = tasks.apply(both, {"a": x, "b": x})
+    y = apply(both, {"a": x, "b": x})
     assert not differs(y["a"], y["b"], 1e-6)
-    y = tasks.apply(both, {"a": x, "b": x}, KEY)
+    y = apply(both, {"a": x, "b": x}, KEY)
     assert differs(y["a"], y["b"], 1e-3)
 
 

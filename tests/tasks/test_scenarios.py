@@ -11,11 +11,12 @@ from metajax.data.features import FeatureSettings, log_mel
 from metajax.tasks.episodes import episodes, with_inputs
 from metajax.tasks.groups import groups
 from metajax.tasks.scenarios import Scenarios, scenarios
+from tests.conftest import normal
 
 SETTINGS = FeatureSettings(num_mels=8, window=200, fft_size=256, sample_rate=8000, hop=80, high=3800.0)
-NOISES = jnp.stack([jnp.asarray(acoustics.coloured(slope, 3000)) for slope in (0.0, -1.0, -2.0)])
+NOISES = jnp.asarray(np.stack([acoustics.coloured(slope, 3000) for slope in (0.0, -1.0, -2.0)]))
 LENGTHS = np.array([2400, 1500, 2000, 1999])
-WAVES = jnp.where(np.arange(2400) < LENGTHS[:, None], jax.random.normal(jax.random.key(0), (4, 2400)), 0)
+WAVES = jnp.asarray(np.where(np.arange(2400) < LENGTHS[:, None], normal(4, 2400), np.float32(0)))
 X = Utterances(WAVES, jnp.asarray(LENGTHS))
 KEY = jax.random.key(3)
 ALL = Scenarios(

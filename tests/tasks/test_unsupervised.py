@@ -17,6 +17,7 @@ from metajax.losses import classify
 from metajax.tasks.episodes import episodes
 from metajax.tasks.splits import Splits
 from metajax.tasks.unsupervised import cactus, partly_labelled, umtra
+from tests.conftest import normal
 
 pytest.importorskip("sklearn", reason="k-means is scikit-learn's")
 
@@ -65,7 +66,7 @@ class Hidden(dict):
 @pytest.fixture(scope="module")
 def hidden():
     """A corpus of noise whose labels and speakers raise when touched."""
-    x = jax.random.normal(jax.random.key(1), (CLIPS, 98, 40))
+    x = normal(CLIPS, 98, 40, seed=1)
     corpus = Corpus("hidden", x, np.full(CLIPS, 98), Hidden(), Hidden(), None, FeatureSettings(), ())
     return words.Words(corpus, Splits(ROWS < 24, ROWS == 24, ROWS > 24), None, "")
 
@@ -92,10 +93,10 @@ def test_support_and_query_of_speech_are_never_the_same_view(hidden):
 
 def test_many_ways_one_shot_and_one_query_with_cosines_are_infonce(x64):
     """Against a loop in numpy: the positive among all of the batch, in nats."""
-    x = jax.random.normal(jax.random.key(2), (CLIPS, 6))
+    x = normal(CLIPS, 6, seed=2)
     sample = umtra(x, lambda x, key: x + 0.5 * jax.random.normal(key, x.shape), ways=12)
     objective = mj.protonet(lambda p, x, key: jnp.tanh(x @ p["w"]), classify, 12, metric="cosine", temperature=0.2)
-    w, episode = jax.random.normal(jax.random.key(3), (6, 4)), sample(KEYS[0])
+    w, episode = normal(6, 4, seed=3), jax.jit(sample)(KEYS[0])
     loss, _ = jax.jit(objective.objective)({"params": {"w": w}}, episode, KEYS[1])
     s, q = (np.tanh(np.asarray(batch.x) @ np.asarray(w)) for batch in episode)
     s, q = (z / np.linalg.norm(z, axis=1, keepdims=True) for z in (s, q))

@@ -14,7 +14,7 @@ from metajax.losses import ctc
 from metajax.models import pretrained
 from metajax.models.pretrained import last_layers, split
 from metajax.names import named
-from tests.conftest import equations
+from tests.conftest import equations, normal
 from tests.models.pretrained.tiny import config
 
 KEY = jax.random.key(0)
@@ -101,7 +101,7 @@ def test_whisper_is_split_too():
     config = {"model_type": "whisper", "d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2}
     config |= {"encoder_ffn_dim": 10, "num_mel_bins": 80, "max_source_positions": 10}
     model = pretrained.random(config)
-    params, x = model.init(KEY, ()), jax.random.normal(KEY, (2, 3000))
+    params, x = model.init(KEY, ()), normal(2, 3000)
     wanted = jax.jit(model.apply)(params, x)
     for layer in (0, 1):
         encode, upper = split(model, params, layer)

@@ -15,6 +15,7 @@ from metajax.core import Transcripts
 from metajax.data.checkpoints import write_files
 from metajax.losses import classify
 from metajax.models import pretrained
+from tests.conftest import normal
 from tests.models.pretrained.tiny import GENERATION, contents, whisper_files
 
 TEXT = (0, 1, 2, 3, 4, 6)  # what is not suppressed, the end last
@@ -28,8 +29,8 @@ def loaded(folder, made=None):
 
 def heard(num=NUM, rows=slice(None)):
     """Of any encoder: frames alone are looked up."""
-    frames = jnp.tile(2 * jax.random.normal(jax.random.key(0), (NUM, 10, 8))[rows], (num // NUM, 1, 1))
-    return pretrained.Encoded(frames, (frames,), jnp.full(len(frames), 10))
+    frames = jnp.asarray(np.tile(np.asarray(normal(NUM, 10, 8, scale=2))[rows], (num // NUM, 1, 1)))
+    return pretrained.Encoded(frames, (frames,), jnp.asarray(np.full(len(frames), 10)))
 
 
 def log_probabilities(speech, params, encoded, texts):
@@ -110,7 +111,7 @@ def adapting(folder):
     def error(outputs, y):
         return classify(outputs.reshape(-1, 12), y.reshape(-1))
 
-    waves = 0.1 * jax.random.normal(jax.random.key(0), (NUM, 3000))
+    waves = normal(NUM, 3000, scale=0.1)
     batch = mj.Batch({"heard": waves, "said": jnp.array(texts[:, :-1])}, jnp.array(follows))
     part = mj.lora(2, "decoder.layers.*.kernel")
     learner, objective = mj.maml(apply, error, optax.sgd(0.1), 2, part=part)
@@ -141,15 +142,15 @@ def test_an_output_projection_of_its_own_and_one_that_is_held_twice(tmp_path):
     _, params, settings = loaded(tmp_path / "a", made)
     assert params["proj_out"]["kernel"].shape == (8, 12)
     speech = pretrained.transcriber(settings, language="en")
-    said = jnp.zeros((NUM, 2), int)
+    said, logits = np.zeros((NUM, 2), int), jax.jit(speech.logits)
     other = params | {"proj_out": {"kernel": 2 * params["proj_out"]["kernel"]}}
-    np.testing.assert_allclose(2 * speech.logits(params, heard(), said), speech.logits(other, heard(), said), rtol=1e-5)
+    np.testing.assert_allclose(2 * np.asarray(logits(params, heard(), said)), logits(other, heard(), said), rtol=1e-5)
     tied = whisper_files()
     twice = tied.tensors | {"proj_out.weight": tied.tensors["model.decoder.embed_tokens.weight"]}
     _, params, settings = loaded(tmp_path / "b", made._replace(tensors=twice, documents=tied.documents))
     pretrained.save(tmp_path / "c", params, settings)
     assert contents(tmp_path / "b") == contents(tmp_path / "c")
-    pretrained.save(tmp_path / "d", jax.tree.map(lambda a: a + 1, params), settings)
+    pretrained.save(tmp_path / "d", jax.tree.map(lambda a: jnp.asarray(np.asarray(a) + 1), params), settings)
     _, again, _ = pretrained.load(tmp_path / "d")
     assert np.array_equal(
         again["decoder"]["embed_tokens"]["embedding"], params["decoder"]["embed_tokens"]["embedding"] + 1

@@ -11,6 +11,7 @@ from metajax import InputError, Utterances
 from metajax.losses import classify
 from metajax.models import pretrained
 from metajax.parallel import hoist
+from tests.conftest import normal
 from tests.models.pretrained.tiny import write
 
 KINDS = {
@@ -22,7 +23,7 @@ KINDS = {
 
 
 def waves(time=500):
-    return jax.random.normal(jax.random.key(0), (3, time))
+    return normal(3, time)
 
 
 def loaded(folder, **changes):
@@ -70,7 +71,7 @@ def test_a_frame_needs_as_many_samples_as_the_convolutions_reach(tmp_path, unche
 
 
 def test_mean_over_the_frames_that_count():
-    frames = jax.random.normal(jax.random.key(0), (2, 3, 5, 4))
+    frames = normal(2, 3, 5, 4)
     encoded = pretrained.Encoded(frames[0], (frames[1], frames[0]), jnp.array([2, 0, 5]))
     encoder = pretrained.Pretrained(None, None, None, lambda params, x: encoded)
     for layer, wanted in ((None, frames[0]), (-2, frames[1]), (0, frames[1])):

@@ -63,6 +63,14 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is None or item.path.parent != Path(__file__).parent)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def few_clips_at_once():
+    """Corpora here are small: a batch of clips costs as much as a full one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metajax.data.corpus._BATCH", 32)
+        yield
+
+
 @pytest.fixture(autouse=True)
 def two_cores(monkeypatch):
     """As many cores as devices made above, whatever this process may use: scripts ask for a device on each."""

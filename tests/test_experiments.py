@@ -278,6 +278,8 @@ def test_espeak_that_is_not_there_or_cannot_be_loaded_is_told(refuse, tmp_path, 
     (package / "__init__.py").write_text(f"def get_library_path():\n    return {str(package / 'lib.so')!r}\n")
     with monkeypatch.context() as patch:
         patch.setattr("sys.path", [str(tmp_path), *sys.path])
+        patch.setitem(sys.modules, "espeakng_loader", None)
+        del sys.modules["espeakng_loader"]  # the real one, which another test may have imported, is back at the end
         assert "pip install 'metajax[espeak]'" in refuse()  # no voices
         (package / "espeak-ng-data" / "voices" / "!v").mkdir(parents=True)
         (package / "lib.so").write_text("no library")

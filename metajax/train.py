@@ -21,7 +21,7 @@ from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
 from metajax.errors import DivergedError, InputError
 from metajax.losses.weighting import State
 from metajax.names import named
-from metajax.parallel import copied, hoist, hoisted, run_once, task_mean
+from metajax.parallel import copied, hoist, hoisted, task_mean
 
 Schedule = Callable[[Array], Array]  # of the share of the outer steps that is done, 0..1
 
@@ -75,7 +75,7 @@ def init_state(
         raise InputError(f"outer_steps is {outer_steps}, expected 1 or more.")
     mean = Average(jax.tree.map(jnp.copy, theta), jnp.float32(average)) if average else ()
     # one program: on its own, every array of zeros would be a program to compile
-    opt_state = run_once(optimizer.init, theta)
+    opt_state = jax.jit(optimizer.init)(theta)
     return MetaState(theta, opt_state, jnp.zeros((), jnp.int32), jnp.int32(outer_steps), mean, kept)
 
 

@@ -104,7 +104,7 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = (), level: int |
 
 
 def run_once(f: Callable[..., Any], *args: Any) -> Any:
-    """`jax.jit(f)(*args)`, not traced, of a program that runs once: on CPU not optimised, it compiles four times as fast."""
+    """`jax.jit(f)(*args)`, untraced, of a program that runs once: not optimised on CPU, it compiles four times as fast."""
     return jax.jit(f, compiler_options=effort(0))(*args)
 
 

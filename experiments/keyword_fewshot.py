@@ -123,7 +123,7 @@ def train(s: Settings, name: str, built: methods.Built, data: Data, theta: Theta
         built.phases, theta, sample, key, s.outer_steps or steps, seconds=s.seconds, average=s.average,
         optimizer=recipes.adamw(s.outer_rate or rate, s.weight_decay), num_tasks=s.tasks,
         chunk=methods.chunk_of(methods.METHODS[name]), validate=validate, folder=s.out / name, title=name,
-        resume=s.resume and checkpoint.exists(s.out / name / "last"), quick=not (s.outer_steps or s.seconds),
+        resume=s.resume and checkpoint.exists(s.out / name / "last"),
     )  # fmt: skip
 
 

@@ -66,12 +66,7 @@ def hoist(f: Callable[..., Any], *args: Any) -> tuple[list[Any], Callable[..., A
     return closed.consts, opened, shapes
 
 
-def effort(level: int | None) -> Any:
-    """`compiler_options` of `jax.jit` for LLVM's optimisation level 0, 1, 2 or 3 on CPU; None for XLA's own choice."""
-    return None if level is None or jax.default_backend() != "cpu" else {"xla_backend_optimization_level": level}
-
-
-def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = (), level: int | None = None) -> Callable[..., Any]:
+def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = ()) -> Callable[..., Any]:
     """`jax.jit(f)` that takes the arrays which `f` closes over as arguments; they lie where its first argument does.
 
     `jax.jit` writes such arrays, here whole corpora, into each compiled program, unless the environment has
@@ -80,13 +75,12 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = (), level: int |
     Args:
       f: a function of trees of arrays.
       donate: the arguments whose buffers the result may take.
-      level: as of `effort`.
 
     Returns:
       The compiled function, for each set of shapes, types and devices of its arguments.
     """
     if getattr(jax.config, "jax_use_simplified_jaxpr_constants", False):
-        return jax.jit(f, donate_argnums=donate, compiler_options=effort(level))
+        return jax.jit(f, donate_argnums=donate)
     compiled: dict[Any, Callable[..., Any]] = {}
 
     def call(*args: Any) -> Any:
@@ -96,7 +90,7 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = (), level: int |
         kind = structure, devices, *((a.shape, a.dtype, a.weak_type) for a in map(jax.typeof, leaves))
         if kind not in compiled:
             consts, opened, _ = hoist(f, *args)
-            run = jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate), compiler_options=effort(level))
+            run = jax.jit(opened, donate_argnums=tuple(i + 1 for i in donate))
             compiled[kind] = partial(run, jax.device_put(consts, where))
         return compiled[kind](*args)
 
@@ -104,8 +98,9 @@ def hoisted(f: Callable[..., Any], *, donate: tuple[int, ...] = (), level: int |
 
 
 def run_once(f: Callable[..., Any], *args: Any) -> Any:
-    """`jax.jit(f)(*args)`, untraced, of a program that runs once: not optimised on CPU, it compiles four times as fast."""
-    return jax.jit(f, compiler_options=effort(0))(*args)
+    """`jax.jit(f)(*args)`, untraced, of a program that runs once: not optimised on CPU, it compiles 4 times as fast."""
+    options: Any = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(f, compiler_options=options)(*args)
 
 
 def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:

@@ -62,7 +62,7 @@ def meta_train(
       chunk: episodes at a time on each device; None for all.
       average: decay of theta's moving average; 0 for none.
       validate: score of a theta, larger is better.
-      **options: passed to `fit`: `seconds`, `folder`, `resume`, `title`, `quick`, ...
+      **options: passed to `fit`: `seconds`, `folder`, `resume`, `title`, `validate_every`.
 
     Returns:
       As `fit`.

@@ -45,7 +45,6 @@ class MetaState(NamedTuple):
 
 
 OuterStep = Callable[..., tuple[MetaState, Metrics]]  # (state, key), or (state, items, key)
-Block = Callable[[MetaState, Array], tuple[MetaState, Metrics]]  # (state, outer steps)
 
 
 def init_state(
@@ -233,13 +232,13 @@ def in_phases(phases: Sequence[tuple[float, OuterStep]]) -> OuterStep:
     return step
 
 
-def block_of(step: OuterStep, key: KeyArray, level: int | None = None) -> Block:
+def block_of(step: OuterStep, key: KeyArray) -> Callable[[MetaState, Array], tuple[MetaState, Metrics]]:
     """`(state, count) -> (state, mean metrics)`: so many outer steps in one compiled call, which donates the state.
 
     The key of an outer step depends on its number alone, so that a resumed run takes the steps of an uninterrupted one.
     """
 
-    @partial(hoisted, donate=(0,), level=level)
+    @partial(hoisted, donate=(0,))
     def block(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
         consts, one, (_, shapes) = hoist(lambda state: step(state, jax.random.fold_in(key, state.count)), state)
 
@@ -254,7 +253,9 @@ def block_of(step: OuterStep, key: KeyArray, level: int | None = None) -> Block:
     return block
 
 
-def streamed_block_of(step: OuterStep, key: KeyArray, episodes: Iterator[PyTree]) -> Block:
+def streamed_block_of(
+    step: OuterStep, key: KeyArray, episodes: Iterator[PyTree]
+) -> Callable[[MetaState, Array], tuple[MetaState, Metrics]]:
     """As `block_of`, on episodes from the host, an outer step each, the next one prepared while a step runs.
 
     Raises:
@@ -317,7 +318,6 @@ def fit(
     resume: bool = False,
     progress: bool = True,
     title: str = "meta-training",
-    quick: bool = False,
 ) -> Fit:
     """Take the outer steps that `state` plans, a compiled block of them at a time.
 
@@ -336,7 +336,6 @@ def fit(
       resume: go on from `folder / "last"`.
       progress: show a progress bar with the rate and the time left, rarely where no terminal shows it.
       title: of the progress bar.
-      quick: whether a short training compiles its block in three quarters of the time on CPU, less optimised.
 
     Returns:
       The trained theta and how it came about.
@@ -361,8 +360,9 @@ def fit(
         episodes = map(episodes, itertools.count(done))
     elif episodes is not None:
         next(itertools.islice(episodes, done, done), None)
-    run = block_of(step, key, 1 if quick else None) if episodes is None else streamed_block_of(step, key, episodes)
-    here, rate, validated = 0, 0.0, done  # outer steps timed in this call, how many in a second, the last validated
+    run = block_of(step, key) if episodes is None else streamed_block_of(step, key, episodes)
+    here, rate = 0, 0.0  # outer steps timed in this call, and how many in a second
+    validated = done
     often = 0.1 if sys.stderr.isatty() else 10.0  # seconds between its lines: in a file they all stay
     bar = tqdm(total=int(state.total), initial=done, unit="step", desc=title, disable=not progress, mininterval=often)
     with bar:

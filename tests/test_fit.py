@@ -37,15 +37,6 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
     identical(again.state, whole.state)
 
 
-def test_a_quick_run_is_the_same_training():
-    def run(**options):
-        state = init_state(THETA, ADAM, 6, average=0.3)
-        return fit(STEP, state, KEY, block=3, progress=False, **options)
-
-    quick, slow = run(quick=True), run()
-    assert differs(quick.theta, THETA, 1e-3) and not differs(quick.theta, slow.theta, 1e-6)
-
-
 def test_a_state_with_random_keys_of_its_own_resumes(tmp_path):
     """Here that of noise on the outer gradients."""
     noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(5)), OUTER)

@@ -162,8 +162,9 @@ def of_amounts(
     rows: list[list[list[int]]] = []
     for value in np.unique(group[group >= 0]):
         mine, given, row = draw.permutation(np.flatnonzero(group == value)), list[int](), list[list[int]]()
+        own = mine[:-1] if apart is None else mine[side[mine] == side[mine].min()]  # one is left to recognise
         for limit in most:
-            for clip in mine[side[mine] == side[mine].min()]:
+            for clip in own:
                 if clip not in given and amount[given].sum() + amount[clip] <= limit:
                     given.append(int(clip))
             row.append([*given])

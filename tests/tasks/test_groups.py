@@ -142,3 +142,8 @@ def test_support_is_of_so_much_and_the_query_the_same_whatever_that_is(apart):
             assert amount[np.array([*clips]) - 1].sum() == pytest.approx(told[task]) and most - 4 < told[task] <= most
     with pytest.raises(InputError, match="group 0 has 0 clips to adapt to and"):
         of_amounts(x, (), group, amount, (0.5,), queries=6, seed=0)
+
+
+def test_a_clip_is_left_to_recognise_where_all_would_be_short_enough():
+    ((task, seconds),) = of_amounts(1 + np.arange(3), (), np.zeros(3, int), np.ones(3), (5.0,), queries=6, seed=0)
+    assert seconds == [2.0] and sorted([*task.support.x[0].tolist(), *task.query.x[0].tolist()]) == [1, 2, 3]

@@ -110,8 +110,11 @@ def replicate(tree: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
 
 @jax.jit
 def copied(tree: PyTree) -> PyTree:
-    """A copy of a tree, one program for all of its arrays; those of the caller outlive a donation of the copy."""
-    return jax.tree.map(jnp.copy, tree)
+    """A copy of a tree, one program for all of its arrays; those of the caller outlive a donation of the copy.
+
+    No leaf stays weakly typed, as `jnp.log(0.1)` is: a step's result is not, and would be compiled for again.
+    """
+    return jax.tree.map(lambda leaf: jnp.array(leaf, jnp.result_type(leaf)), tree)
 
 
 def over_tasks(f: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:

@@ -243,7 +243,10 @@ def diverged(folder: Path | None, state: PyTree) -> str:
         checkpoint.save(folder / "last", state)
     kept = f"; the state before it is kept in {folder / 'last'}" if folder else ""
     if not int(state.count):
-        cure = "At the first step no rate is to blame: look for inputs that are not finite and labels out of range."
+        cure = (
+            "At the first step no rate is to blame: look for inputs that are not finite, labels out of range and "
+            "derivatives that are not finite, as that of a root at 0."
+        )
     else:
         cure = "A smaller inner or outer learning rate is the usual cure."
     return f"The loss is not finite at outer step {int(state.count) + 1}{kept}. {cure}"

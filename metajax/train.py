@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from metajax import runs
 from metajax.core import KeyArray, Metrics, Objective, Sampler, Theta
-from metajax.errors import DivergedError, InputError
+from metajax.errors import DivergedError, InputError, function
 from metajax.losses.weighting import State
 from metajax.names import named
 from metajax.parallel import copied, hoist, hoisted, task_mean
@@ -160,8 +160,9 @@ def outer_step(
       over the tasks, with `grad_norm`.
 
     Raises:
-      InputError: the objective's metrics lack `loss`.
+      InputError: the objective is no function or its metrics lack `loss`.
     """
+    function("objective", objective, "an algorithm's `objective`")
 
     def weighted(
         theta: Theta, items: tuple[PyTree, Key[Array, " n"]], weights: Float[Array, " n"]
@@ -177,8 +178,7 @@ def outer_step(
     mean_gradient = task_mean(jax.grad(weighted, has_aux=True), chunk=chunk, mesh=mesh)
 
     def step(state: MetaState, items: PyTree, key: KeyArray) -> tuple[MetaState, Metrics]:
-        keys = jax.random.split(key, len(jax.tree.leaves(items)[0]))
-        grads, metrics = mean_gradient(state.theta, (items, keys))
+        grads, metrics = mean_gradient(state.theta, (items, jax.random.split(key, len(jax.tree.leaves(items)[0]))))
         return descend(state, grads, metrics, optimizer, schedule=schedule, kept=state.kept)
 
     return step

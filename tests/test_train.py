@@ -120,7 +120,7 @@ def test_a_first_step_that_is_not_finite_is_not_blamed_on_the_rate():
         fit(meta_step(counting, OUTER, no_task, 1), state, KEY, num_tasks=1, progress=False)
     assert str(caught.value) == (
         "The loss is not finite at outer step 1. At the first step no rate is to blame: look for inputs that are not "
-        "finite and labels out of range."
+        "finite, labels out of range and derivatives that are not finite, as that of a root at 0."
     )
 
 
@@ -230,8 +230,9 @@ def test_fit_compiles_its_steps_once(caplog):
     """Also where the state lies on no device in particular, while the sampler's arrays do."""
     arrays = sample(KEY)
     step = meta_step(CHEAP, OUTER, lambda key: arrays, 2)
+    theta = THETA | {"log_rate": jnp.log(0.1)}  # weakly typed
     with jax.log_compiles():
-        fit(step, init_state(THETA, OUTER, 5), KEY, num_tasks=2, block=2, validate_every=2, progress=False)
+        fit(step, init_state(theta, OUTER, 5), KEY, num_tasks=2, block=2, validate_every=2, progress=False)
     assert sum("Compiling jit(opened)" in record.getMessage() for record in caplog.records) == 1
 
 
@@ -270,6 +271,11 @@ def test_fit_keeps_the_best_theta(tmp_path):
     assert differs(result.theta, result.state.theta, 1e-4)
     validations = [line.get("validation") for line in checkpoint.read_lines(tmp_path / "metrics.jsonl")]
     assert validations == [None, 0.2, None, 0.9, None, 0.5]
+
+
+def test_an_algorithm_is_no_objective(unchecked):
+    with pytest.raises(InputError, match="objective is of type Algorithm, expected a function, such as an algorithm's"):
+        meta_step(metajax.joint(mlp, squared_error), OUTER, sample, 2)
 
 
 def test_an_objective_without_a_loss_among_its_metrics_is_refused():

@@ -55,7 +55,10 @@ def renewed(tree: PyTree, change: Callable[[str, Any], Any]) -> PyTree:
 
 
 def replaced(tree: PyTree, leaves: dict[str, Any]) -> PyTree:
-    """The tree with those of its leaves that `leaves` names replaced."""
+    """The tree with those of its leaves that `leaves` names replaced; an `InputError` where it lacks one."""
+    names = named(tree)
+    if odd := [name for name in leaves if name not in names]:
+        raise InputError(f"There is no parameter {odd[0]!r} to replace; the parameters are {_told(names)}.")
     return renewed(tree, lambda name, leaf: leaves.get(name, leaf))
 
 

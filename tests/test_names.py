@@ -53,6 +53,8 @@ def test_leaves_are_replaced_and_merged_by_name():
         "norm": {"scale": 4, "mean": 2}, "new": {"deep": {"leaf": 3}},
     }  # fmt: skip
     assert TREE["gain"] == 6
+    with pytest.raises(InputError, match=r"no parameter 'bias0' to replace; the parameters are encoder"):
+        replaced(TREE, {"gain": 60, "bias0": 40})
 
 
 class Layers(NamedTuple):

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from metajax.algorithms.maml import maml
+from metajax.algorithms.maml import chosen, maml
 from metajax.algorithms.parts import only
 from metajax.core import Algorithm, Apply, Error
 
@@ -45,4 +45,5 @@ def anil(
       >>> list(learner.start(learner.init(params, jax.random.key(0)), support, jax.random.key(0)).own)
       ['head']
     """
-    return maml(apply, error, inner, num_steps, part=only(*((head,) if isinstance(head, str) else head)), **how)
+    part = only(*((head,) if isinstance(head, str) else head))
+    return maml(apply, error, inner, num_steps, **chosen("anil", how, part=part))

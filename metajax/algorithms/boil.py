@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from metajax.algorithms.maml import maml
+from metajax.algorithms.maml import chosen, maml
 from metajax.algorithms.parts import without
 from metajax.core import Algorithm, Apply, Error
 
@@ -44,4 +44,5 @@ def boil(
       >>> list(learner.start(learner.init(params, jax.random.key(0)), support, jax.random.key(0)).own)
       ['body']
     """
-    return maml(apply, error, inner, num_steps, part=without(*((head,) if isinstance(head, str) else head)), **how)
+    part = without(*((head,) if isinstance(head, str) else head))
+    return maml(apply, error, inner, num_steps, **chosen("boil", how, part=part))

@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from metajax.algorithms.maml import maml
+from metajax.algorithms.maml import chosen, maml
 from metajax.algorithms.parts import context
 from metajax.core import Algorithm, Apply, Error
 
@@ -45,4 +45,4 @@ def cavia(
       >>> learner.start(theta, support, jax.random.key(0)).own.tolist()
       [0.0, 0.0]
     """
-    return maml(apply, error, inner, num_steps, part=context(size, *patterns), **how)
+    return maml(apply, error, inner, num_steps, **chosen("cavia", how, part=context(size, *patterns)))

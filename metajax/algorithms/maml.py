@@ -3,6 +3,7 @@
 from typing import Any
 
 from metajax.core import Algorithm, Apply, Error, Remat, query_loss
+from metajax.errors import InputError
 from metajax.inner import Inner, descent
 
 
@@ -45,3 +46,10 @@ def maml(
     """
     learner = descent(apply, support_error or error, inner, **how)
     return Algorithm(learner, query_loss(learner, error, num_steps, remat=remat))
+
+
+def chosen(method: str, how: dict[str, Any], **own: Any) -> dict[str, Any]:
+    """`how` with what the method chooses itself; an `InputError` where `how` has it, too."""
+    if twice := own.keys() & how.keys():
+        raise InputError(f"{min(twice)} is given, but {method} has one of its own: give another to maml.")
+    return how | own

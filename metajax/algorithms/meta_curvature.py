@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from metajax.algorithms.maml import maml
+from metajax.algorithms.maml import chosen, maml
 from metajax.algorithms.rules import curvature
 from metajax.core import Algorithm, Apply, Error
 
@@ -32,4 +32,4 @@ def meta_curvature(
       >>> {name: matrix.shape for name, matrix in theta["curvature"]["w"].items()}
       {'in': (3, 3), 'out': (2, 2)}
     """
-    return maml(apply, error, inner, num_steps, rule=curvature(), **how)
+    return maml(apply, error, inner, num_steps, **chosen("meta_curvature", how, rule=curvature()))

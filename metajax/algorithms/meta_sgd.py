@@ -4,7 +4,7 @@ from typing import Any
 
 import optax
 
-from metajax.algorithms.maml import maml
+from metajax.algorithms.maml import chosen, maml
 from metajax.algorithms.rules import rates
 from metajax.core import Algorithm, Apply, Error
 
@@ -31,4 +31,4 @@ def meta_sgd(apply: Apply, error: Error, inner: optax.GradientTransformation, nu
       >>> float(learner.init({"head": jnp.zeros(())}, jax.random.key(0))["rates"]["head"])
       1.0
     """
-    return maml(apply, error, inner, num_steps, rule=rates(), **how)
+    return maml(apply, error, inner, num_steps, **chosen("meta_sgd", how, rule=rates()))

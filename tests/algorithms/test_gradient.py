@@ -433,6 +433,13 @@ def test_a_part_or_a_rule_that_was_not_called(unchecked):
         descent(network, squared_error, optax.sgd(RATE), rule=rates)
 
 
+@pytest.mark.parametrize(("factory", "given"), [(anil, {"part": only("body")}), (meta_sgd, {"rule": rates()})])
+def test_what_a_method_chooses_itself_is_not_given(factory, given):
+    told = rf"{next(iter(given))} is given, but {factory.__name__} has one of its own: give another to maml\."
+    with pytest.raises(InputError, match=told):
+        factory(network, squared_error, optax.sgd(RATE), 1, **given)
+
+
 def test_bad_input(x64):
     support = task().support
     for factory in (anil, boil):

@@ -54,12 +54,13 @@ from metajax.core import (
     Utterances,
     adapt,
     ascribe,
+    held,
     mix,
     query_loss,
 )
 from metajax.errors import DivergedError, InputError
 from metajax.evaluate import evaluate, mean_ci95
-from metajax.inner import Fast, Part, Rule, by_support, cached, closed_form, descent, first_pass, held
+from metajax.inner import Fast, Part, Rule, by_support, cached, closed_form, descent, first_pass
 from metajax.parallel import hoisted
 from metajax.train import Fit, MetaState, fit, in_phases, init_state, meta_step, outer_step, trained
 from metajax.weighted import weighted_step

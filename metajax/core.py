@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from metajax.errors import InputError
+from metajax.errors import InputError, expected
 
 Params: TypeAlias = PyTree
 Theta: TypeAlias = PyTree
@@ -108,7 +108,8 @@ def adapt(
       phi after `num_steps` steps, and the probe's results stacked to `[num_steps + 1, ...]` (None without a probe).
 
     Raises:
-      InputError: `num_steps` is negative or beyond `learner.max_steps`, or `remat` is unknown.
+      InputError: `learner` or `support` is of another type, theta is a dict without `params`, `num_steps` is no whole
+        number, negative or beyond `learner.max_steps`, or `remat` is unknown.
 
     Reference: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016 (for "sqrt").
 
@@ -122,7 +123,11 @@ def adapt(
       >>> learner.predict(theta, phi, jnp.array([2.0]), None).tolist()
       [6.0]
     """
-    if num_steps < 0:
+    expected("learner", learner, Learner)
+    expected("support", support, Batch)
+    if isinstance(theta, dict):
+        held(theta, "params")
+    if not hasattr(num_steps, "__index__") or num_steps < 0:
         raise InputError(f"num_steps is {num_steps}, expected 0 or more adaptation steps.")
     if learner.max_steps is not None and num_steps > learner.max_steps:
         raise InputError(f"num_steps is {num_steps}, but theta has parameters for {learner.max_steps} steps only.")
@@ -190,23 +195,25 @@ def query_loss(learner: Learner, error: Error, num_steps: int, *, remat: Remat =
       An objective; its gradient runs through the adaptation.
 
     Raises:
-      InputError: when called, as `adapt`, and where the error is not a scalar.
+      InputError: when called, as `adapt`, and where the error gives no scalar with metrics.
     """
 
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
         adapt_key, key = jax.random.split(key)
         phi, _ = adapt(learner, theta, episode.support, adapt_key, num_steps, remat=remat)
-        value, metrics = error(learner.predict(theta, phi, episode.query.x, key), episode.query.y)
-        return scalar(value), metrics
+        return scalar(error(learner.predict(theta, phi, episode.query.x, key), episode.query.y))
 
     return objective
 
 
-def scalar(value: Any) -> Any:
-    """The error itself; an `InputError` if it is not a scalar."""
-    if jnp.shape(value):
-        raise InputError(f"The error has shape {jnp.shape(value)}, expected a scalar: take its mean over the batch.")
-    return value
+def scalar(result: Any) -> tuple[Any, Metrics]:
+    """What an error gives, a scalar and metrics; an `InputError` if it is anything else."""
+    if not isinstance(result, tuple) or len(result) != 2:
+        raise InputError(f"The error gives {type(result).__name__}, expected a pair: a scalar and metrics.")
+    if jnp.shape(result[0]):
+        told = f"The error has shape {jnp.shape(result[0])}"
+        raise InputError(f"{told}, expected a scalar: take its mean over the batch.")
+    return result
 
 
 def ascribe(theta: Theta, direction: Theta) -> Scalar:
@@ -246,3 +253,21 @@ def mix(objective: Objective, other: Objective, weight: float | Scalar) -> Objec
         return value + weight * other(theta, episode, key)[0], metrics
 
     return mixed
+
+
+def combined(theta: Theta, more: Theta) -> Theta:
+    """Both dicts as one; an `InputError` where they share a name."""
+    if not isinstance(more, dict):
+        raise InputError(f"init of a part or rule gives {type(more).__name__}, expected a dict: what it adds to theta.")
+    if shared := theta.keys() & more.keys():
+        raise InputError(f"Two parts or rules add {min(shared)!r} to theta, expected each to add names of its own.")
+    return theta | more
+
+
+def held(theta: Theta, name: str, like: PyTree = None) -> Any:
+    """theta[name]; an `InputError` where theta has none, or one of another structure than `like`."""
+    if name not in theta:
+        raise InputError(f"theta holds {', '.join(theta)} but no {name!r}: it is not what this learner's init gives.")
+    if like is not None and jax.tree.structure(theta[name]) != jax.tree.structure(like):  # type: ignore[operator]
+        raise InputError(f"theta[{name!r}] was made for other parameters than those that adapt: for another part.")
+    return theta[name]

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Key
 
-from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt
+from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Theta, adapt, scalar
 from metajax.errors import InputError
 from metajax.parallel import hoisted, over_tasks, replicate
 
@@ -67,7 +67,7 @@ def curve(learner: Learner, error: Error, theta: Theta, episode: Episode, key: K
     _, adapt_key, query_key = jax.random.split(key, 3)
 
     def probe(phi: Phi) -> Metrics:
-        return error(learner.predict(theta, phi, episode.query.x, query_key), episode.query.y)[1]
+        return scalar(error(learner.predict(theta, phi, episode.query.x, query_key), episode.query.y))[1]
 
     return adapt(learner, theta, episode.support, adapt_key, num_steps, probe)[1]
 

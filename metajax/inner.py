@@ -9,8 +9,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Int, PyTree
 
-from metajax.core import Apply, Batch, Error, KeyArray, Learner, Params, Phi, Scalar, Theta, scalar
-from metajax.errors import InputError
+from metajax.core import Apply, Batch, Error, KeyArray, Learner, Params, Phi, Scalar, Theta, combined, held, scalar
+from metajax.errors import InputError, expected, function
 from metajax.names import merged, named
 
 Mode: TypeAlias = Literal["reverse", "mixed"]
@@ -19,7 +19,7 @@ Inner: TypeAlias = optax.GradientTransformation | Callable[[Theta], optax.Gradie
 
 
 class Part(NamedTuple):
-    """What of the model a task learns."""
+    """What of the model a task learns; `names.match` finds parameters, and says so where there are none."""
 
     init: Callable[[Params, KeyArray], Theta]  # what theta holds for it, by name
     split: Callable[[Theta], Own]  # the task's own parameters before any step
@@ -31,7 +31,8 @@ class Rule(NamedTuple):
     """How the inner optimiser's updates are changed by what is learned.
 
     A rule has no memory; what the optimiser itself reads, such as its momentum, is learned by an `inner` of theta. The
-    updates hold the inner rate already: a rule that undoes their size, such as by their sign, brings a rate of its own.
+    updates hold the inner rate already: a rule that undoes their size, such as by their sign, brings a rate of its own;
+    as a sign has no slope, what the updates came from then learns nothing.
     """
 
     init: Callable[[Own], Theta]  # what theta holds for it, by name
@@ -52,7 +53,7 @@ def everything() -> Part:
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
         params = theta["params"]
-        if _alike(own, params):
+        if jax.tree.structure(own) == jax.tree.structure(params):  # type: ignore[operator]
             return own
         return merged(params, named(own))  # statistics of the support set lie beside them
 
@@ -106,11 +107,14 @@ def descent(
         if not isinstance(given, kind):
             told = getattr(given, "__name__", type(given).__name__)
             raise InputError(f"{name} is {told}, expected a {kind.__name__}: what such a function returns.")
+    function("apply", apply, "`model.apply`")
+    if not callable(inner):
+        expected("inner", inner, optax.GradientTransformation)
     optimizer = inner if callable(inner) else lambda theta: inner
 
     def value(args: tuple[Theta, Array, Batch, KeyArray], own: Own) -> Scalar:
         theta, count, support, key = args
-        result = scalar(error(apply(part.join(theta, own, count), support.x, key), support.y)[0])
+        result, _ = scalar(error(apply(_read(part.join, theta, own, count), support.x, key), support.y))
         if proximal:
             squares = jax.tree.map(lambda a, b: jnp.square(a - b).sum(), own, part.split(theta))
             result = result + proximal / 2 * optax.tree.sum(squares)
@@ -123,8 +127,10 @@ def descent(
         return combined(theta, rule.init(part.split(theta)))
 
     def start(theta: Theta, support: Batch, key: KeyArray) -> Fast:
-        own = part.split(theta)
-        return Fast(own, optimizer(theta).init(own), jnp.zeros((), jnp.int32))
+        own = _read(part.split, theta)
+        if not isinstance(own, tuple) and not jax.tree.leaves(own):
+            raise InputError("part.split gives no parameter for a task to learn, expected one or more.")
+        return Fast(own, _read(optimizer, theta).init(own), jnp.zeros((), jnp.int32))
 
     def step(theta: Theta, phi: Fast, support: Batch, key: KeyArray) -> Fast:
         grads = gradient((theta, phi.count, support, key), phi.own)
@@ -134,9 +140,9 @@ def descent(
         updates, opt_state = inner.update(grads, phi.opt_state, phi.own)
         if first_order:  # the optimiser's own terms, such as its weight decay, too
             updates, opt_state = jax.lax.stop_gradient((updates, opt_state))
-        changed = rule.apply(theta, updates, phi.count)
-        if not _alike(changed, updates):
-            raise InputError("The rule's updates are of another structure than those that it was given.")
+        changed = _read(rule.apply, theta, updates, phi.count)
+        if jax.tree.map(jnp.shape, changed) != jax.tree.map(jnp.shape, updates):
+            raise InputError("The rule's updates are of another structure or shape than those that it was given.")
         return Fast(optax.apply_updates(phi.own, changed), opt_state, phi.count + 1)
 
     def predict(theta: Theta, phi: Fast, x: PyTree, key: KeyArray | None) -> PyTree:
@@ -146,24 +152,13 @@ def descent(
     return Learner(init, start, step, predict, min(bounds, default=None))
 
 
-def combined(theta: Theta, more: Theta) -> Theta:
-    """Both dicts as one; an `InputError` where they share a name."""
-    if shared := theta.keys() & more.keys():
-        raise InputError(f"Two parts or rules add {min(shared)!r} to theta, expected each to add names of its own.")
-    return theta | more
-
-
-def held(theta: Theta, name: str, like: PyTree = None) -> Any:
-    """theta[name]; an `InputError` where theta has none, or one of another structure than `like`."""
-    if name not in theta:
-        raise InputError(f"theta holds {', '.join(theta)} but no {name!r}: it was made by another method.")
-    if like is not None and not _alike(theta[name], like):
-        raise InputError(f"theta[{name!r}] was made for other parameters than those that adapt: for another part.")
-    return theta[name]
-
-
-def _alike(tree: PyTree, other: PyTree) -> bool:
-    return bool(jax.tree.structure(tree) == jax.tree.structure(other))  # type: ignore[operator]
+def _read(reads: Callable[..., Any], theta: Theta, *args: Any) -> Any:
+    """reads(theta, *args); an `InputError` where it looks for a name that theta lacks."""
+    try:
+        return reads(theta, *args)
+    except KeyError as missing:
+        held(theta, missing.args[0])
+        raise
 
 
 def support_gradient(value: Callable[[PyTree, Own], Scalar], mode: Mode = "reverse") -> Callable[[PyTree, Own], Own]:

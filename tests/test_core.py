@@ -10,9 +10,12 @@ import pytest
 from jaxtyping import TypeCheckError
 
 from metajax import (
+    Algorithm,
     Batch,
     Episode,
     InputError,
+    Part,
+    Rule,
     adapt,
     ascribe,
     closed_form,
@@ -89,7 +92,9 @@ def test_adapt_is_a_loop_of_steps_and_its_probe_sees_every_phi(name):
 
 def test_theta_is_a_dict_with_the_parameters_of_the_model():
     assert_close(PLAIN.init(PARAMS, KEY), THETA, 0)
-    with pytest.raises(InputError, match=r"theta holds params but no 'rates': it was made by another method"):
+    with pytest.raises(
+        InputError, match=r"theta holds params but no 'rates': it is not what this learner's init gives"
+    ):
         adapt(descent(mlp, squared_error, optax.sgd(0.1), rule=rates()), THETA, EPISODE.support, KEY, 1)
 
 
@@ -108,6 +113,37 @@ def test_adapt_refuses_a_number_of_steps_that_means_nothing_and_an_unknown_remat
         adapt(PLAIN, THETA, EPISODE.support, KEY, 1, remat="all")
     with pytest.raises(InputError, match=r"mode is 'forward', expected one of reverse, mixed"):
         descent(mlp, squared_error, optax.sgd(0.1), mode="forward")
+
+
+WRONG = {  # what a newcomer may hand over: to `descent`, to `adapt`, and what is told
+    "a model": ({"apply": Algorithm(PLAIN, mlp)}, {}, "apply is of type Algorithm, expected a function"),
+    "a rate": ({"inner": 0.1}, {}, "inner is of type float, expected GradientTransformation"),
+    "no metrics": ({"error": lambda outputs, y: outputs.mean()}, {}, "error gives .*, expected a pair"),
+    "an algorithm": ({}, {"learner": Algorithm(PLAIN, mlp)}, "learner is of type Algorithm, expected Learner"),
+    "an episode": ({}, {"support": EPISODE}, "support is of type Episode, expected Batch"),
+    "parameters": ({}, {"theta": PARAMS}, "theta holds .*b0.* but no 'params'"),
+    "part of a step": ({}, {"num_steps": 1.5}, "num_steps is 1.5, expected 0 or more adaptation steps"),
+    "another's theta": ({"inner": lambda theta: optax.sgd(0.1, theta["momentum"])}, {}, "params but no 'momentum'"),
+    "a part of nothing": ({"part": Part(lambda *_: {}, lambda theta: {}, lambda theta, own, count: PARAMS)}, {},
+        r"part\.split gives no parameter"),
+    "another shape": ({"rule": Rule(lambda own: {}, lambda theta, updates, count: jax.tree.map(jnp.sum, updates))}, {},
+        "rule's updates are of another structure or shape"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_a_newcomer_may_confuse_is_told_in_one_sentence(unchecked, wrong):
+    made, given, told = WRONG[wrong]
+    rest = {"theta": THETA, "support": EPISODE.support, "num_steps": 1}
+    with pytest.raises(InputError, match=told):
+        learner = descent(**{"apply": mlp, "error": squared_error, "inner": optax.sgd(0.1)} | made)
+        adapt(**{"learner": learner, "key": KEY} | rest | given)
+
+
+def test_what_a_part_or_a_rule_adds_to_theta_is_a_dict(unchecked):
+    learner = descent(mlp, squared_error, optax.sgd(0.1), rule=Rule(lambda own: jnp.ones(()), lambda *given: given[1]))
+    with pytest.raises(InputError, match=r"init of a part or rule gives .*, expected a dict: what it adds to theta"):
+        learner.init(PARAMS, KEY)
 
 
 def test_every_step_has_a_key_of_its_own_and_equal_keys_give_equal_phi():

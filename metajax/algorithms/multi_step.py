@@ -74,8 +74,7 @@ def multi_step_loss(
         adapt_key, key = jax.random.split(key)
 
         def probe(phi: Phi) -> tuple[Scalar, Metrics]:
-            value, metrics = error(learner.predict(theta, phi, episode.query.x, key), episode.query.y)
-            return scalar(value), metrics
+            return scalar(error(learner.predict(theta, phi, episode.query.x, key), episode.query.y))
 
         _, (values, metrics) = adapt(learner, theta, episode.support, adapt_key, num_steps, probe, remat=remat)
         value = jnp.asarray(weights, values.dtype) @ values[-len(weights) :]

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from metajax.core import KeyArray, Params, Theta
+from metajax.core import KeyArray, Params, Theta, combined, held
 from metajax.errors import InputError
-from metajax.inner import Own, Part, combined, everything, held  # noqa: F401  (everything is a part, too)
+from metajax.inner import Own, Part, everything  # noqa: F401  (everything is a part, too)
 from metajax.names import match, merged, named, renewed, replaced
 
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from metajax.core import Theta
+from metajax.core import Theta, held
 from metajax.errors import InputError
-from metajax.inner import Own, Rule, held, plain  # noqa: F401  (plain is a rule, too)
+from metajax.inner import Own, Rule, plain  # noqa: F401  (plain is a rule, too)
 
 _AXES = {"taps": "tio,st->sio", "in": "tio,ji->tjo", "out": "tio,po->tip"}
 

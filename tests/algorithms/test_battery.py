@@ -244,7 +244,7 @@ def test_theta_of_another_part_or_method_is_refused():
     theta = made("maml", mj.only("head"), mj.rates())[0].learner.init(parameters(), KEY)
     for part, rule, told in (
         (mj.without("head"), mj.rates(), r"theta\['rates'\] was made for other parameters than those that adapt"),
-        (mj.lora(2), None, "theta holds params, rates but no 'lora': it was made by another method"),
+        (mj.lora(2), None, "theta holds params, rates but no 'lora': it is not what this learner.s init gives"),
         (mj.only("head"), mj.curvature(), "theta holds params, rates but no 'curvature'"),
     ):
         learner = made("maml", part, rule)[0].learner

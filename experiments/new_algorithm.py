@@ -8,7 +8,7 @@ and speakers never heard; a picture is in `runs/new_algorithm`. About 3 minutes 
 """
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jax
@@ -30,6 +30,7 @@ class Settings:
     outer_steps: int = 300  # outer steps of each
     episodes: int = 600  # test episodes
     out: Path = Path("runs/new_algorithm")  # folder of the picture
+    cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
 
 
 def my_algorithm(embed, inner, num_steps, ways):
@@ -57,8 +58,8 @@ def my_algorithm(embed, inner, num_steps, ways):
 def run(s: Settings) -> None:
     runs.check(s, ("plot",), ways=2, num_steps=1, outer_steps=1, episodes=2)
     runs.open_folder(s.out, runs.config(s))
-    use_all_cores(default_folder() / "compiled")
-    task = words.load_words("espeak", cache=default_folder(), clips_per_label=12)
+    use_all_cores(s.cache / "compiled")
+    task = words.load_words("espeak", cache=s.cache, clips_per_label=12)
     sizes = {"ways": s.ways, "shots": 1, "queries": 5}
     train, test = words.sampler(task, "train", augmentation=0.5, **sizes), words.sampler(task, "test", **sizes)
     net, curves, key = models.network(), {}, jax.random.key(0)

@@ -56,16 +56,14 @@ class Settings:
 def clip(wave: np.ndarray, name: str) -> np.ndarray:
     """A wave of one length; an `InputError` for one that is silent or under 0.1 s."""
     check_wave(wave, name, RATE // 10)
-    if len(wave) > RATE:
-        print(f"note: {name} lasts {len(wave) / RATE:.1f} s; its loudest second counts", file=sys.stderr)
-    return placed(wave, RATE, (CLIP - RATE) // 2).astype(np.float32)
+    return placed(wave, RATE, (CLIP - RATE) // 2, name).astype(np.float32)
 
 
 def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
     files = []
     for item in s.teach:
         word, _, paths = item.partition("=")
-        if not word or not paths:
+        if not word.strip() or not all(paths.split(",")):
             raise mj.InputError(f"{item!r} names no word with its clips, expected WORD=FILE,FILE.")
         files += [(word, Path(path)) for path in paths.split(",")]
     if s.words and s.words.is_dir():
@@ -119,8 +117,8 @@ def recognise(heard: Callable, words: list[str], clips: list[tuple[str, np.ndarr
     _, begin = jax.block_until_ready(heard(x[0])), time.perf_counter()  # compiled
     p, spent = [np.asarray(heard(one))[0] for one in x], time.perf_counter() - begin
     for (name, _), q in zip(clips, p, strict=True):
-        best = q[:-1].argmax() if q[:-1].max() >= sure else -1
-        print(f"{name}: {[*words, 'unknown'][best]}, {100 * q[best]:.0f} %")
+        best, top = words[q[:-1].argmax()], q[:-1].max()
+        print(f"{name}: " + (f"{best}, {100 * top:.0f} %" if top >= sure else f"unknown, {100 - 100 * top:.0f} %"))
     print(f"{len(x)} clips, {1000 * spent / len(x):.1f} ms each")
 
 
@@ -167,6 +165,8 @@ def run(s: Settings) -> None:
     runs.check(s, ["web"] if s.web else [])
     if s.web and s != Settings(web=True, host=s.host, port=s.port, encoder=s.encoder):
         raise mj.InputError("web is given with other settings, expected host, port, encoder: the page teaches words.")
+    if not 0 <= s.sure <= 1:
+        raise mj.InputError(f"sure is {s.sure}, expected a probability.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
     use_all_cores(default_folder() / "compiled")

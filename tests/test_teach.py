@@ -78,6 +78,16 @@ def test_words_are_taught_recognised_kept_and_written(said, tones, tmp_path):
     taught = teach.load(tmp_path / "kept/mine.safetensors", "tones, today none")
     np.testing.assert_allclose(heard, teach.hears(teach.ear(None, False), taught[0])(x), atol=1e-6)
     assert json.loads((tmp_path / "mine.stablehlo.json").read_text()) == ["low", "high", "unknown"]
+    adapt, predict = (
+        export.deserialize(bytearray((tmp_path / f"mine.stablehlo.{end}").read_bytes())).call
+        for end in ("adapt", "predict")
+    )
+    support = np.zeros((8, CLIP), np.float32)
+    for i, name in enumerate(("0_0_0", "1_0_0", "1_0_1")):
+        support[i] = teach.clip(soundfile.read(tmp_path / f"{name}.wav", dtype="float32")[0], name)
+    again = predict(*adapt(support, np.array([0, 1, 1, *[-1] * 5], np.int32)), x)
+    np.testing.assert_allclose(again[:, [0, 1, 8]], heard, atol=1e-6)
+    assert (again[:, 2:8] == 0).all()
 
 
 def test_a_folder_and_a_manifest_teach_the_same(said, tones, tmp_path):

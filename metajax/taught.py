@@ -92,7 +92,7 @@ def exported(
       samples: of a clip.
 
     Returns:
-      `""`: a clip -> p of the words taught. `".adapt"`: 8 clips, int32 `[8]` the word of each, 0 to 7, or -1 for none ->
+      `""`: a clip -> p of the words taught. `".adapt"`: 8 clips, int32 `[8]` the word of each, 0 to 7, -1 for none ->
       means, counts. `".predict"`: means, counts, a clip -> p of these 8 words.
     """
     ways, step, predict = _compiled(_MANY, unknown)

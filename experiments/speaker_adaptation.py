@@ -9,8 +9,7 @@ recognise, which share no recording with them. A small Conformer learns jointly;
 equal time: jointly (where plain fine-tuning starts, and SUTA as published), or by FOMAML, Reptile or Meta-SGD. Inner
 steps take the text's loss or an error that needs none: SUTA's, the entropy, or a learned one; outer steps always the
 text's. For every arm and number of steps, validation speakers choose the inner rate and what adapts. Tokens are whole
-digits (of texts: letters), the speakers never heard. `transcribe.py` reads `recognisers`. 2-3 minutes an arm and seed,
-on a core.
+digits (of texts: letters), the speakers never heard. `transcribe.py` reads `recognisers`. 3 minutes an arm and seed.
 """
 
 import sys

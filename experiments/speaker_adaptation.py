@@ -2,15 +2,14 @@
 
     python experiments/speaker_adaptation.py                              # 43 synthetic voices
     python experiments/speaker_adaptation.py --corpus fsdd --root DIR --out runs/speakers_fsdd
+    python experiments/speaker_adaptation.py --corpus auto --root DIR --longest 8   # any corpus with texts and speakers
 
-Strings of digits are joined from single ones; a task is a speaker: four strings to adapt to (about 10 s), others to
-recognise, which share no recording with them. A small Conformer learns jointly on the training speakers. From there
-every arm goes on for an equal time: jointly (the start of plain fine-tuning and of SUTA, test-time adaptation as
-published), or by FOMAML, Reptile or Meta-SGD (MAML with learned rates). Its inner steps take the text's loss or an
-error that needs none: SUTA's, the entropy, or one that is learned; its outer steps always the text's. For every arm and
-number of steps, validation speakers choose the inner rate and what adapts. Tokens are whole digits, the error theirs by
-greedy decoding, on speakers never heard. Goes on where it stopped; `transcribe.py` reads `recognisers`. Two to
-three minutes an arm and seed on one core.
+Strings of digits are joined from single ones; a task is a speaker: four strings (10 s) to adapt to, others to
+recognise, which share no recording with them. A small Conformer learns jointly; from there every arm goes on for an
+equal time: jointly (where plain fine-tuning starts, and SUTA as published), or by FOMAML, Reptile or Meta-SGD. Inner
+steps take the text's loss or an error that needs none: SUTA's, the entropy, or a learned one; outer steps always the
+text's. For every arm and number of steps, validation speakers choose the inner rate and what adapts. Tokens are whole
+digits (of texts: letters), the speakers never heard. `transcribe.py` reads `recognisers`. 3 minutes an arm and seed.
 """
 
 import sys
@@ -28,6 +27,7 @@ import optax
 import metajax as mj
 from metajax import checkpoint, recipes, recognition, report, runs
 from metajax.core import Sampler, Theta
+from metajax.data import corpora
 from metajax.data.cache import default_folder
 from metajax.data.corpora.joined import digits
 from metajax.data.speech import Speech, held_out, load_speech, speakers
@@ -63,8 +63,9 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Settings:
-    root: Path | None = None  # folder of the corpus; none for espeak
-    corpus: Literal["espeak", "arabic", "fsdd"] = "espeak"  # whose digits are joined
+    root: Path | None = None  # folder or list of the corpus; none for espeak
+    corpus: Literal["espeak", "arabic", "fsdd", "auto"] = "espeak"  # whose digits are joined; auto: one with texts
+    longest: float = 20.0  # seconds of an utterance of a corpus with texts
     arms: tuple[str, ...] = tuple(ARMS)  # which to compare, the first joint: before any step it is never adapted
     seeds: tuple[int, ...] = (0,)  # of the division of the speakers, parameters and tasks
     strings: int = 100  # joined for each speaker
@@ -94,7 +95,7 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     key, who = jax.random.key(seed), len(np.unique(speech.corpus.columns["speaker"]))
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
-    sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": "half"}
+    sizes: dict[str, Any] = {"shots": s.shots, "queries": s.queries, "apart": None if s.corpus == "auto" else "half"}
     episodes = speakers(speech, values=parts[0], augmentation=s.augment, **sizes)
     many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
     kept, network = s.out / "recognisers" / f"seed{seed}", {"width": s.width, "num_layers": 2}
@@ -153,16 +154,21 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
 
 def run(s: Settings) -> None:
     """Every cell that is missing, then the tables and the picture."""
-    least = {"strings": 2, "words": 1, "shots": 1, "queries": 1, "num_steps": 1, "blind_steps": 1, "tasks": 1}
-    least |= {"outer_steps": 1, "seeds": 0, "episodes": 4, "augment": 0}
-    runs.check(s, ("plot",), width=0.1, pretrain=0.1, further=0.1, **least)
+    least = dict.fromkeys(("words", "shots", "queries", "num_steps", "blind_steps", "tasks", "outer_steps"), 1)
+    least |= dict.fromkeys(("width", "pretrain", "further", "longest"), 0.1)
+    runs.check(s, ("plot",), strings=2, seeds=0, episodes=4, augment=0, **least)
     runs.known("arms", s.arms, ARMS)
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
     use_all_cores(s.cache / "compiled")
     config = runs.config(s, ("out", "cache", "seeds", "arms"))
-    strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=True)
-    speech = load_speech(strings, unit="phoneme", settings=settings, cache=s.cache)
+    if s.corpus == "auto":
+        strings, what, said = corpora.read("auto", s.root), "word error", "utterances"
+        how: dict[str, Any] = {"normalizer": "letters", "longest": s.longest, "on_error": "skip"}
+    else:
+        strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=True)
+        how, what, said = {"unit": "phoneme", "settings": settings}, "digit error", "strings of digits"
+    speech = load_speech(strings, cache=s.cache, **how)
     runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
     wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
@@ -170,9 +176,9 @@ def run(s: Settings) -> None:
     by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
     rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
     title = (
-        f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {s.episodes} test tasks, "
+        f"{speech.corpus.name}, {s.shots} {said} to adapt to; {s.episodes} test tasks, "
         f"{[*map(len, done[wanted[0]]['speakers'])]} speakers to train, choose and test on, seeds {s.seeds},\n"
-        f"digit error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+        f"{what} (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     )
     results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
     checkpoint.write_json(s.out / "results.json", results | report.environment())
@@ -184,10 +190,10 @@ def run(s: Settings) -> None:
         tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]
         errors = [report.percent(row[name]) for name in ("word_at_step", "less")]
         lines.append([arm, ", ".join(map(str, row["step"])), ", ".join(tuned), *errors])
-    head = ["after the steps that validate best", "steps", "part, rate", "digit error", "less error"]
+    head = ["after the steps that validate best", "steps", "part, rate", what, "less error"]
     told = [report.table(panel, None, STEPS) for panel in panels.values()]
     print("", title, *told, report.markdown(head, lines), f"Results and picture are in {s.out}.", sep="\n\n")
-    report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="digit error (%)")
+    report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what=f"{what} (%)")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
     python experiments/teach.py --web                          # a page in the browser, for this machine alone
 
 A word is the mean of its clips, of which the loudest second counts. What `--export` writes needs JAX alone: `p = jax.
-export.deserialize(bytearray(FILE.read())).call(x)`, x a clip as float32 [1, 20000], p by entry of FILE.json. 7 seconds.
+export.deserialize(bytearray(FILE.read())).call(x)`, x a clip as float32 [1, 20000], p by entry of FILE.json; FILE.adapt
+and FILE.predict learn other words, see `metajax.taught.exported`. 7 seconds.
 """
 
 import json
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import jax.export
+import jax
 import numpy as np
 import tyro
 
@@ -29,7 +30,7 @@ from metajax.data.checkpoints import read_tensors
 from metajax.data.microphone import microphone
 from metajax.data.waves import placed
 from metajax.parallel import use_all_cores
-from metajax.taught import Known, Taught, hearing, learned, listen
+from metajax.taught import Known, Taught, exported, hearing, learned, listen
 
 RATE, CLIP, HOP, BLOCK = 16000, 20000, 1280, 125  # Hz; samples of a clip, to the next window; windows at a time
 KEPT = jax.tree.structure([Known(0, 0)] * 2)  # what was taught, of clips and of running audio
@@ -50,22 +51,20 @@ class Settings:
     port: int = 8765  # of the page
     sure: float = 0.5  # a word is told from this probability on, else it is unknown
     save: Path | None = None  # file for what was taught, .safetensors
-    export: Path | None = None  # file for a program that recognises; its words go to FILE.json
+    export: Path | None = None  # file for a program that recognises; beside it its words, and what teaches others
 
 
 def clip(wave: np.ndarray, name: str) -> np.ndarray:
     """A wave of one length; an `InputError` for one that is silent or under 0.1 s."""
     check_wave(wave, name, RATE // 10)
-    if len(wave) > RATE:
-        print(f"note: {name} lasts {len(wave) / RATE:.1f} s; its loudest second counts", file=sys.stderr)
-    return placed(wave, RATE, (CLIP - RATE) // 2).astype(np.float32)
+    return placed(wave, RATE, (CLIP - RATE) // 2, name).astype(np.float32)
 
 
 def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
     files = []
     for item in s.teach:
         word, _, paths = item.partition("=")
-        if not word or not paths:
+        if not word.strip() or not all(paths.split(",")):
             raise mj.InputError(f"{item!r} names no word with its clips, expected WORD=FILE,FILE.")
         files += [(word, Path(path)) for path in paths.split(",")]
     if s.words and s.words.is_dir():
@@ -119,8 +118,8 @@ def recognise(heard: Callable, words: list[str], clips: list[tuple[str, np.ndarr
     _, begin = jax.block_until_ready(heard(x[0])), time.perf_counter()  # compiled
     p, spent = [np.asarray(heard(one))[0] for one in x], time.perf_counter() - begin
     for (name, _), q in zip(clips, p, strict=True):
-        best = q[:-1].argmax() if q[:-1].max() >= sure else -1
-        print(f"{name}: {[*words, 'unknown'][best]}, {100 * q[best]:.0f} %")
+        best, top = words[q[:-1].argmax()], q[:-1].max()
+        print(f"{name}: " + (f"{best}, {100 * top:.0f} %" if top >= sure else f"unknown, {100 - 100 * top:.0f} %"))
     print(f"{len(x)} clips, {1000 * spent / len(x):.1f} ms each")
 
 
@@ -146,7 +145,7 @@ def load(path: Path, version: str) -> list[Taught]:
     return [Taught(words, phi) for phi in jax.tree.unflatten(KEPT, leaves)]
 
 
-def write(s: Settings, heard: Callable, taught: list[Taught], version: str) -> None:
+def write(s: Settings, ear: Ear, taught: list[Taught], version: str) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
     files, words = {}, taught[0].words
@@ -154,9 +153,8 @@ def write(s: Settings, heard: Callable, taught: list[Taught], version: str) -> N
         kept = {str(i): np.asarray(x) for i, x in enumerate(jax.tree.leaves([one.phi for one in taught]))}
         files[s.save] = save(kept, {"words": json.dumps(words), "version": version})
     if s.export:
-        program = jax.export.export(jax.jit(heard), platforms=("cpu", "cuda", "tpu"))
-        files[s.export] = program(jax.ShapeDtypeStruct((1, CLIP), np.float32)).serialize()
-        files[s.export.with_name(f"{s.export.name}.json")] = json.dumps([*words, "unknown"]).encode()
+        made = exported(ear[1], taught[0], ear[0].unknown, CLIP) | {".json": json.dumps([*words, "unknown"]).encode()}
+        files |= {s.export.with_name(s.export.name + end): content for end, content in made.items()}
     for path, content in files.items():
         checkpoint.make_folder(path.parent)
         checkpoint.write_bytes(path, content)
@@ -167,6 +165,8 @@ def run(s: Settings) -> None:
     runs.check(s, ["web"] if s.web else [])
     if s.web and s != Settings(web=True, host=s.host, port=s.port, encoder=s.encoder):
         raise mj.InputError("web is given with other settings, expected host, port, encoder: the page teaches words.")
+    if not 0 <= s.sure <= 1:
+        raise mj.InputError(f"sure is {s.sure}, expected a probability.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
     use_all_cores(default_folder() / "compiled")
@@ -189,7 +189,7 @@ def run(s: Settings) -> None:
         spoken = list(zip(said, made.clip_names, made.read(range(len(said)), RATE), strict=True))
         taught = teach(ears, [spoken[said.index(word)] for word in sorted(set(said))[:3]])
         clips = [one[1:] for i, one in enumerate(spoken) if said.index(one[0]) != i or one[0] not in taught[0].words]
-    write(s, hears(ears[0], taught[0]), taught, version)
+    write(s, ears[0], taught, version)
     if clips:
         recognise(hears(ears[0], taught[0]), taught[0].words, clips, s.sure)
     if s.stream:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -122,10 +123,15 @@ def _is_key(leaf: Any) -> bool:
 
 
 def write_bytes(path: Path, content: bytes | bytearray) -> None:
-    """Write a file, whole or not at all."""
+    """Write a file, whole or not at all; an `InputError` where it cannot be."""
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        with suppress(OSError):
+            temporary.unlink()
+        raise InputError(f"{path} cannot be written ({error.strerror}).") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import export
 from jaxtyping import Array, Float
 
 from metajax.algorithms.open_set import Known, open_set
@@ -75,6 +76,45 @@ def hearing(taught: Taught, unknown: Mapping[str, float]) -> Callable[[Embedding
         return jnp.concatenate([p[..., :count], p[..., -1:]], -1)
 
     return heard
+
+
+def exported(
+    embed: Callable[[Float[Array, "n samples"]], Embeddings], taught: Taught, unknown: Mapping[str, float], samples: int
+) -> dict[str, bytes]:
+    """Programs that need JAX alone, by `jax.export`, for CPU and accelerators, by the end of their files' names.
+
+    Clips are float32 `[n, samples]`, probabilities p those of the words and, last, of none of them.
+
+    Args:
+      embed: clips to embeddings, with its parameters.
+      taught: the words.
+      unknown: as of `learned`.
+      samples: of a clip.
+
+    Returns:
+      `""`: a clip -> p of the words taught. `".adapt"`: 8 clips, int32 `[8]` the word of each, 0 to 7, -1 for none ->
+      means, counts. `".predict"`: means, counts, a clip -> p of these 8 words.
+    """
+    ways, step, predict = _compiled(_MANY, unknown)
+    heard = hearing(taught, unknown)
+    clip, clips = (jax.ShapeDtypeStruct((n, samples), jnp.float32) for n in (1, _MANY))
+    said = jax.ShapeDtypeStruct((ways,), jnp.int32)
+
+    def adapt(clips: Array, said: Array) -> tuple[Array, ...]:
+        return tuple(step(embed(clips), said))  # of no type of its own, which would have to be known where it is read
+
+    programs: dict[str, tuple[Callable, tuple]] = {
+        "": (lambda x: heard(embed(x)), (clip,)),
+        ".adapt": (adapt, (clips, said)),
+        ".predict": (
+            lambda means, counts, x: predict(Known(means, counts), embed(x)),
+            (*jax.eval_shape(adapt, clips, said), clip),
+        ),
+    }
+    return {
+        end: bytes(export.export(jax.jit(program), platforms=("cpu", "cuda", "tpu"))(*given).serialize())
+        for end, (program, given) in programs.items()
+    }
 
 
 def spot(

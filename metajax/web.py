@@ -84,7 +84,7 @@ def app(teach: Teach, hear: Hear, samples: int, *, largest: int = LARGEST) -> An
                 return JSONResponse({"error": told}, 413)
             try:
                 asked = await request.json()
-            except ValueError:
+            except (ValueError, RecursionError):
                 asked = None
             begin = time.perf_counter()
             try:
@@ -133,6 +133,6 @@ def _wave(asked: dict[str, Any], name: str) -> Wave:
         wave = np.frombuffer(b64decode(asked.get("wave", ""), validate=True), "<i2")
     except (TypeError, ValueError):
         wave = np.zeros(0)
-    if not len(wave) or not isinstance(rate, int):
-        raise InputError(f"{name} holds no audio, expected 16-bit samples in base64, and their rate in Hz.")
+    if not len(wave) or not isinstance(rate, int) or not 6000 <= rate <= 384_000:  # a low one would fill the memory
+        raise InputError(f"{name} holds no audio, expected 16-bit samples in base64, and their rate, 6000 Hz or more.")
     return resample((wave / 32768).astype(np.float32), rate, 16000)

@@ -164,3 +164,11 @@ def test_json_is_written_whole_or_not_at_all(tmp_path):
             ck.write_json(path, bad)
     assert json.loads(path.read_text()) == {"a": [1, 2.5]}
     assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence_and_leaves_nothing(tmp_path):
+    (tmp_path / "taken").mkdir()
+    for name in ("taken", "x" * 300):
+        with pytest.raises(InputError, match="cannot be written"):
+            ck.write_bytes(tmp_path / name, b"content")
+    assert [path.name for path in tmp_path.iterdir()] == ["taken"]

@@ -87,3 +87,22 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
     assert main("--arms", *arms) == 0  # finds every cell
     after = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").iterdir()}
     assert all(before[path] == time for path, time in after.items())
+
+
+@pytest.mark.slow
+def test_a_corpus_with_texts_of_the_users_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(saved, "recogniser", tiny.recogniser)
+    monkeypatch.setitem(ARMS, "fine-tuned", ARMS["fine-tuned"]._replace(parts=("film",)))
+    draw, lines = np.random.default_rng(0), ["path,text,speaker"]
+    for speaker, take in np.ndindex(SPEAKERS, 6):
+        soundfile.write(tmp_path / f"{speaker}_{take}.wav", 0.1 * draw.normal(size=9000 + 500 * take), RATE)
+        lines.append(f"{speaker}_{take}.wav,{('One two!', 'Two.', '')[take % 3 if take < 5 else 0]},s{speaker}")
+    (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8")
+    sizes = "--corpus auto --shots 1 --queries 2 --outer-steps 2 --tasks 1 --episodes 4 --width 0.25 --arms fine-tuned"
+    places = ["--root", tmp_path / "mine.csv", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+    argv = [*sizes.split(), *map(str, places)]
+    assert runs.main(Settings, speaker_adaptation.run, speaker_adaptation.__doc__, argv) == 0
+    told = capsys.readouterr()
+    assert "word error (%)" in told.out and "5 of 30 texts are left out" in told.err
+    kept = saved.load_recogniser(tmp_path / "out" / "recognisers" / "seed0" / "fine-tuned")
+    assert kept.vocabulary.tokens == ("<pad>", "|", *"enotw") and kept.vocabulary.normalizer == "letters"

@@ -78,6 +78,16 @@ def test_words_are_taught_recognised_kept_and_written(said, tones, tmp_path):
     taught = teach.load(tmp_path / "kept/mine.safetensors", "tones, today none")
     np.testing.assert_allclose(heard, teach.hears(teach.ear(None, False), taught[0])(x), atol=1e-6)
     assert json.loads((tmp_path / "mine.stablehlo.json").read_text()) == ["low", "high", "unknown"]
+    adapt, predict = (
+        export.deserialize(bytearray((tmp_path / f"mine.stablehlo.{end}").read_bytes())).call
+        for end in ("adapt", "predict")
+    )
+    support = np.zeros((8, CLIP), np.float32)
+    for i, name in enumerate(("0_0_0", "1_0_0", "1_0_1")):
+        support[i] = teach.clip(soundfile.read(tmp_path / f"{name}.wav", dtype="float32")[0], name)
+    again = predict(*adapt(support, np.array([0, 1, 1, *[-1] * 5], np.int32)), x)
+    np.testing.assert_allclose(again[:, [0, 1, 8]], heard, atol=1e-6)
+    assert (again[:, 2:8] == 0).all()
 
 
 def test_a_folder_and_a_manifest_teach_the_same(said, tones, tmp_path):
@@ -92,6 +102,16 @@ def test_a_folder_and_a_manifest_teach_the_same(said, tones, tmp_path):
         assert "4 words taught by 4 clips" in told and "w0, w1, w2, w3" in told
         found.append([line for line in told.splitlines() if ".wav: " in line])
     assert found[0] == found[1] and found[0][1].startswith("2_0_1.wav: w2")
+
+
+def test_where_a_long_clip_is_cut_and_what_is_like_two_words(said, tones, tmp_path):
+    wave = np.concatenate([np.zeros(2 * RATE), soundfile.read(tmp_path / "0_0_0.wav")[0], np.zeros(RATE)])
+    soundfile.write(tmp_path / "long.wav", wave, RATE)
+    told = said("low=long.wav", "high=1_0_0.wav", "--recognise", "0_0_1.wav")
+    first, last = re.search(r"long.wav lasts 3.5 s, of which .* counts, ([\d.]+) to ([\d.]+) s", said.told).groups()
+    assert 1.4 < float(first) <= 2 and float(last) == pytest.approx(float(first) + 1) and "0_0_1.wav: low" in told
+    told = said("one=0_0_0.wav", "two=0_0_0.wav", "--recognise", "0_0_0.wav", "--sure", "0.6")
+    assert "0_0_0.wav: unknown, 50 %" in told
 
 
 def running(folder):
@@ -145,6 +165,11 @@ def test_what_cannot_be_taught_is_refused_in_a_sentence(said, tones, tmp_path):
     for arguments, told in (
         (["low"], "'low' names no word with its clips"),
         (["low="], "'low=' names no word with its clips"),
+        (["low=0_0_0.wav,"], "'low=0_0_0.wav,' names no word with its clips"),
+        ([" =0_0_0.wav"], "' =0_0_0.wav' names no word with its clips"),
+        (["low=0_0_0.wav", "high=1_0_0.wav", "--save", "words"], "words cannot be written (Is a directory)"),
+        (["--sure", "nan"], "sure is nan, expected a probability"),
+        (["--words", "away"], "away does not exist: expected one of .csv"),
         (["low=0_0_0.wav"], "1 word(s) to teach, expected two or more"),
         (["low=0_0_0.wav", "high=away.wav"], "away.wav does not exist"),
         (["low=0_0_0.wav", "high=silent.wav"], "silent.wav is silent"),
@@ -165,6 +190,10 @@ def test_a_foreign_file_or_one_of_another_version_is_refused(said, tones, tmp_pa
 
     save_file({"a": np.zeros(2)}, tmp_path / "other.safetensors")
     assert "is no taught recogniser" in said("--taught", "other.safetensors", code=2)
+    assert "0_0_0.wav holds no tensors" in said("--taught", "0_0_0.wav", code=2)
+    (tmp_path / "mine.safetensors").rename(tmp_path / "mine.bin")
+    assert "0_0_1.wav: low" in said("--taught", "mine.bin", "--recognise", "0_0_1.wav")
+    (tmp_path / "mine.bin").rename(tmp_path / "mine.safetensors")
     assert "No word is taught" in said("--recognise", "0_0_0.wav", code=2)
     monkeypatch.setattr(
         teach.models, "words", lambda *how, **more: tones_model(*how, **more)._replace(card=CARD | {"date": "later"})

@@ -55,7 +55,8 @@ def read_audio(
         path: the file.
         sample_rate: of the result, in Hz.
         start: of the segment, in seconds.
-        duration: of the segment, in seconds, kept to within one sample; to the end of the file where None.
+        duration: of the segment, in seconds, kept to within one sample; to the end of the file where None, or where it
+            is beyond it by 10 ms or less, as lists round.
 
     Returns:
         The samples, nominally in [-1, 1].
@@ -178,7 +179,8 @@ def _read(
         raise InputError(f"{path} holds no samples.")
     first = round(start * rate)
     last = frames if duration is None else first + round(duration * rate)
-    if not first < last <= frames + 1:  # one more, because both ends were rounded
+    # lists tell ends rounded to hundredths
+    if not first < min(last, frames) or last > frames + max(1, rate // 100):
         end = "the end" if duration is None else f"{start + duration:g} s"
         raise InputError(f"{path} lasts {frames / rate:g} s, but the segment from {start:g} s to {end} is asked for.")
     convert = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32").resample_chunk

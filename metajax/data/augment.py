@@ -138,6 +138,8 @@ def warp_frequency(x: LogMel, draw: Draw, max_ratio: float) -> LogMel:
 
 def shift_bands(x: LogMel, draw: Draw, max_bands: float) -> LogMel:
     """Return x(t, m - s), s uniform in [-max_bands, max_bands]; interpolated and held as by `warp_frequency`."""
+    if not 0 <= max_bands < x.shape[1]:
+        raise InputError(f"pitch is at most {max_bands} bands, expected 0 to less than {x.shape[1]}, all bands.")
     return _interpolate(x.T, jnp.arange(x.shape[1]) - max_bands * (2 * draw - 1)).T
 
 

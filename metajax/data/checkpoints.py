@@ -108,8 +108,9 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str] | No
     """The tensors of one file by name, and its metadata; a file that is no safetensors is one of PyTorch."""
     if not path.is_file():
         raise InputError(f"{path}: there is no such file, expected tensors.")
-    if path.suffix != ".safetensors":
-        return read_torch(path), {"format": "pt"}
+    with path.open("rb") as file:  # behind the size of its header, safetensors begins with a brace
+        if file.read(9)[8:] != b"{" and path.suffix != ".safetensors":
+            return read_torch(path), {"format": "pt"}
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as error:

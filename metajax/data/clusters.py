@@ -51,8 +51,9 @@ def partitions(
             raise InputError(f"{name} is {number}, expected {least} or more.")
     if metric not in ("scaled", "cosine"):
         raise InputError(f'metric is {metric!r}, expected "scaled" or "cosine".')
-    if not np.isfinite(vectors).all():
-        raise InputError("vectors hold a number that is not finite.")
+    if vectors.ndim != 2 or not np.isfinite(vectors).all():
+        told = "hold a number that is not finite" if vectors.ndim == 2 else f"have shape {vectors.shape}"
+        raise InputError(f"vectors {told}, expected finite ones, [clips, features].")
     if (found := len(np.unique(vectors, axis=0))) < num_clusters:
         raise InputError(f"num_clusters is {num_clusters}, but there are {found} different vectors.")
     generator, cosine = np.random.default_rng(seed), metric == "cosine"

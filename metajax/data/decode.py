@@ -116,7 +116,7 @@ def beam_search(
       At most `width` hypotheses, the best first.
 
     Raises:
-      InputError: `width` is below 1, or the logits are not those of the vocabulary.
+      InputError: `width` is below 1, or the logits are not those of the vocabulary, or none.
 
     Reference: Hannun et al., "First-Pass Large Vocabulary Continuous Speech Recognition using Bi-Directional Recurrent
     DNNs", 2014.
@@ -125,7 +125,8 @@ def beam_search(
         raise InputError(f"width is {width}, expected 1 or more.")
     if logits.ndim != 2 or logits.shape[1] != len(vocabulary.tokens):
         raise InputError(f"logits have shape {logits.shape}, expected [time, {len(vocabulary.tokens)}].")
-    logs = _log_softmax(logits)
+    if np.isnan(logs := _log_softmax(logits)).any():
+        raise InputError("logits hold NaN, or a frame without any that is finite, expected scores.")
     advance, finish = _prior(vocabulary, model, weight, bonus)
     beam: dict[tuple[int, ...], _Prefix] = {(): _Prefix(0.0, -math.inf, _Said((), "", 0.0))}
     for row in logs:

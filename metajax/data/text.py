@@ -143,9 +143,9 @@ def read_vocabulary(path: str | Path, normalizer: str = "nfc", unit: Unit = "cha
       InputError: names the file and what is wrong with it.
     """
     _check(normalizer, unit)
-    path = Path(path)
+    path, text = Path(path), read_text(Path(path))
     try:
-        found = json.loads(read_text(path))
+        found = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error}).") from error
     if not isinstance(found, dict) or sorted(found.values(), key=str) != sorted(range(len(found)), key=str):

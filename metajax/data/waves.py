@@ -1,5 +1,7 @@
 """Words as waves of one length, for encoders that take samples."""
 
+import warnings
+
 import numpy as np
 from jaxtyping import Float, Float16
 
@@ -35,10 +37,19 @@ def word_waves(
     return np.stack(waves)
 
 
-def placed(wave: Float[np.ndarray, " samples"], size: int, around: int) -> Float[np.ndarray, " kept"]:
-    """The `size` samples with the most energy, or all, in the middle of zeros, `around` of them on both sides."""
+def placed(
+    wave: Float[np.ndarray, " samples"], size: int, around: int, name: str = "", sample_rate: int = 16000
+) -> Float[np.ndarray, " kept"]:
+    """The `size` samples with the most energy, or all, in the middle of zeros, `around` of them on both sides.
+
+    A warning tells where a wave with a `name` is cut.
+    """
     total = np.cumsum(np.concatenate([[0.0], np.square(wave, dtype=np.float64)]))
     start = int(np.argmax(total[size:] - total[:-size])) if len(wave) > size else 0
+    if name and len(wave) > size:
+        first, last, whole = (samples / sample_rate for samples in (start, start + size, len(wave)))
+        told = f"{name} lasts {whole:.1f} s, of which the loudest part counts, {first:.2f} to {last:.2f} s."
+        warnings.warn(told, stacklevel=2)
     wave = wave[start : start + size]
     before = (size - len(wave)) // 2
     return np.pad(wave, (around + before, around + size - len(wave) - before))

@@ -60,6 +60,7 @@ def log_likelihood(logits: Float[Array, "n time vocabulary"], transcripts: Trans
       NaN, as its gradient, where a token or a length is out of range, or a logit is NaN.
     """
     tokens, lengths = transcripts
+    tokens = tokens if tokens.shape[1] else jnp.zeros((len(tokens), 1), int)  # where nobody says anything
     logs = jax.nn.log_softmax(logits.astype(jnp.promote_types(logits.dtype, jnp.float32)))
     logs = jnp.where(jnp.isneginf(logs), LOG_ZERO, logs)
     # places: blank, token, blank, token, ..., blank

@@ -31,7 +31,7 @@ class Characters(nn.Module):
         check_shape(ids, "n length")
         written = (ids > 0)[..., None]
         table = self.param("table", nn.initializers.normal(1.0), (self.symbols, self.width))
-        x = table[ids] * written
+        x = table.at[ids].get(mode="fill", fill_value=jnp.nan) * written  # no number is taken for another character
         for i in range(2):
             rows = Conv(self.width, (3,), name=f"conv{i}")(x).reshape(-1, self.width)
             x = jax.nn.relu(Norm("layer", name=f"norm{i}")(rows)).reshape(x.shape) * written
@@ -142,7 +142,8 @@ def fusion(
       symbols: how many characters there are, padding among them.
 
     Returns:
-      The model. An example without any modality gives NaN where `present` is traced.
+      The model. An example without any modality gives NaN where `present` is traced, as does one with a number beyond
+      `symbols`.
 
     Raises:
       InputError: an argument out of its range; when called, a modality that x lacks, modalities of different numbers

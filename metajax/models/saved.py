@@ -14,7 +14,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from metajax import checkpoint, core, runs
-from metajax.algorithms.parts import context, film, lora
+from metajax.algorithms.parts import context, film, lhuc, lora, only
 from metajax.algorithms.rules import rates
 from metajax.core import Batch, Error, Learner, Phi, Theta, Utterances
 from metajax.data.buckets import run_in_buckets
@@ -31,6 +31,8 @@ from metajax.models.named import recogniser
 
 PARTS: dict[str, Callable[[], Part]] = {
     "all": everything,
+    "head": partial(only, "head"),
+    "lhuc": lhuc,
     "film": film,
     "lora": partial(lora, 4),
     "context": partial(context, 16),

@@ -105,6 +105,8 @@ def cactus(
       ``sample = with_inputs(cactus(x, partitions(vectors, 64, 8, seed=0), ways=5, shots=1, queries=5), augment(...))``
     """
     _check(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
+    if np.ndim(clusters) != 2 or not len(clusters):
+        raise InputError(f"{name}: clusters have shape {np.shape(clusters)}, expected [partitions, clips].")
     count = count_clips(x=x, clusters=clusters.T)
     x, need = jax.tree.map(jnp.asarray, x), shots + queries
     for i, row in enumerate(clusters):

@@ -374,6 +374,8 @@ def test_a_flac_of_unknown_length_is_refused(tmp_path):
         {"start": 1.0},
         {"start": 1e300},
         {"start": 0.5, "duration": 0.6},
+        {"start": 0.5, "duration": 0.511},
+        {"start": 1.0, "duration": 0.005},
         {"duration": 0.0},
         {"duration": -1.0},
         {"duration": 1e-6},
@@ -384,6 +386,11 @@ def test_a_segment_outside_the_file_is_refused(tmp_path, segment):
     path = write(tmp_path / "a.wav", noise(RATE))
     with pytest.raises(InputError, match=r"a\.wav"):
         read_audio(path, RATE, **segment)
+
+
+def test_the_end_of_a_segment_may_be_rounded_to_hundredths(tmp_path):
+    path = write(tmp_path / "a.wav", wave := noise(RATE)[: RATE - 60, :1])
+    np.testing.assert_allclose(read_audio(path, RATE, start=0.5, duration=0.5), wave[RATE // 2 :, 0], atol=1e-4)
 
 
 RATES = [(48000, 16000), (44100, 16000), (16000, 8000), (22050, 8000)]

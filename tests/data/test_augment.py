@@ -310,6 +310,7 @@ def test_strengths_longer_than_the_axis_are_refused():
         lambda: parts.time_shift(x, draw, 20),
         lambda: parts.time_mask(x, draw, draw, 21),
         lambda: parts.frequency_mask(x, draw, draw, 11),
+        lambda: parts.shift_bands(x, draw, 10.0),
         lambda: parts.warp_frequency(x, draw, 0.9),
         lambda: parts.stretch(x, draw, float("inf")),
     ):

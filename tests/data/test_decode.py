@@ -186,6 +186,8 @@ def test_subtitles():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"\(5, 3\), expected \[time, 4\]"):
         beam_search(np.zeros((5, 3)), VOCABULARY)
+    with pytest.raises(InputError, match="logits hold NaN"):
+        beam_search(np.full((5, 4), np.nan), VOCABULARY)
     with pytest.raises(InputError, match="width is 0"):
         beam_search(np.zeros((5, 4)), VOCABULARY, width=0)
     with pytest.raises(InputError, match="order is 0"):

@@ -122,6 +122,8 @@ def test_files_that_are_no_vocabulary(tmp_path, content, sentence):
     (tmp_path / "vocab.json").write_text(content)
     with pytest.raises(InputError, match=f"vocab.json .*{sentence}"):
         read_vocabulary(tmp_path / "vocab.json")
+    with pytest.raises(InputError, match="^[^ ]*absent.json cannot be read: "):
+        read_vocabulary(tmp_path / "absent.json")
 
 
 @pytest.mark.parametrize(

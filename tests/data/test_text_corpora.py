@@ -204,6 +204,37 @@ def test_readers(tmp_path, kind):
     assert corpus.texts == tuple(texts)
 
 
+@pytest.mark.parametrize("kind", [nemo, kaldi, lhotse, speechbrain], ids=lambda kind: kind.__name__)
+def test_absolute_paths_may_lead_out_of_the_folder_of_the_list(tmp_path, kind):
+    """As these toolkits write them; not out of a folder that is given."""
+    make(tmp_path, "far/x.wav")
+    far = tmp_path / "far" / "x.wav"
+    name, content = {
+        nemo: ("list.json", lines({"audio_filepath": str(far), "text": "go"})),
+        kaldi: ("wav.scp", f"a {far}\n"),
+        lhotse: ("list.jsonl", lines(cut("a", 0, 0.5, SAID | {"text": "go"})).replace("a.wav", str(far))),
+        speechbrain: ("list.csv", f"ID,wav,wrd,start,stop\na,{far},go,0,8000\n"),
+    }[kind]
+    write(tmp_path / "lists", {name: content, "text": "a go\n"})
+    path = tmp_path / "lists" / ("" if kind is kaldi else name)
+    recordings = corpora.read("auto", path)
+    assert recordings.texts == ("go",) and [len(wave) for wave in recordings.read([0], 16000)] == [8000]
+    with pytest.raises(InputError, match=r"x.wav leads out of .*lists, .* give root=, or folder= of corpora.read"):
+        corpora.read("auto", path, folder=tmp_path / "lists")
+
+
+def test_lists_that_end_in_empty_lines_or_are_of_no_split(tmp_path):
+    root, texts, _ = librispeech(tmp_path)
+    for file in root.rglob("*.trans.txt"):
+        file.write_bytes(file.read_bytes().replace(b"\n", b"\r\n") + b"\r\n")
+    assert list(corpora.read("auto", root).texts) == texts
+    root, texts, _ = common_voice(tmp_path)
+    (root / "train.tsv").rename(root / "validated.tsv")
+    (root / "test.tsv").unlink()
+    recordings = corpora.read("auto", root)
+    assert list(recordings.texts) == texts[:1] and "split" not in recordings.columns
+
+
 def test_a_folder_with_a_manifest_alone(tmp_path):
     make(tmp_path, "a.wav", "b.wav")
     write(tmp_path, {"manifest.csv": "path,text\na.wav,go\nb.wav,no\n", "manifest.md": "not this"})

@@ -50,6 +50,8 @@ def test_loss_is_the_sum_over_alignments(x64):
     np.testing.assert_allclose(optaxes, wanted, rtol=1e-10)
     padded = Transcripts(np.pad(WORDS.tokens, ((0, 0), (0, 2)), constant_values=2), WORDS.lengths)
     np.testing.assert_allclose(value_of(np.pad(logits, ((0, 0), (0, 3), (0, 0))), padded), wanted, rtol=1e-10)
+    nothing = log_likelihood(logits, Transcripts(jnp.zeros((4, 0), int), jnp.zeros(4, int)))
+    np.testing.assert_allclose(nothing, jax.nn.log_softmax(logits)[..., 0].sum(1), rtol=1e-10)
 
 
 def test_a_transcript_without_an_alignment_costs_infinity_and_leaves_the_others_their_gradient():

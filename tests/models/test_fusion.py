@@ -120,6 +120,8 @@ def test_padding_of_text_changes_nothing_and_a_traced_example_of_nothing_is_nan(
     none = apply(params, x | {"present": np.arange(N)[:, None] != 3})
     assert np.isnan(none[3]).all()
     np.testing.assert_array_equal(np.delete(none, 3, 0), np.delete(out, 3, 0))
+    beyond = apply(params, x | {"text": np.where(np.arange(N)[:, None] == 2, 9, x["text"])})  # of characters 0 to 8
+    assert np.isnan(beyond[2]).all() and not np.isnan(np.delete(beyond, 2, 0)).any()
 
 
 def test_bad_input_is_told(unchecked):

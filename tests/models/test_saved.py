@@ -32,6 +32,8 @@ def recogniser(**way):
         {"error": "learned", "part": "film", "rate": 0.3, "steps": 1, "learned_rates": True},
         {"error": "suta", "part": "lora", "rate": 1e-3, "adam": True},
         {"part": "context", "learned_rates": True},
+        {"part": "lhuc", "learned_rates": True},
+        {"part": "head"},
     ],
 )
 def test_a_recogniser_is_read_as_it_was_written(tmp_path, way):

@@ -173,6 +173,9 @@ def test_the_first_of_each_class_keep_their_labels():
         (lambda: umtra({"a": ROWS, "b": ROWS[1:]}, numbered, ways=2), r"x\['a'\] 30, x\['b'\] 29"),
         (lambda: umtra(ROWS, augment(Augmentation(gain=-1.0)), ways=2), "gain is -1.0, expected a finite number"),
         (lambda: cactus(ROWS, ROWS[None, :9] % 2, ways=2, shots=1, queries=1), "x 30, clusters 9"),
+        (lambda: cactus(ROWS, ROWS % 2, ways=2, shots=1, queries=1), r"clusters have shape \(30,\), expected \[part"),
+        (lambda: cactus(ROWS, np.zeros((0, 30), int), ways=2, shots=1, queries=1), r"clusters have shape \(0, 30\)"),
+        (lambda: partitions(np.zeros((9, 2, 3)), 2, 1, seed=0), r"vectors have shape \(9, 2, 3\), expected finite"),
         (
             lambda: cactus(ROWS, ROWS[None] // 4, ways=5, shots=1, queries=4, name="train"),
             "train: partition 0 has 0 clusters of 5 clips or more, as 1 shots and 4 queries .*; its largest has 4",

@@ -71,7 +71,7 @@ def read(
     """
     if name == "auto" and root is not None:
         name = recognise(root)
-    if name not in READERS:
+    if name not in (*READERS, "auto"):
         raise InputError(f"The corpus is {name!r}, expected one of {', '.join(READERS)}.")
     if name in _SPOKEN:
         if root is not None:

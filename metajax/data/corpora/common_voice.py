@@ -13,7 +13,7 @@ from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
 NEEDED = ("client_id", "path", "sentence")
-_LISTS = ("train", "dev", "test")
+LISTS = ("train", "dev", "test")
 _NAMES = {
     "text": ("sentence",),
     "speaker": ("client_id",),
@@ -31,8 +31,8 @@ def read(path: str | Path, *, on_error: OnError = "raise") -> Recordings:
     split. Clips that no list names, such as those of `invalidated.tsv`, are not of the corpus.
 
     Args:
-        path: the folder of a language, of which train.tsv, dev.tsv and test.tsv are read; or one list of it, such as
-            validated.tsv, then without splits. The clips lie in `clips` beside it.
+        path: the folder of a language, of which train.tsv, dev.tsv and test.tsv are read; or, where there are none,
+            validated.tsv; or one list of it, then without splits. The clips lie in `clips` beside it.
         on_error: what to do with missing files; see `from_rows`.
 
     Raises:
@@ -40,11 +40,9 @@ def read(path: str | Path, *, on_error: OnError = "raise") -> Recordings:
     """
     path = Path(path)
     root = path if path.is_dir() else path.parent
-    lists = [(part, root / f"{part}.tsv") for part in _LISTS] if path.is_dir() else [("", path)]
+    lists = [(part, file) for part in LISTS if (file := path / f"{part}.tsv").is_file()]
     rows = []
-    for part, source in lists:
-        if part and not source.is_file():
-            continue
+    for part, source in lists or [("", root / "validated.tsv" if path.is_dir() else path)]:
         for line, row in read_table(source, NEEDED, delimiter="\t", quoting=csv.QUOTE_NONE):
             values = renamed(row, _NAMES) | {"path": f"clips/{row['path']}"}
             if not row["path"]:

@@ -132,11 +132,11 @@ def read_table(path: Path, needed: Sequence[str], **dialect: Any) -> Iterator[tu
         raise InputError(f"{path}, line {reader.line_num}: {error}") from error
 
 
-def inside(root: Path, name: str | None, where: str) -> Path:
+def inside(root: Path, name: str | None, where: str, *, anywhere: bool = False) -> Path:
     """Return the file `name` in `root`, the folder that a list is about.
 
     Links are followed wherever they lead, as somebody laid them out so; `..` and absolute paths, which come with the
-    list, must not lead out of `root`.
+    list, must not lead out of `root`, save absolute ones where they may lead `anywhere`.
 
     Raises:
         InputError: the name is empty, is no path or leads out of `root`; begins with `where`.
@@ -147,11 +147,16 @@ def inside(root: Path, name: str | None, where: str) -> Path:
     try:
         path = Path(os.path.normpath(root / name))
         path.resolve().is_file()  # raises for names that no file system takes
-        lies_in = path.is_relative_to(root) or path.parent.resolve().is_relative_to(root.resolve())
+        lies_in = (
+            (anywhere and os.path.isabs(name))
+            or path.is_relative_to(root)
+            or path.parent.resolve().is_relative_to(root.resolve())
+        )
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{where}: {name[:80]!r} is no path ({error}).") from error
     if not lies_in:
-        raise InputError(f"{where}: {name} leads out of {root}, which every path must lie in; give root= if it should.")
+        told = f"{where}: {name} leads out of {root}, which every path must lie in"
+        raise InputError(f"{told}; give root=, or folder= of corpora.read, if it should.")
     return path
 
 

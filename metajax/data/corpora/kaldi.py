@@ -18,7 +18,8 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
 
     Args:
         path: the folder.
-        root: the folder that the paths of wav.scp are relative to and must lie in; `path` where None.
+        root: the folder that the paths of wav.scp are relative to and must lie in; None for `path`, which
+            absolute paths may then lead out of.
         on_error: what to do with missing files; see `from_rows`.
 
     Raises:
@@ -57,7 +58,7 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
         rows.append(row)
     for name, (line, _) in texts.items():
         raise InputError(f"{path / 'text'}, line {line}: {name} has no line in {source}.")
-    return from_rows(path.name, path, rows, path if root is None else Path(root), on_error)
+    return from_rows(path.name, path, rows, root, on_error)
 
 
 def _lines(source: Path, least: int) -> list[tuple[int, str, str]]:

@@ -67,7 +67,9 @@ def _any(root: Path, pattern: str) -> bool:
 
 _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "kaldi": lambda root: _any(root, "wav.scp"),
-    "common_voice": lambda root: _any(root, "clips") and any(_any(root, f"{x}.tsv") for x in ("train", "dev", "test")),
+    "common_voice": lambda root: (
+        _any(root, "clips") and any(_any(root, f"{x}.tsv") for x in (*common_voice.LISTS, "validated"))
+    ),
     "audiofolder": lambda root: bool(audiofolder.lists(root)),
     "arabic": lambda root: _any(root, "train.csv") and _any(root, "background_noise"),
     "speech_commands": lambda root: _any(root, "validation_list.txt") or _any(root, "*/*_nohash_*"),

@@ -18,7 +18,8 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
 
     Args:
         path: of the list, `.jsonl` or `.jsonl.gz`, with the recordings within the cuts.
-        root: the folder that paths are relative to and must lie in; that of the list where None.
+        root: the folder that paths are relative to and must lie in; None for that of the list,
+            which absolute paths may then lead out of.
         on_error: what to do with missing files; see `from_rows`.
 
     Raises:
@@ -28,7 +29,7 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
     """
     path = Path(path)
     rows = [Row(path, line, values) for line, cut in json_lines(path) for values in _clips(cut, f"{path}, line {line}")]
-    return from_rows(path.name.split(".")[0], path, rows, path.parent if root is None else Path(root), on_error)
+    return from_rows(path.name.split(".")[0], path, rows, root, on_error)
 
 
 def _clips(cut: dict[str, Any], where: str) -> list[dict[str, str | None]]:

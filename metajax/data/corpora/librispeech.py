@@ -34,6 +34,8 @@ def read(path: str | Path, *, on_error: OnError = "raise") -> Recordings:
     for source in sorted(root.rglob("*.trans.txt")):
         subset = next((part for part in source.absolute().parts if _SUBSET.fullmatch(part)), None)
         for line, entry in enumerate(read_text(source).splitlines(), 1):
+            if not entry.strip():
+                continue
             name, _, text = entry.partition(" ")
             if name.count("-") != 2:
                 raise InputError(f"{source}, line {line}: expected SPEAKER-CHAPTER-NUMBER TEXT, found {entry[:40]!r}.")

@@ -60,7 +60,8 @@ def _rows(path: Path) -> list[Row]:
     """Return the rows of the manifest, None for values that are empty or absent."""
     suffix = path.suffix.lower()
     if suffix not in KINDS:
-        raise InputError(f"{path} is no manifest: expected one of {', '.join(KINDS)}.")
+        told = "is no manifest" if path.exists() else "does not exist"
+        raise InputError(f"{path} {told}: expected one of {', '.join(KINDS)}.")
     found = json_lines(path, ("path",)) if suffix in _JSON_LINES else read_table(path, ("path",), **_DIALECTS[suffix])
 
     def known(value: Any) -> str | None:

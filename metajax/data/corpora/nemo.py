@@ -26,7 +26,8 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
 
     Args:
         path: of the manifest.
-        root: the folder that paths are relative to and must lie in; that of the manifest where None.
+        root: the folder that paths are relative to and must lie in; None for that of the manifest,
+            which absolute paths may then lead out of.
         on_error: what to do with missing files; see `from_rows`.
 
     Raises:
@@ -39,4 +40,4 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
         if found.get("offset") is not None:
             values |= {"start": as_text(found["offset"]), "duration": as_text(found.get("duration"))}
         rows.append(Row(path, line, values))
-    return from_rows(path.stem, path, rows, path.parent if root is None else Path(root), on_error)
+    return from_rows(path.stem, path, rows, root, on_error)

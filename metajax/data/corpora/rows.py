@@ -34,20 +34,22 @@ class Row(NamedTuple):
         return f"{self.source}, line {self.line}"
 
 
-def from_rows(name: str, source: Path, rows: Iterable[Row], root: Path, on_error: OnError) -> Recordings:
+def from_rows(name: str, source: Path, rows: Iterable[Row], root: str | Path | None, on_error: OnError) -> Recordings:
     """The clips of a list as recordings; columns are label and speaker, and all else that the rows have.
 
     Args:
         name: of the corpus.
         source: the file or folder that lists the clips, for messages.
         rows: the clips; `start` and `duration` are in seconds.
-        root: the folder that paths are relative to and must lie in, links apart.
+        root: the folder that paths are relative to and must lie in, links apart; None for that of the list, which
+            absolute paths may then lead out of.
         on_error: what to do with missing files: "raise", or "skip" to leave them to `load(..., on_error="skip")`.
 
     Raises:
         InputError: names the file, the line and what is wrong with it.
     """
-    rows = list(rows)
+    rows, anywhere = list(rows), root is None
+    root = (source if source.is_dir() else source.parent) if root is None else Path(root)
     if not rows:
         raise InputError(f"{source} lists no clips.")
     fields = list(dict.fromkeys(field for row in rows for field in row.values))
@@ -55,7 +57,7 @@ def from_rows(name: str, source: Path, rows: Iterable[Row], root: Path, on_error
     seen: dict[tuple, Row] = {}
     for row in rows:
         values = row.values
-        paths.append(inside(root, values.get("path"), row.where))
+        paths.append(inside(root, values.get("path"), row.where, anywhere=anywhere))
         starts.append(_seconds(row, "start") or 0.0)
         durations.append(_seconds(row, "duration"))
         split = values.get("split")

@@ -23,25 +23,24 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
 
     Args:
         path: of the file.
-        root: what `$data_root` and `{data_root}` stand for, the folder that paths are relative to and must lie in; that
-            of the file where None.
+        root: what `$data_root` and `{data_root}` stand for, the folder that paths are relative to and must lie in; None
+            for that of the file, which absolute paths may then lead out of.
         on_error: what to do with missing files; see `from_rows`.
 
     Raises:
         InputError: names the file, the line and what is wrong with it.
     """
     path = Path(path)
-    root = path.parent if root is None else Path(root)
-    rows = []
+    home, rows = (path.parent if root is None else Path(root)).absolute(), []
     for line, found in read_table(path, NEEDED, skipinitialspace=True):
         where = f"{path}, line {line}"
         values = renamed(found, _NAMES)
         if "text" not in values:
             raise InputError(f"{where}: no text, expected one of {', '.join(_TEXTS)}.")
-        file = found["wav"].replace("$data_root", str(root.absolute())).replace("{data_root}", str(root.absolute()))
+        file = found["wav"].replace("$data_root", str(home)).replace("{data_root}", str(home))
         values["path"] = file or None
         if found.get("start") and found.get("stop"):
-            there = inside(root, file, where)
+            there = inside(home, file, where, anywhere=root is None)
             if there.is_file():  # else `from_rows` tells
                 values |= _seconds(there, found["start"], found["stop"], where)
         rows.append(Row(path, line, values))

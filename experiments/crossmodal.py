@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metajax as mj
-from metajax import checkpoint, models, recipes, report, runs
+from metajax import models, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import images, words
@@ -188,8 +188,7 @@ def run(s: Settings) -> None:
     counts = ", ".join(f"{count} {what}" for what, count in done[Cell(s.seeds[0])]["tested on"].items())
     title = f"{s.corpus} and {drawn.name}, {s.ways}-way 1-shot, unseen: {counts}, speakers, others in support than in "
     title += f"query;\nchance {100 / s.ways:.1f} %, 95 % intervals over {'seeds' if len(s.seeds) > 1 else 'tasks'}"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     lines = [[row, *map(report.percent, values.values())] for row, values in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *COLUMNS], lines)}")
     report.heat_map(rows, title, s.out / "crossmodal.png")

@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 import metajax as mj
-from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax import methods, models, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import words
 from metajax.data.augment import Augmentation, augment
@@ -184,8 +184,7 @@ def run(s: Settings) -> None:
     title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.outer_steps} outer steps, group normalisation, "
     title += f"{', '.join(f'{count} {kind}' for kind, count in most.items())} to train on,\n{new['words']} unseen "
     title += f"words by {new['speakers']} unseen speakers, others in support than in query; {len(s.seeds)} division(s)"
-    results = {"title": title, "config": config, "rows": [*rows.values()]} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    runs.save_results(s.out, {"title": title, "config": config, "rows": [*rows.values()]})
     lines = [
         [*cell[:2], *map(str, row["counts"].values()), report.percent(row["curve"][-1]["train"]),
          report.percent(row["test"]), "" if cell.remedy == "none" else report.percent(row["gain"], "+")]

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import metajax as mj
-from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax import methods, models, recipes, report, runs
 from metajax.core import Sampler
 from metajax.data.augment import add_noise, augment, coloured_noise, misspelt, normalize, occluded, scaled
 from metajax.data.cache import default_folder
@@ -187,7 +187,7 @@ def run(s: Settings) -> None:
     found, over = summary(s, done), "seeds" if len(s.seeds) > 1 else "episodes"
     title = f"{s.corpus}: 5 unseen digits, 1-shot, unseen speakers, others in support than in query; "
     title += (f"{s.outer_steps} steps" if s.outer_steps else f"{s.seconds:g} s") + f" each, 95 % intervals over {over}"
-    checkpoint.write_json(s.out / "results.json", {"title": title, "config": config} | found | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config} | found)
     print(f"\n{title}")
     for rows in found.values():
         lines = [[name, *map(report.percent, row.values())] for name, row in rows.items()]

@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, methods, report, runs
+from metajax import methods, report, runs
 from metajax.data import images
 from metajax.data.augment import normalize
 from metajax.data.cache import default_folder
@@ -178,14 +178,12 @@ def run(s: Settings) -> None:
     how: dict[str, Any] = {"ways": s.ways, "settings": FeatureSettings(high=s.max_hz), "cache": s.cache}
     words = lru_cache(1)(lambda seed: load_words(s.corpus, s.root, seed=seed, **how))
     words(s.seeds[0])  # what it refuses it refuses before there is a folder
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     wanted = [Cell(arm, seed) for seed in s.seeds for arm in arms(s.weights)]
     done = runs.complete(s.out, config, wanted, lambda cell: run_cell(s, cell, words(cell.seed)))
     rows, unseen = summary(s, done), done[wanted[0]]["unseen"]
     who = f"{unseen['label']} unseen words by {unseen['speaker']} unseen speakers, others in support than in query"
     title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.budget:g} s of training, group normalisation,\n{who}"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     names, lines = ("new words", *KNOWN, "gain over the better"), []
     for arm, row in rows.items():
         chosen = [", ".join(map(str, row[name])) for name in CHOSEN]

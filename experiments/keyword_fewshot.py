@@ -185,7 +185,7 @@ def run(s: Settings) -> None:
     results = {"accuracy": next(iter(curves.values())), "curves": curves, "methods": told, "chance": 1 / s.ways}
     skipped = [*data.source.corpus.skipped, *data.target.corpus.skipped]
     results |= splits | {"skipped_clips": skipped, "wall_seconds": time.perf_counter() - began, "config": config}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, results)
     title = (
         f"{s.ways}-way {s.shots}-shot, {data.source.corpus.name} to {data.target.corpus.name}: "
         f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers,\n"

@@ -189,7 +189,7 @@ def run(s: Settings) -> None:
         f"seeds {s.seeds}; learned from: {' and '.join(used) or 'nothing'}"
     )
     print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *(f'{shots}-shot' for shots in s.shots)], rows)}")
-    checkpoint.write_json(s.out / "results.json", {"title": title, "accuracy": scores, **report.environment()})
+    runs.save_results(s.out, {"title": title, "accuracy": scores})
 
 
 if __name__ == "__main__":

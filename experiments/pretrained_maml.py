@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, embedded, methods, recipes, report, runs
+from metajax import embedded, methods, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import corpora
 from metajax.data.corpora.espeak import SEMITIC
@@ -162,8 +162,7 @@ def run(s: Settings) -> None:
     )
     head = ["%", *(f"{k}-shot, {when}" for k in s.shots for when in ("before", f"after {s.num_steps} steps")), "rate"]
     print(f"\n{title}\n\n{report.markdown(head, lines)}")
-    results = {"title": title, "config": config, "scores": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config, "scores": rows})
 
 
 if __name__ == "__main__":

@@ -192,7 +192,7 @@ def run(s: Settings) -> None:
     table = "\n\n".join(tables(s, name, found, list(places)) for name, found in results.items())
     print(f"\n{table}")
     checkpoint.write_text(s.out / "table.md", table)
-    checkpoint.write_json(s.out / "results.json", {"config": runs.config(s), "found": results, **report.environment()})
+    runs.save_results(s.out, {"config": runs.config(s), "found": results})
     draw(s, results, list(places), s.out / "words.png")
 
 

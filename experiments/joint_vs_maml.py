@@ -31,6 +31,7 @@ from metajax.data.augment import normalize
 from metajax.data.cache import default_folder
 from metajax.data.features import FeatureSettings
 from metajax.data.words import Words, load_words, names_of, sampler
+from metajax.evaluate import over_runs
 from metajax.losses import classify, multitask_losses
 from metajax.models import image_encoder, tcresnet8
 from metajax.models.multitask import multitask
@@ -153,18 +154,18 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
 
 def summary(s: Settings, done: dict[Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By arm, seeds pooled: accuracy, and the gain over the better of joint and MAML alone, episode by episode."""
-    episodes = {a: np.concatenate([done[Cell(a, n)]["episodes"] for n in s.seeds])[:, None] for a in arms(s.weights)}
+    episodes = {a: np.concatenate([done[Cell(a, n)]["episodes"] for n in s.seeds]) for a in arms(s.weights)}
     rows: dict[str, dict[str, Any]] = {}
     for arm in arms(s.weights):
         own = [done[Cell(arm, seed)] for seed in s.seeds]
         mean, ci95 = ([[point[what] for point in one["curve"]] for one in own] for what in ("mean", "ci95"))
         curve = report.curve(np.mean(mean, 0), np.linalg.norm(ci95, axis=0) / len(own))
-        row = rows[arm] = {"curve": curve, "new words": report.curve(*mj.mean_ci95(episodes[arm]))[0]}
+        row = rows[arm] = {"curve": curve, "new words": over_runs([episodes[arm]])}
         row |= {name: [one[name] for one in own] for name in CHOSEN}
         row |= {name: {"mean": float(np.mean([one["heads"][name] for one in own]))} for name in KNOWN}
         if arm not in ("from scratch", "joint", "maml"):
             better = max(("joint", "maml"), key=lambda other: episodes[other].mean())
-            row["gain over the better"] = report.curve(*mj.mean_ci95(episodes[arm] - episodes[better]))[0]
+            row["gain over the better"] = over_runs([episodes[arm] - episodes[better]])
     return rows
 
 

@@ -30,7 +30,7 @@ from metajax.core import Sampler
 from metajax.data import acoustics, corpora
 from metajax.data.corpora.espeak import SEMITIC
 from metajax.data.waves import word_waves
-from metajax.evaluate import over_seeds
+from metajax.evaluate import over_runs
 from metajax.losses import classify
 from metajax.models import Model, pretrained, whitened, whitening
 from metajax.parallel import use_all_cores
@@ -150,20 +150,10 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
 
 def run(s: Settings) -> None:
     """Embed all clips, then every division, then the table."""
-    least: dict[str, Any] = {
-        "ways": 2,
-        "train_ways": 2,
-        "shots": 1,
-        "queries": 1,
-        "episodes": 2,
-        "synthetic": 0,
-        "tune": 0,
-    }
+    least = {"ways": 2, "train_ways": 2, "shots": 1, "queries": 1, "episodes": 2, "synthetic": 0, "tune": 0}
     runs.check(s, outer_steps=0, seeds=0, **least)
     if s.tune and not (s.own and s.words == "test"):
-        raise mj.InputError(
-            "tune is given, but not own and the words of the test split: nothing is left to learn from."
-        )
+        raise mj.InputError("tune is given, but not own and the test split's words: nothing is left to learn from.")
     runs.check_folder(s.out, runs.config(s), resume=False)
     use_all_cores()
     recordings, known = [corpora.read(s.corpus, s.root)], s.encoder == "speech_embedding"
@@ -180,8 +170,7 @@ def run(s: Settings) -> None:
     scores: dict[str, dict[int, Any]] = {name: {} for name in found[0]}
     for name, shots in product(scores, s.shots):
         tables = [one[name][shots] for one in found]
-        alone, each = report.curve(*mj.mean_ci95(tables[0][:, None]))[0], [float(table.mean()) for table in tables]
-        scores[name][shots] = (over_seeds(each) if len(each) > 1 else alone) | {"each": each}
+        scores[name][shots] = over_runs(tables) | {"each": [float(table.mean()) for table in tables]}
     rows = [[name, *(report.percent(cell) for cell in of.values())] for name, of in scores.items()]
     used = [*(["synthetic"] if len(sets) > 1 else []), *(["its training words"] if s.own and s.words == "test" else [])]
     title = (

@@ -14,7 +14,7 @@ from metajax.algorithms.heads import unit
 from metajax.algorithms.open_set import open_set
 from metajax.algorithms.protonet import protonet
 from metajax.core import Batch, Episode, KeyArray, Sampler
-from metajax.evaluate import evaluate, mean_ci95
+from metajax.evaluate import evaluate, over_runs
 from metajax.losses import classify
 from metajax.tasks.episodes import Across, episodes
 from metajax.train import fit, init_state, meta_step
@@ -109,13 +109,12 @@ def rejection(sample: Sampler, ways: int, unknown: Numbers, num_tasks: int, seed
     return {name: float(value) for name, value in found.items()}
 
 
-def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> Numbers:
+def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> dict[str, float | None]:
     """Of class means by cosine: mean and half the width of its 95 % interval over episodes."""
     learner = protonet(lambda params, x, key: unit(x), classify, ways, metric="cosine").learner
     theta = learner.init({"none": jnp.zeros(1)}, jax.random.key(0))
     found = evaluate(learner, classify, theta, sample, jax.random.key(seed), num_tasks, 1)
-    mean, ci95 = mean_ci95(found["accuracy"])
-    return {"mean": float(mean[-1]), "ci95": float(ci95[-1])}
+    return over_runs([np.asarray(found["accuracy"])[:, -1]])
 
 
 class Draws(NamedTuple):

@@ -13,7 +13,7 @@ from rapidfuzz.distance.Levenshtein import distance
 from metajax import report
 from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Scalar, Theta, Transcripts
 from metajax.data.text import Vocabulary, decode_all, error_rates, nearest_words
-from metajax.evaluate import evaluate, mean_ci95, over_seeds
+from metajax.evaluate import evaluate, mean_ci95, over_runs
 from metajax.losses.ctc import greedy
 from metajax.parallel import hoisted, over_tasks, replicate, task_mesh
 
@@ -192,13 +192,10 @@ def summary(
         errors = [np.array(cell[name]) for cell in cells]
         picked[name] = [table[:, place] for table, place in zip(errors, places, strict=True)]
         row[name] = report.curve(*mean_ci95(np.concatenate(errors)), steps)
-        row[f"{name}_at_step"] = report.curve(*mean_ci95(np.concatenate(picked[name])[:, None]))[0]
+        row[f"{name}_at_step"] = over_runs([np.concatenate(picked[name])])
     before = [np.array(cell[kind])[:, 0] for cell in never]
-    gain = np.concatenate(before) - np.concatenate(picked[kind])
-    row["gain"] = report.curve(*mean_ci95(gain[:, None]))[0]
-    less = [(a - b) / max(a.mean(), 1e-9) for a, b in zip(before, picked[kind], strict=True)]
-    one = report.curve(*mean_ci95(less[0][:, None]))[0]
-    return row | {"less": over_seeds([float(gain.mean()) for gain in less]) if len(less) > 1 else one}
+    row["gain"] = over_runs([np.concatenate(before) - np.concatenate(picked[kind])])
+    return row | {"less": over_runs([(a - b) / max(a.mean(), 1e-9) for a, b in zip(before, picked[kind], strict=True)])}
 
 
 def across(

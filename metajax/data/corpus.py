@@ -265,12 +265,7 @@ def _read(
 
 
 def _compute(
-    recordings: Recordings,
-    settings: FeatureSettings,
-    longest: float | None,
-    waves: bool,
-    on_error: str,
-    progress: bool,
+    recordings: Recordings, settings: FeatureSettings, longest: float | None, waves: bool, on_error: str, progress: bool
 ) -> dict[str, np.ndarray]:
     """Return the arrays of the cache: features and lengths of the clips kept, which they are, and what is left out."""
     clips = len(recordings.clip_names)

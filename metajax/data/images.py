@@ -99,11 +99,7 @@ def omniglot(root: str | Path, size: int = 28) -> Images:
         raise InputError(f"{root} holds no images, expected {{alphabet}}/{{character}}/{{image}}_{{drawer}}.png.")
     names, label = np.unique(labels, return_inverse=True)
     return Images(
-        "omniglot",
-        np.stack(pixels),
-        label.astype(np.int32),
-        np.array(drawers, np.int32),
-        tuple(names.tolist()),
+        "omniglot", np.stack(pixels), label.astype(np.int32), np.array(drawers, np.int32), tuple(names.tolist())
     )
 
 

@@ -124,9 +124,7 @@ def ctc(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Scal
     return loss, {"loss": loss}
 
 
-def spans(
-    logits: Float[Array, "n time vocabulary"],
-) -> tuple[Transcripts, Int[Array, "n time"], Int[Array, "n time"]]:
+def spans(logits: Float[Array, "n time vocabulary"]) -> tuple[Transcripts, Int[Array, "n time"], Int[Array, "n time"]]:
     """The most likely token of every frame, repetitions merged, blanks left out; and where each token is.
 
     Args:

@@ -117,9 +117,8 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
             return mj.meta_step(objective, optimizer, sample, s.tasks, chunk=chunk, mesh=mesh)(state, key)
 
         state = replicate(mj.init_state(theta, optimizer, 1000, average=0.99), mesh)
-        return mj.fit(
-            step, state, jax.random.key(seed), num_tasks=s.tasks, block=10, seconds=share * s.budget, title=kind
-        )
+        how = {"num_tasks": s.tasks, "block": 10, "seconds": share * s.budget, "title": kind}
+        return mj.fit(step, state, jax.random.key(seed), **how)
 
     x = jnp.zeros_like(jax.eval_shape(episodes, jax.random.key(0)).support.x)
     params = run_once(model.init, jax.random.key(cell.seed), {"new": x, "speech": x, "image": pixels[:2]})

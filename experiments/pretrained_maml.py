@@ -157,9 +157,8 @@ def run(s: Settings) -> None:
         rows[name]["rates"] = rates
     used = ["synthetic speech"] * (len(sets) > 1) + ["its own training words"] * s.own
     title = f"{s.corpus}: {s.ways}-way, unseen words, query by other speakers, every query alone, {s.episodes} episodes"
-    title += (
-        f",\nseeds {s.seeds}, 95 % over {'them' if len(done) > 1 else 'episodes'}; learned from {' and '.join(used)}"
-    )
+    over = "them" if len(done) > 1 else "episodes"
+    title += f",\nseeds {s.seeds}, 95 % over {over}; learned from {' and '.join(used)}"
     head = ["%", *(f"{k}-shot, {when}" for k in s.shots for when in ("before", f"after {s.num_steps} steps")), "rate"]
     print(f"\n{title}\n\n{report.markdown(head, lines)}")
     runs.save_results(s.out, {"title": title, "config": config, "scores": rows})

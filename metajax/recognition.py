@@ -159,11 +159,11 @@ def decoded(
       task: number of the task.
       place: of the step.
     """
-    whens = (("said", 0), ("heard", 0), ("heard", place))
-    said, before, after = (
-        decode_all(vocabulary, Transcripts(found[of][task, at], found[f"{of}_lengths"][task, at])) for of, at in whens
-    )
-    return said, before, after
+
+    def texts(of: str, at: int) -> list[str]:
+        return decode_all(vocabulary, Transcripts(found[of][task, at], found[f"{of}_lengths"][task, at]))
+
+    return texts("said", 0), texts("heard", 0), texts("heard", place)
 
 
 def summary(

@@ -62,9 +62,8 @@ def check(settings: Any, extras: Sequence[str] = (), **least: int | float) -> No
             raise InputError(f"{name} is empty, expected one value or more.")
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None and not low <= one < float("inf"):
-                raise InputError(
-                    f"{name} {'holds' if one is not value else 'is'} {one}, expected a finite number, {low} or more."
-                )
+                verb = "is" if one is value else "holds"
+                raise InputError(f"{name} {verb} {one}, expected a finite number, {low} or more.")
     for extra in extras:
         if find_spec(PACKAGES[extra]) is None:
             raise InputError(f"{PACKAGES[extra]} is not installed; install it with: pip install 'metajax[{extra}]'")

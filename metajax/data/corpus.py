@@ -244,9 +244,7 @@ def _read(
             check_wave(wave, name, settings.window, settings.sample_rate, settings.low, settings.high)
             if longest is not None and len(wave) > longest * settings.sample_rate:
                 seconds = len(wave) / settings.sample_rate
-                raise InputError(
-                    f"{recordings.clip_names[clip]} lasts {seconds:.2f} s, expected at most {longest:g} s."
-                )
+                raise InputError(f"{name} lasts {seconds:.2f} s, expected at most {longest:g} s.")
         except InputError as error:
             read.append(error)
             continue

@@ -181,9 +181,8 @@ def embedded(words: Words, split: str, embed: Callable[[Float[Array, "n time mel
     chosen, columns = np.flatnonzero(getattr(words.splits, split)), words.corpus.columns
     each = hoisted(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))
     z = each(words.corpus.features[chosen])
-    return partial(
-        episodes, z, columns["label"][chosen], columns["speaker"][chosen], name=f"{words.corpus.name} ({split})"
-    )
+    label, speaker = (columns[name][chosen] for name in ("label", "speaker"))
+    return partial(episodes, z, label, speaker, name=f"{words.corpus.name} ({split})")
 
 
 def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:

@@ -142,10 +142,8 @@ def spans(logits: Float[Array, "n time vocabulary"]) -> tuple[Transcripts, Int[A
     after = jnp.where(changes[:, 1:], here + 1, best.shape[1])
     ends = jax.lax.cummin(after, axis=1, reverse=True)
     order = jnp.argsort(~kept, axis=1, stable=True)
-    found = (
-        jnp.take_along_axis(jnp.where(kept, a, 0), order, 1) for a in (best, jnp.broadcast_to(here, best.shape), ends)
-    )
-    tokens, first, last = found
+    each = best, jnp.broadcast_to(here, best.shape), ends
+    tokens, first, last = (jnp.take_along_axis(jnp.where(kept, a, 0), order, 1) for a in each)
     return Transcripts(tokens, kept.sum(1)), first, last
 
 

@@ -149,9 +149,8 @@ def load_recogniser(folder: Path) -> Saved:
     listed = read_vocabulary(folder / "vocab.json", vocabulary.normalizer, vocabulary.unit)
     if listed != vocabulary:
         rows = zip([*listed.tokens, None], [*vocabulary.tokens, None], strict=False)
-        place, (one, other) = next(
-            ((i, row) for i, row in enumerate(rows) if row[0] != row[1]), (0, (listed.ids, vocabulary.ids))
-        )
+        differing = ((i, row) for i, row in enumerate(rows) if row[0] != row[1])
+        place, (one, other) = next(differing, (0, (listed.ids, vocabulary.ids)))
         raise InputError(f"{folder}: token {place} is {one!r} in vocab.json but {other!r} in {_FILE}, not the same.")
     x, key = jnp.zeros((1, 8, features.num_mels)), jax.random.key(0)
     like = jax.eval_shape(lambda: learner.init(init(key, x), key))

@@ -55,9 +55,8 @@ def check_disjoint(splits: Splits, column: Int[np.ndarray, " clips"], what: str,
         shared = shared[shared >= 0]  # -1 is unknown
         if len(shared):
             shown = ", ".join(names[v] if names else str(v) for v in shared[:3])
-            raise InputError(
-                f"{Splits._fields[i]} and {Splits._fields[j]} share {len(shared)} {what} ({shown}), expected none."
-            )
+            a, b = Splits._fields[i], Splits._fields[j]
+            raise InputError(f"{a} and {b} share {len(shared)} {what} ({shown}), expected none.")
 
 
 def divide(

@@ -82,9 +82,8 @@ def joined(
     """
     for name, (low, high), least in (("words", words, 1), ("gaps", gaps, -math.inf), ("levels", levels, -math.inf)):
         if not least <= low <= high:
-            raise InputError(
-                f"{name} is {(low, high)}, expected the lowest first{', 1 or more' if least == 1 else ''}."
-            )
+            more = ", 1 or more" if least == 1 else ""
+            raise InputError(f"{name} is {(low, high)}, expected the lowest first{more}.")
     label, speaker = recordings.columns["label"], recordings.columns["speaker"]
     known: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for clip, (one, who) in enumerate(zip(label, speaker, strict=True)):

@@ -163,11 +163,9 @@ def run(s: Settings) -> None:
     task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=cache, seed=seed))
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
     rows, first = summary(done), next(iter(done.values()))
-    title = (
-        f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % intervals "
-        f"over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen "
-        "speakers, support and query by different speakers"
-    )
+    title = f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % "
+    title += f"intervals over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} "
+    title += "unseen speakers, support and query by different speakers"
     runs.save_results(s.out, {"title": title, "config": config, "rows": rows})
     names = ("method", "normalisation", "shots", "accuracy after adaptation", "each seed", "steps", "outer steps")
     lines = []

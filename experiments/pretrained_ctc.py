@@ -167,11 +167,9 @@ def run(s: Settings) -> None:
     by_arm = runs.compare(s.out, config, s.seeds, ARMS, partial(bench, s, encoder, speech))
     rows = {arm: recognition.summary(cells, by_arm["zero start"], STEPS) for arm, cells in by_arm.items()}
     split = [*map(len, by_arm["zero start"][0]["speakers"])]
-    title = (
-        f"{speech.corpus.name}, {told}; {s.shots} sentences to adapt to; {split} speakers to train, choose and test on,"
-        f" {s.episodes} test tasks a seed, seeds {s.seeds},\ncharacter error (%), greedy decoding, "
-        f"normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    )
+    title = f"{speech.corpus.name}, {told}; {s.shots} sentences to adapt to; {split} speakers to train, choose and "
+    title += f"test on, {s.episodes} test tasks a seed, seeds {s.seeds},\ncharacter error (%), greedy decoding, "
+    title += f"normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     skipped = speech.corpus.skipped
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows, "skipped": skipped})
     curves = {arm: row["character"] for arm, row in rows.items()}

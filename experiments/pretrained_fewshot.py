@@ -173,10 +173,8 @@ def run(s: Settings) -> None:
         scores[name][shots] = over_runs(tables) | {"each": [float(table.mean()) for table in tables]}
     rows = [[name, *(report.percent(cell) for cell in of.values())] for name, of in scores.items()]
     used = [*(["synthetic"] if len(sets) > 1 else []), *(["its training words"] if s.own and s.words == "test" else [])]
-    title = (
-        f"{s.corpus}, {s.words} words, {s.ways}-way, {SHARING[s.across]}, every query alone, {s.episodes} episodes, "
-        f"seeds {s.seeds}; learned from: {' and '.join(used) or 'nothing'}"
-    )
+    title = f"{s.corpus}, {s.words} words, {s.ways}-way, {SHARING[s.across]}, every query alone, {s.episodes} "
+    title += f"episodes, seeds {s.seeds}; learned from: {' and '.join(used) or 'nothing'}"
     print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *(f'{shots}-shot' for shots in s.shots)], rows)}")
     runs.save_results(s.out, {"title": title, "accuracy": scores})
 

@@ -155,11 +155,9 @@ def run(s: Settings) -> None:
     by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
     rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
     split = by_arm[s.arms[0]][0]["speakers"]
-    title = (
-        f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {s.episodes} test tasks, "
-        f"{[*map(len, split)]} speakers to train, choose and test on, seeds {s.seeds},\n"
-        f"digit error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    )
+    title = f"{s.corpus}, {s.shots} strings of {s.words[0]} to {s.words[1]} digits to adapt to; {s.episodes} test "
+    title += f"tasks, {[*map(len, split)]} speakers to train, choose and test on, seeds {s.seeds},\n"
+    title += f"digit error (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never, panels, lines = rows[s.arms[0]]["word"][0], {}, []
     for told, labelled in (("with text", True), ("without text", False)):

@@ -158,11 +158,9 @@ def run(s: Settings) -> None:
     by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
     found = {arm: [cell["scenarios"] for cell in cells] for arm, cells in by_arm.items()}
     rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), by_arm[s.arms[0]][0]["speakers"]
-    title = (
-        f"{s.corpus}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a scenario,\n"
-        f"seeds {s.seeds}, adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
-        f"digit error (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    )
+    title = f"{s.corpus}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a scenario,\n"
+    title += f"seeds {s.seeds}, adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
+    title += f"digit error (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never = {name: row["word"][0] for name, row in rows[s.arms[0]].items()}
     lines = [["never adapted", *map(report.percent, never.values()), *[""] * 5]]

@@ -141,10 +141,9 @@ def chosen(
     best = [min(means, key=lambda option: means[option][i]) for i in range(len(steps))]
     lowest = [float(means[option][i]) for i, option in enumerate(best)]
     after = {option: test(option) for option in dict.fromkeys(best)}
-    kinds = {
-        name: np.stack([after[option][name][:, i] for i, option in enumerate(best)], 1).round(5).tolist()
-        for name in after[best[0]]
-    }
+    kinds = {}
+    for name in after[best[0]]:
+        kinds[name] = np.stack([after[option][name][:, i] for i, option in enumerate(best)], 1).round(5).tolist()
     return kinds | {"option": best, "validation": lowest, "step": steps[1 + int(np.argmin(lowest[1:]))]}
 
 

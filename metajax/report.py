@@ -138,10 +138,8 @@ def present(
     """Print the table of adaptation curves and one of `told`'s fields under their titles, and draw the picture."""
     last = max(point["step"] for points in curves.values() for point in points)
     shown = sorted({step for step in steps if step <= last})
-    rows = [
-        [name, *(f"{entry[field]:.3g}" if entry.get(field) is not None else "" for field in fields)]
-        for name, entry in told.items()
-    ]
+    told = {name: {field: entry.get(field) for field in fields} for name, entry in told.items()}
+    rows = [[name, *("" if v is None else f"{v:.3g}" for v in entry.values())] for name, entry in told.items()]
     print(f"\n{title}\n\n{table(curves, chance, shown)}\n\n{markdown(('', *fields.values()), rows)}")
     plot_curves(curves, chance, title, path)
 

@@ -297,13 +297,8 @@ def _compute(
         features = features[: len(kept), : max(lengths)]
         for row, length in zip(features, lengths, strict=True):
             row[length:] = 0.0 if waves else np.log(FLOOR)
-    return {
-        "features": features[: len(kept)],
-        "lengths": np.array(lengths, np.int32),
-        "kept": np.array(kept),
-        "cropped": np.array(cropped),
-        "skipped": np.array(json.dumps(skipped)),
-    }
+    told = {"kept": np.array(kept), "cropped": np.array(cropped), "skipped": np.array(json.dumps(skipped))}
+    return {"features": features[: len(kept)], "lengths": np.array(lengths, np.int32)} | told
 
 
 def _in_order(function: Callable[[range], Any], items: Sequence[range]) -> Iterator[Any]:

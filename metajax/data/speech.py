@@ -149,12 +149,8 @@ def crowd(
     """
     names = speech.corpus.names["speaker"]
     rows = np.isin(speech.corpus.columns["speaker"], [names.index(name) for name in speakers])
-    return babble(
-        Utterances(speech.corpus.features[rows], speech.corpus.lengths[rows]),
-        voices,
-        round(seconds * speech.corpus.settings.sample_rate),
-        seed,
-    )
+    spoken = Utterances(speech.corpus.features[rows], speech.corpus.lengths[rows])
+    return babble(spoken, voices, round(seconds * speech.corpus.settings.sample_rate), seed)
 
 
 def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:

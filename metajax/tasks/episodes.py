@@ -102,10 +102,8 @@ def episodes(
             priority = jnp.where(speakers == tables.members[who], priority, -1.0)
         if across == "speaker":
             half = (by_speaker >= jax.lax.top_k(by_speaker, query_speakers(num_speakers))[0][-1])[speakers]
-            best = [
-                jax.lax.top_k(jnp.where(half == side, priority, -1.0), count)
-                for side, count in ((False, shots), (True, queries))
-            ]
+            sides = ((False, shots), (True, queries))
+            best = [jax.lax.top_k(jnp.where(half == side, priority, -1.0), count) for side, count in sides]
             values, columns = (jnp.concatenate(pair, 1) for pair in zip(*best, strict=True))
         else:
             values, columns = jax.lax.top_k(priority, shots + queries)
@@ -181,10 +179,8 @@ def index_tables(
             f"the largest class has {most} clips, there are {len(members)} speakers."
         )
     if len(kept) < len(classes):
-        warnings.warn(
-            f"{name}: {len(classes) - len(kept)} of {len(classes)} classes have too few clips for {asked}.",
-            stacklevel=3,
-        )
+        few = len(classes) - len(kept)
+        warnings.warn(f"{name}: {few} of {len(classes)} classes have too few clips for {asked}.", stacklevel=3)
     rows = [rows[i] for i in kept]
     if across == "speaker":
         check_halves([local[row] for row in rows], len(members), ways, shots, queries, f"{name}: {asked}")

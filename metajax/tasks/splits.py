@@ -215,13 +215,10 @@ def _official(
     """Speakers by the corpus's own split, None where it has none or shares speakers."""
     if "official_split" not in columns:
         return None
-    people = [
-        set(columns["speaker"][columns["official_split"] == names["official_split"].index(name)].tolist())
-        if name in names["official_split"]
-        else set()
-        for name in Splits._fields
-    ]
-    train, validation, test = people
+    people: dict[str, set[int]] = {name: set() for name in Splits._fields}
+    for i, name in enumerate(names["official_split"]):
+        people[name] = set(columns["speaker"][columns["official_split"] == i].tolist())
+    train, validation, test = (people[name] for name in Splits._fields)
     if train & validation or train & test or validation & test or not train or not validation | test:
         return None
     if not test:

@@ -132,10 +132,8 @@ def joined(
     if halves:
         columns["half"] = np.arange(len(plan), dtype=np.int32) % strings % 2
         names_of["half"] = ("first", "second")
-    names = tuple(
-        f"{recordings.name}:{recordings.names['speaker'][who]}:{i % strings}"
-        for i, who in enumerate(columns["speaker"])
-    )
+    people = [recordings.names["speaker"][who] for who in columns["speaker"]]
+    names = tuple(f"{recordings.name}:{name}:{i % strings}" for i, name in enumerate(people))
     return Recordings(f"{recordings.name}_joined", names, columns, names_of, texts, digest, read)
 
 

@@ -122,8 +122,7 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
     score("frozen: ridge", ridge, ridge.init(none["params"], key), test.vectors[rows])
     if not sources:
         return found
-    first = np.cumsum([0, *(len(clips.names["label"]) for clips, _ in sources)])
-    label = np.concatenate([clips.columns["label"][r] + n for (clips, r), n in zip(sources, first, strict=False)])
+    label = np.concatenate([clips.columns["label"][r] + 10**6 * i for i, (clips, r) in enumerate(sources)])
     white = whitening(np.concatenate([clips.vectors[rows] for clips, rows in sources]), label)
     flat = whitened(Model(lambda key, x: {}, same, lambda params, x: {}))
     start = {"encoder": {}, "whitening": white}

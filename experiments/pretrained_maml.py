@@ -86,8 +86,7 @@ def division(s: Settings, params: Any, sets: list[Clips], seed: int) -> dict[str
     model = whitened(Model(lambda key, x: {}, encode, lambda params, x: {}))
     upper = {name: params[name] for name in (f"conv{i}" for i in range(s.first, CONVOLUTIONS))}
     program = jax.jit(partial(encode, upper))
-    first = np.cumsum([0, *(len(clips.names["label"]) for clips, _ in sources)])
-    label = np.concatenate([clips.columns["label"][r] + n for (clips, r), n in zip(sources, first, strict=False)])
+    label = np.concatenate([clips.columns["label"][r] + 10**6 * i for i, (clips, r) in enumerate(sources)])
     vectors = np.concatenate([embedded.vectors(program, clips.hidden[rows]) for clips, rows in sources])
     start = {"encoder": upper, "whitening": whitening(vectors, label)}
     train = [sampler(clips, rows, s.shots[0], 2) for clips, rows in sources]

@@ -136,9 +136,7 @@ def index_tables(
     name: str,
 ) -> Tables:
     """The tables behind `episodes`; a class with too few clips is left out with a warning. Arguments as there."""
-    for argument, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-        if value < least:
-            raise InputError(f"{argument} is {value}, expected at least {least}.")
+    check_sizes(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
     if across not in ACROSS:
         raise InputError(f"across is {across!r}, expected one of {', '.join(ACROSS)}.")
     check_column("label", label)
@@ -244,6 +242,19 @@ def count_clips(**trees: PyTree) -> int:
     return found.pop()[0]
 
 
+def check_sizes(**numbers: tuple[int, int]) -> None:
+    """Raise `InputError` for a number below the least that is given with it."""
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise InputError(f"{name} is {value}, expected at least {least}.")
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise `InputError` unless `value` is within 0..1."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} is {value}, expected a probability.")
+
+
 def check_column(name: str, column: np.ndarray) -> None:
     """Raise `InputError` unless `column` holds whole numbers, 0 or more, or -1 where unknown."""
     if not np.issubdtype(column.dtype, np.integer):
@@ -285,8 +296,7 @@ def mixture(sample: Sampler, other: Sampler, share: float) -> Sampler:
     Raises:
       InputError: `share` is not a probability, or when called, the episodes' shapes or dtypes differ.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"share is {share}, expected a probability.")
+    check_probability("share", share)
 
     def mixed(key: KeyArray) -> Episode:
         ours, theirs = (jax.eval_shape(each, key) for each in (sample, other))

@@ -25,7 +25,7 @@ import optax
 import metajax as mj
 from metajax import recipes, recognition, report, runs
 from metajax.core import Episode, Theta, Utterances
-from metajax.data.augment import normalize
+from metajax.data.augment import normalized
 from metajax.data.cache import default_folder
 from metajax.data.corpora import read
 from metajax.data.speech import languages, load_speech
@@ -102,7 +102,7 @@ def bench(s: Settings, seed: int) -> Callable[[str], dict[str, Any]]:
     sample = partial(languages, speech, values=parts[0], augmentation=0.25)
     many, episodes = sample(shots=1, queries=s.shots + s.queries - 1), sample(shots=s.shots, queries=s.queries)
     model = recogniser(width=0.5, num_layers=2)(len(speech.vocabulary.tokens))
-    x = jax.vmap(lambda one: normalize(one, "mean_variance"))(Utterances(corpus.features, corpus.lengths))
+    x = normalized(Utterances(corpus.features, corpus.lengths))
     each = partial(of_each, x, speech.transcripts, language, shots=s.shots, queries=s.tested, seed=seed)
     on: dict[Any, Episode] = {"validation": each(groups[1]), "test": (test := each(groups[2]))}
     for few in FEWER:  # repeated, so that one program serves

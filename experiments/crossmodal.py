@@ -25,7 +25,7 @@ from metajax import models, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import images, words
-from metajax.data.augment import normalize, turned
+from metajax.data.augment import normalized, turned
 from metajax.data.cache import default_folder
 from metajax.data.features import endpointed
 from metajax.evaluate import over_runs
@@ -115,8 +115,7 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
     def embedded(theta: Any, episode: mj.Episode) -> mj.Episode:
         """Both halves through the model at once: vectors `[ways, modalities, width]` as x."""
         x = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *(half.x for half in episode))
-        audio = jax.vmap(partial(normalize, mode="mean_variance"))(x["audio"])
-        halves = jnp.split(model.apply(theta["params"], x | {"audio": audio}), 2)
+        halves = jnp.split(model.apply(theta["params"], x | {"audio": normalized(x["audio"])}), 2)
         return mj.Episode(*(half._replace(x=z) for half, z in zip(episode, halves, strict=True)))
 
     there, back = (mj.crossmodal(lambda _, z, key: z, classify, given=a, wanted=1 - a) for a in (AUDIO, IMAGE))

@@ -27,7 +27,7 @@ import optax
 import metajax as mj
 from metajax import methods, report, runs
 from metajax.data import images
-from metajax.data.augment import normalize
+from metajax.data.augment import normalized
 from metajax.data.cache import default_folder
 from metajax.data.features import FeatureSettings
 from metajax.data.words import Words, load_words, names_of, sampler
@@ -140,7 +140,7 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
             tried.append((choice | {"train_rate": train_rate if adapts else None, "outer_steps": count}, theta))
     choice, theta = max(tried, key=lambda one: one[0]["validation"])
     accuracy = tests[1](theta, choice["rate"])
-    clips = jax.vmap(lambda clip: normalize(clip, "mean_variance"))(words.corpus.features[held])
+    clips = normalized(words.corpus.features[held])
     others = {"speech": mj.Batch(clips, jnp.asarray(label)), "image": mj.Batch(pixels[split.test], digit[split.test])}
     known = hoisted(lambda theta: losses(theta["params"], others)[2])(jax.tree.map(np.asarray, theta))
     return choice | {

@@ -26,7 +26,7 @@ import optax
 import metajax as mj
 from metajax import report, runs
 from metajax.data import corpora, images
-from metajax.data.augment import augment, normalize, scaled
+from metajax.data.augment import augment, normalized, scaled
 from metajax.data.cache import default_folder
 from metajax.data.corpus import load
 from metajax.data.features import FeatureSettings
@@ -102,7 +102,7 @@ def dealt(tasks: dict[str, tuple[Any, ...]], seed: int) -> dict[str, Data]:
 
 def clean(task: str, x: jax.Array) -> jax.Array:
     """Inputs of a task as the model gets them."""
-    return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x) if task == "speech" else x
+    return normalized(x) if task == "speech" else x
 
 
 def run_cell(s: Settings, cell: Cell, data: dict[str, Data]) -> dict[str, Any]:

@@ -27,11 +27,11 @@ import optax
 import metajax as mj
 from metajax import recipes, recognition, report, runs
 from metajax.core import Learner, Sampler, Theta, Utterances
-from metajax.data.augment import Augmentation, augment, in_other_throats, sometimes
+from metajax.data.augment import Augmentation, augment, in_other_throats, normalized, sometimes
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.corpora.joined import NUMERALS, joined
-from metajax.data.speech import Speech, load_speech, normalized
+from metajax.data.speech import Speech, load_speech
 from metajax.data.text import NORMALIZERS
 from metajax.losses import ctc, pseudo, pseudo_labels, suta
 from metajax.models import recogniser

@@ -17,10 +17,11 @@ from metajax import checkpoint, core, runs
 from metajax.algorithms.parts import context, film, lora
 from metajax.algorithms.rules import rates
 from metajax.core import Batch, Error, Learner, Phi, Theta, Utterances
+from metajax.data.augment import normalized
 from metajax.data.buckets import run_in_buckets
 from metajax.data.decode import Heard, timed_text
 from metajax.data.features import FeatureSettings, check_settings
-from metajax.data.speech import Pieces, Speech, normalized
+from metajax.data.speech import Pieces, Speech
 from metajax.data.text import Vocabulary, read_vocabulary, write_vocabulary
 from metajax.errors import DivergedError, InputError
 from metajax.inner import Part, descent, everything, plain

@@ -61,11 +61,9 @@ class Settings:
 def spoken(s: Settings, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Waves [clips, samples] and columns of what is tested on."""
     how: dict[str, Any] = {"languages": LANGUAGES, "numbers": (), "pseudowords": 4, "clips_per_label": 30}
-    given = corpora.read(name, getattr(s, name)) if name != "espeak" else corpora.read(name, **how, seed=s.seed + 100)
-    chosen = np.arange(len(given.clip_names))
-    if name == "arabic":
-        chosen = np.flatnonzero(given.columns["official_split"] == given.names["official_split"].index("validation"))
-    chosen = np.sort(np.random.default_rng(s.seed).permutation(chosen)[: s.clips])
+    how = {"espeak": how | {"seed": s.seed + 100}, "arabic": {"parts": ("validation",)}}.get(name, {})
+    given = corpora.read(name, getattr(s, name, None), **how)
+    chosen = np.sort(np.random.default_rng(s.seed).permutation(len(given.clip_names))[: s.clips])
     names, read = tuple(given.clip_names[i] for i in chosen), given.read
     some = given._replace(clip_names=names, read=lambda rows, rate: read([int(chosen[i]) for i in rows], rate))
     return word_waves(some), {column: given.columns[column][chosen] for column in ("label", "speaker")}

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import metajax as mj
 from metajax import checkpoint, embedded, runs
@@ -54,18 +53,14 @@ class Settings:
 def embed(s: Settings, recordings: Recordings, disturb: bool) -> tuple[np.ndarray, np.ndarray]:
     """The mean over time of what the encoder gives, and what the network gives, for all clips."""
     (encoder, weights), network = pretrained.speech_embedding(), words(encoder=False)
-    mean, waves, found = pretrained.averaged(encoder), word_waves(recordings), []
+    mean = pretrained.averaged(encoder)
 
     @jax.jit
     def program(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = disturbed(x, key, RATE) if disturb else x
         return mean.apply(weights, x), network.model.apply(network.params, x)
 
-    for start in tqdm(range(0, len(waves), s.batch), desc=f"embedding {recordings.name}", mininterval=5):
-        part = np.resize(waves[start : start + s.batch], (s.batch, *waves.shape[1:]))  # one shape, one program
-        found.append([np.asarray(z) for z in program(part.astype(np.float32), jax.random.key(start))])
-    heard, known = (np.concatenate(parts)[: len(waves)] for parts in zip(*found, strict=True))
-    return heard, known
+    return embedded.vectors(program, word_waves(recordings), s.batch, seed=0, title=f"embedding {recordings.name}")
 
 
 def scaled(x: np.ndarray) -> np.ndarray:

@@ -81,11 +81,8 @@ def embedder(s: Settings) -> Callable[[np.ndarray, Callable], dict[str, np.ndarr
         return [z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-9) for z in found]
 
     def embed(waves: np.ndarray, heard: Callable) -> dict[str, np.ndarray]:
-        found = []
-        for start in range(0, len(waves), BATCH):
-            part = np.resize(waves[start : start + BATCH], (BATCH, waves.shape[1]))  # one shape, one program
-            found.append(jax.device_get(program(heard(jnp.float32(part), jax.random.key(start + s.seed)))))
-        return {name: np.concatenate(parts)[: len(waves)] for name, *parts in zip(METHODS, *found, strict=True)}
+        found = embedded.vectors(lambda x, key: program(heard(x, key)), waves, BATCH, seed=s.seed)
+        return dict(zip(METHODS, found, strict=True))
 
     return embed
 

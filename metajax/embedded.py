@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from metajax import report
 from metajax.algorithms.heads import unit
@@ -23,16 +24,23 @@ Embeddings = Float[np.ndarray, "clips features"]
 Numbers = dict[str, float]
 
 
-def vectors(embed: Callable[[np.ndarray], Array], x: np.ndarray, batch: int = 64) -> np.ndarray:
+def vectors(
+    embed: Callable[..., Any], x: np.ndarray, batch: int = 64, *, seed: int | None = None, title: str = ""
+) -> Any:
     """What a compiled function makes of each of many clips, a batch of one size at a time.
 
     Args:
-      embed: `[batch, ...] -> [batch, ...]`, compiled.
+      embed: `[batch, ...] -> [batch, ...]`, or to a tree of such arrays; compiled.
       x: of all clips, `[clips, ...]`; half precision is made single.
       batch: clips at a time; one program serves, since the last batch is filled up.
+      seed: of a function that is random: it gets a key for every batch, too.
+      title: of a progress bar; none without.
     """
-    parts = [np.resize(x[k : k + batch], (batch, *x.shape[1:])) for k in range(0, len(x), batch)]
-    return np.concatenate([np.asarray(embed(part.astype(np.float32))) for part in parts])[: len(x)]
+    found = []
+    for k in tqdm(range(0, len(x), batch), title, mininterval=5, disable=not title):
+        part = np.resize(x[k : k + batch], (batch, *x.shape[1:])).astype(np.float32)
+        found.append(jax.device_get(embed(part) if seed is None else embed(part, jax.random.key(seed + k))))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
 
 
 def open_episodes(

@@ -28,7 +28,6 @@ from metajax import checkpoint, embedded, methods, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import acoustics, corpora
-from metajax.data.corpora.espeak import SEMITIC
 from metajax.data.waves import word_waves
 from metajax.evaluate import over_runs
 from metajax.losses import classify
@@ -38,7 +37,6 @@ from metajax.tasks.episodes import SHARING, Across, episodes, mixture, with_inpu
 from metajax.tasks.splits import divide
 
 RATE, BATCH, STEPS, INNER = 16000, 32, 5, 0.03  # Hz; clips embedded at a time; steps and inner rate of ProtoMAML
-LEFT_OUT = {"fsdd": ("en",), "speech_commands": ("en",)}  # languages not to be heard before the test; else Semitic ones
 
 
 @dataclass(frozen=True)
@@ -155,12 +153,9 @@ def run(s: Settings) -> None:
         raise mj.InputError("tune is given, but not own and the test split's words: nothing is left to learn from.")
     runs.check_folder(s.out, runs.config(s), resume=False)
     use_all_cores()
-    recordings, known = [corpora.read(s.corpus, s.root)], s.encoder == "speech_embedding"
+    recordings, known = corpora.with_synthetic(s.corpus, s.root, s.synthetic), s.encoder == "speech_embedding"
     encoder, params, *_ = pretrained.speech_embedding() if known else pretrained.load(s.encoder)
     model, sets = pretrained.averaged(encoder, s.layer), []
-    if s.synthetic and s.corpus != "espeak":
-        exclude = (*SEMITIC, *LEFT_OUT.get(s.corpus, ()))
-        recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
     runs.open_folder(s.out, runs.config(s))
     for one in recordings:
         waves = word_waves(one)

@@ -26,7 +26,6 @@ import metajax as mj
 from metajax import embedded, methods, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import corpora
-from metajax.data.corpora.espeak import SEMITIC
 from metajax.data.waves import word_waves
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
@@ -37,7 +36,6 @@ from metajax.tasks.episodes import episodes, mixture
 from metajax.tasks.splits import divide
 
 RATES = (0.01, 0.03, 0.1)  # inner rates to choose from
-LEFT_OUT = {"fsdd": ("en",), "speech_commands": ("en",)}  # languages not to be heard before the test; else Semitic ones
 PARTS = {
     "head": mj.nothing, "FiLM": partial(mj.film, "encoder.*"), "LHUC": partial(mj.lhuc, "encoder.*"),
     "LoRA": partial(mj.lora, 4, "encoder.*.kernel"), "upper convolutions": partial(mj.only, "encoder.*"),
@@ -135,10 +133,7 @@ def run(s: Settings) -> None:
     config = runs.config(s, ("out",))
     runs.check_folder(s.out, config, resume=(resume := (s.out / "config.json").exists()))
     use_all_cores()
-    recordings, (_, params) = [corpora.read(s.corpus, s.root)], pretrained.speech_embedding()
-    if s.synthetic and s.corpus != "espeak":
-        exclude = (*SEMITIC, *LEFT_OUT.get(s.corpus, ()))
-        recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
+    recordings, (_, params) = corpora.with_synthetic(s.corpus, s.root, s.synthetic), pretrained.speech_embedding()
     runs.open_folder(s.out, config, resume=resume)
     below = jax.jit(lambda wave: convolved(params, log_mel(wave)[..., None], range(s.first)).astype(jnp.float16))
     sets = [Clips(embedded.vectors(below, word_waves(one)), one.columns, one.names) for one in recordings]

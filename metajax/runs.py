@@ -142,7 +142,9 @@ def complete(
     Raises:
       InputError: as `open_folder`; a file is damaged, or was made with other settings.
     """
-    open_folder(folder, settings, resume=(folder / "config.json").exists())
+    known = (folder / "config.json").exists()
+    if known or not (folder / "cells").is_dir():  # older tables have none: there each cell tells its settings
+        open_folder(folder, settings, resume=known)
     done = {}
     for path in sorted((folder / "cells").glob("*.json")):
         result = read_json(path)

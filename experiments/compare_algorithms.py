@@ -25,7 +25,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax import methods, models, recipes, report, runs
 from metajax.data import words
 from metajax.data.cache import default_folder
 from metajax.losses import classify
@@ -157,34 +157,22 @@ def run(s: Settings) -> None:
     runs.check(s, ("plot",), budget=0.1, episodes=2, tasks=1, num_steps=1, queries=1)
     runs.known("methods", s.methods, (*methods.METHODS, "from_scratch"))
     runs.known("normalizations", s.normalizations, models.NORMALIZATIONS)
-    cache, config = (
-        s.cache or default_folder(),
-        runs.config(s, ("out", "cache", "methods", "shots", "seeds", "normalizations")),
-    )
+    left_out = ("out", "cache", "methods", "shots", "seeds", "normalizations")
+    cache, config = s.cache or default_folder(), runs.config(s, left_out)
     use_all_cores(cache / "compiled")
     task = lru_cache(1)(lambda seed: words.load_words(s.corpus, s.root, ways=s.ways, cache=cache, seed=seed))
     done = runs.complete(s.out, config, list(wanted(s)), lambda cell: run_cell(s, cell, task(cell.seed)))
     rows, first = summary(done), next(iter(done.values()))
-    title = (
-        f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % intervals "
-        f"over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} unseen "
-        "speakers, support and query by different speakers"
-    )
-    checkpoint.write_json(
-        s.out / "results.json", {"title": title, "config": config, "rows": rows} | report.environment()
-    )
+    title = f"{s.corpus}, {s.ways}-way, {s.budget:.0f} s of training, {s.episodes} episodes of each seed, 95 % "
+    title += f"intervals over episodes;\n{len(first['unseen_words'])} unseen words by {len(first['unseen_speakers'])} "
+    title += "unseen speakers, support and query by different speakers"
+    runs.save_results(s.out, {"title": title, "config": config, "rows": rows})
     names = ("method", "normalisation", "shots", "accuracy after adaptation", "each seed", "steps", "outer steps")
     lines = []
     for row in rows:
         last, seeds = row["accuracy"][-1], ", ".join(f"{100 * mean:.1f}" for mean in row["seeds"])
-        accuracy = f"{100 * last['mean']:.1f} ± {100 * last['ci95']:.1f}"
-        lines.append(
-            [
-                row["method"],
-                row["normalization"],
-                *map(str, (row["shots"], accuracy, seeds, last["step"], row["outer_steps"])),
-            ]
-        )
+        told = row["shots"], report.percent(last), seeds, last["step"], row["outer_steps"]
+        lines.append([row["method"], row["normalization"], *map(str, told)])
     print(f"\n{title}\n\n{report.markdown(names, lines, left=2)}\n\nTable, results and pictures are in {s.out}.")
     panels = {f"{r['shots']}-shot, {r['normalization']} normalisation": [] for r in rows}
     for row in rows:

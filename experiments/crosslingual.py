@@ -23,9 +23,9 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, recipes, recognition, report, runs
-from metajax.core import Episode, Sampler, Theta, Utterances
-from metajax.data.augment import normalize
+from metajax import recipes, recognition, report, runs
+from metajax.core import Episode, Theta, Utterances
+from metajax.data.augment import normalized
 from metajax.data.cache import default_folder
 from metajax.data.corpora import read
 from metajax.data.speech import languages, load_speech
@@ -87,12 +87,7 @@ class Settings:
     out: Path = Path("runs/crosslingual")  # folder of the results; the same command goes on there
 
 
-class Cell(NamedTuple):
-    seed: int
-    arm: str
-
-
-def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
+def bench(s: Settings, seed: int) -> Callable[[str], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     key = jax.random.key(seed)
     recordings = read("espeak_phrases", utterances=s.utterances, letters=(8, 20), seed=seed)
@@ -107,19 +102,13 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
     sample = partial(languages, speech, values=parts[0], augmentation=0.25)
     many, episodes = sample(shots=1, queries=s.shots + s.queries - 1), sample(shots=s.shots, queries=s.queries)
     model = recogniser(width=0.5, num_layers=2)(len(speech.vocabulary.tokens))
-    x = jax.vmap(lambda one: normalize(one, "mean_variance"))(Utterances(corpus.features, corpus.lengths))
+    x = normalized(Utterances(corpus.features, corpus.lengths))
     each = partial(of_each, x, speech.transcripts, language, shots=s.shots, queries=s.tested, seed=seed)
     on: dict[Any, Episode] = {"validation": each(groups[1]), "test": (test := each(groups[2]))}
     for few in FEWER:  # repeated, so that one program serves
         on[few] = test._replace(support=jax.tree.map(lambda a, few=few: a[:, np.arange(s.shots) % few], test.support))
 
-    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Any:
-        return recipes.trained_once(
-            s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
-            optimizer=recipes.adamw(rate), average=0.98, chunk=1 if jax.default_backend() == "cpu" else None,
-            seconds=None if s.outer_steps else seconds,
-        )  # fmt: skip
-
+    train = recipes.course(s.out / f"seed{seed}", key, s.outer_steps)
     jointly, further = mj.joint(model.apply, ctc).objective, (s.further, 2e-3)
     fresh = {"params": recipes.fresh(model.init, many, key)}
     start = train("start", jointly, fresh, many, s.pretrain, 4e-3)[0]
@@ -139,7 +128,8 @@ def bench(s: Settings, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
         learner = lambda rate: mj.descent(model.apply, ctc, optax.sgd(rate), **how)  # noqa: E731
         return recognition.heard_by_each(learner, key, s.held_out, STEPS)
 
-    def cell(title: str, arm: Arm) -> dict[str, Any]:
+    def cell(title: str) -> dict[str, Any]:
+        arm = ARMS[title]
         thetas = {name: trained(title, arm, name) for name in arm.parts}
         errors = partial(recognition.error_curves, speech.vocabulary, steps=range(len(STEPS)))
 
@@ -166,16 +156,12 @@ def run(s: Settings) -> None:
     runs.known("arms", s.arms, ARMS)
     use_all_cores(s.cache / "compiled")
     config = runs.config(s, ("out", "cache", "seeds", "arms"))
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
-    of_seed = lru_cache(1)(partial(bench, s))
-    wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
-    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm, ARMS[cell.arm]))
-    by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
+    by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s))
     rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
-    title = f"{s.shots} utterances to adapt to; {[*map(len, done[wanted[0]]['languages'])]} languages to train, choose "
+    split = [*map(len, by_arm[s.arms[0]][0]["languages"])]
+    title = f"{s.shots} utterances to adapt to; {split} languages to train, choose "
     title += f"and test on, seeds {s.seeds}, 95 % over both\nphoneme error (%), greedy decoding, normaliser ipa"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     curves, lines = {arm: row["word"] for arm, row in rows.items()}, []
     for arm, row in rows.items():
         tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]

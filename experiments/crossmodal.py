@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import metajax as mj
-from metajax import checkpoint, models, recipes, report, runs
+from metajax import models, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import images, words
-from metajax.data.augment import normalize, turned
+from metajax.data.augment import normalized, turned
 from metajax.data.cache import default_folder
 from metajax.data.features import endpointed
 from metajax.evaluate import over_runs
@@ -115,8 +115,7 @@ def run_cell(s: Settings, cell: Cell, data: tuple[words.Words, words.Words, imag
     def embedded(theta: Any, episode: mj.Episode) -> mj.Episode:
         """Both halves through the model at once: vectors `[ways, modalities, width]` as x."""
         x = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *(half.x for half in episode))
-        audio = jax.vmap(partial(normalize, mode="mean_variance"))(x["audio"])
-        halves = jnp.split(model.apply(theta["params"], x | {"audio": audio}), 2)
+        halves = jnp.split(model.apply(theta["params"], x | {"audio": normalized(x["audio"])}), 2)
         return mj.Episode(*(half._replace(x=z) for half, z in zip(episode, halves, strict=True)))
 
     there, back = (mj.crossmodal(lambda _, z, key: z, classify, given=a, wanted=1 - a) for a in (AUDIO, IMAGE))
@@ -188,8 +187,7 @@ def run(s: Settings) -> None:
     counts = ", ".join(f"{count} {what}" for what, count in done[Cell(s.seeds[0])]["tested on"].items())
     title = f"{s.corpus} and {drawn.name}, {s.ways}-way 1-shot, unseen: {counts}, speakers, others in support than in "
     title += f"query;\nchance {100 / s.ways:.1f} %, 95 % intervals over {'seeds' if len(s.seeds) > 1 else 'tasks'}"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     lines = [[row, *map(report.percent, values.values())] for row, values in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *COLUMNS], lines)}")
     report.heat_map(rows, title, s.out / "crossmodal.png")

@@ -21,11 +21,12 @@ import jax
 import numpy as np
 
 import metajax as mj
-from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax import methods, models, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import words
 from metajax.data.augment import Augmentation, augment
 from metajax.data.cache import default_folder
+from metajax.evaluate import over_runs
 from metajax.parallel import run_once, use_all_cores
 from metajax.tasks.episodes import mixture
 from metajax.tasks.new_classes import changed_classes, mixed_classes
@@ -175,17 +176,16 @@ def run(s: Settings) -> None:
     done = runs.complete(s.out, config, list(wanted(s, most)), one)
 
     def pooled(cell: Cell) -> np.ndarray:
-        return np.concatenate([done[cell._replace(seed=seed)]["episodes"] for seed in s.seeds])[:, None]
+        return np.concatenate([done[cell._replace(seed=seed)]["episodes"] for seed in s.seeds])
 
     rows = {cell: done[cell] for cell in wanted(s, most) if cell.seed == s.seeds[0]}
     for cell, row in rows.items():  # episodes of all seeds, and gains over no remedy on the same ones
-        found = {"test": pooled(cell), "gain": pooled(cell) - pooled(cell._replace(remedy="none"))}
-        row |= {name: report.curve(*mj.mean_ci95(one))[0] for name, one in found.items()}
+        gain = pooled(cell) - pooled(cell._replace(remedy="none"))
+        row |= {"test": over_runs([pooled(cell)]), "gain": over_runs([gain])}
     title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.outer_steps} outer steps, group normalisation, "
     title += f"{', '.join(f'{count} {kind}' for kind, count in most.items())} to train on,\n{new['words']} unseen "
     title += f"words by {new['speakers']} unseen speakers, others in support than in query; {len(s.seeds)} division(s)"
-    results = {"title": title, "config": config, "rows": [*rows.values()]} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    runs.save_results(s.out, {"title": title, "config": config, "rows": [*rows.values()]})
     lines = [
         [*cell[:2], *map(str, row["counts"].values()), report.percent(row["curve"][-1]["train"]),
          report.percent(row["test"]), "" if cell.remedy == "none" else report.percent(row["gain"], "+")]

@@ -23,9 +23,9 @@ import jax.numpy as jnp
 import numpy as np
 
 import metajax as mj
-from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax import methods, models, recipes, report, runs
 from metajax.core import Sampler
-from metajax.data.augment import add_noise, augment, coloured_noise, misspelt, normalize, occluded, scaled
+from metajax.data.augment import add_noise, augment, coloured_noise, misspelt, normalized, occluded, scaled
 from metajax.data.cache import default_folder
 from metajax.data.images import digits
 from metajax.data.spoken_digits import Spoken, spoken_digits
@@ -86,7 +86,7 @@ def degraded(x: dict[str, Any], key: jax.Array, levels: jax.Array, symbols: int)
     noise = jax.vmap(coloured_noise)(*draws.T[:2], jax.random.bits(key, x["audio"].shape, jnp.uint32))
     noisy = jax.vmap(partial(add_noise, low_db=0.0, high_db=1.0))(x["audio"], noise, snr)
     return x | {
-        "audio": jax.vmap(partial(normalize, mode="mean_variance"))(noisy),
+        "audio": normalized(noisy),
         "image": jax.vmap(occluded)(x["image"], *draws.T[2:4], hidden),
         "text": jax.vmap(partial(misspelt, symbols=symbols))(x["text"], draws[:, 4 : n + 4], draws[:, n + 4 :], wrong),
     }
@@ -187,7 +187,7 @@ def run(s: Settings) -> None:
     found, over = summary(s, done), "seeds" if len(s.seeds) > 1 else "episodes"
     title = f"{s.corpus}: 5 unseen digits, 1-shot, unseen speakers, others in support than in query; "
     title += (f"{s.outer_steps} steps" if s.outer_steps else f"{s.seconds:g} s") + f" each, 95 % intervals over {over}"
-    checkpoint.write_json(s.out / "results.json", {"title": title, "config": config} | found | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config} | found)
     print(f"\n{title}")
     for rows in found.values():
         lines = [[name, *map(report.percent, row.values())] for name, row in rows.items()]

@@ -25,12 +25,13 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, methods, report, runs
+from metajax import methods, report, runs
 from metajax.data import images
-from metajax.data.augment import normalize
+from metajax.data.augment import normalized
 from metajax.data.cache import default_folder
 from metajax.data.features import FeatureSettings
 from metajax.data.words import Words, load_words, names_of, sampler
+from metajax.evaluate import over_runs
 from metajax.losses import classify, multitask_losses
 from metajax.models import image_encoder, tcresnet8
 from metajax.models.multitask import multitask
@@ -116,9 +117,8 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
             return mj.meta_step(objective, optimizer, sample, s.tasks, chunk=chunk, mesh=mesh)(state, key)
 
         state = replicate(mj.init_state(theta, optimizer, 1000, average=0.99), mesh)
-        return mj.fit(
-            step, state, jax.random.key(seed), num_tasks=s.tasks, block=10, seconds=share * s.budget, title=kind
-        )
+        how = {"num_tasks": s.tasks, "block": 10, "seconds": share * s.budget, "title": kind}
+        return mj.fit(step, state, jax.random.key(seed), **how)
 
     x = jnp.zeros_like(jax.eval_shape(episodes, jax.random.key(0)).support.x)
     params = run_once(model.init, jax.random.key(cell.seed), {"new": x, "speech": x, "image": pixels[:2]})
@@ -140,7 +140,7 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
             tried.append((choice | {"train_rate": train_rate if adapts else None, "outer_steps": count}, theta))
     choice, theta = max(tried, key=lambda one: one[0]["validation"])
     accuracy = tests[1](theta, choice["rate"])
-    clips = jax.vmap(lambda clip: normalize(clip, "mean_variance"))(words.corpus.features[held])
+    clips = normalized(words.corpus.features[held])
     others = {"speech": mj.Batch(clips, jnp.asarray(label)), "image": mj.Batch(pixels[split.test], digit[split.test])}
     known = hoisted(lambda theta: losses(theta["params"], others)[2])(jax.tree.map(np.asarray, theta))
     return choice | {
@@ -153,18 +153,18 @@ def run_cell(s: Settings, cell: Cell, words: Words) -> dict[str, Any]:
 
 def summary(s: Settings, done: dict[Cell, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """By arm, seeds pooled: accuracy, and the gain over the better of joint and MAML alone, episode by episode."""
-    episodes = {a: np.concatenate([done[Cell(a, n)]["episodes"] for n in s.seeds])[:, None] for a in arms(s.weights)}
+    episodes = {a: np.concatenate([done[Cell(a, n)]["episodes"] for n in s.seeds]) for a in arms(s.weights)}
     rows: dict[str, dict[str, Any]] = {}
     for arm in arms(s.weights):
         own = [done[Cell(arm, seed)] for seed in s.seeds]
         mean, ci95 = ([[point[what] for point in one["curve"]] for one in own] for what in ("mean", "ci95"))
         curve = report.curve(np.mean(mean, 0), np.linalg.norm(ci95, axis=0) / len(own))
-        row = rows[arm] = {"curve": curve, "new words": report.curve(*mj.mean_ci95(episodes[arm]))[0]}
+        row = rows[arm] = {"curve": curve, "new words": over_runs([episodes[arm]])}
         row |= {name: [one[name] for one in own] for name in CHOSEN}
         row |= {name: {"mean": float(np.mean([one["heads"][name] for one in own]))} for name in KNOWN}
         if arm not in ("from scratch", "joint", "maml"):
             better = max(("joint", "maml"), key=lambda other: episodes[other].mean())
-            row["gain over the better"] = report.curve(*mj.mean_ci95(episodes[arm] - episodes[better]))[0]
+            row["gain over the better"] = over_runs([episodes[arm] - episodes[better]])
     return rows
 
 
@@ -178,14 +178,12 @@ def run(s: Settings) -> None:
     how: dict[str, Any] = {"ways": s.ways, "settings": FeatureSettings(high=s.max_hz), "cache": s.cache}
     words = lru_cache(1)(lambda seed: load_words(s.corpus, s.root, seed=seed, **how))
     words(s.seeds[0])  # what it refuses it refuses before there is a folder
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     wanted = [Cell(arm, seed) for seed in s.seeds for arm in arms(s.weights)]
     done = runs.complete(s.out, config, wanted, lambda cell: run_cell(s, cell, words(cell.seed)))
     rows, unseen = summary(s, done), done[wanted[0]]["unseen"]
     who = f"{unseen['label']} unseen words by {unseen['speaker']} unseen speakers, others in support than in query"
     title = f"{s.corpus}, {s.ways}-way {s.shots}-shot, {s.budget:g} s of training, group normalisation,\n{who}"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     names, lines = ("new words", *KNOWN, "gain over the better"), []
     for arm, row in rows.items():
         chosen = [", ".join(map(str, row[name])) for name in CHOSEN]

@@ -185,12 +185,10 @@ def run(s: Settings) -> None:
     results = {"accuracy": next(iter(curves.values())), "curves": curves, "methods": told, "chance": 1 / s.ways}
     skipped = [*data.source.corpus.skipped, *data.target.corpus.skipped]
     results |= splits | {"skipped_clips": skipped, "wall_seconds": time.perf_counter() - began, "config": config}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
-    title = (
-        f"{s.ways}-way {s.shots}-shot, {data.source.corpus.name} to {data.target.corpus.name}: "
-        f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers,\n"
-        f"{SHARING[s.across]}, {s.normalization} normalisation, {s.episodes} episodes, 95 % intervals"
-    )
+    runs.save_results(s.out, results)
+    title = f"{s.ways}-way {s.shots}-shot, {data.source.corpus.name} to {data.target.corpus.name}: "
+    title += f"{len(splits['unseen_labels'])} unseen words, {len(splits['unseen_speakers'])} unseen speakers,\n"
+    title += f"{SHARING[s.across]}, {s.normalization} normalisation, {s.episodes} episodes, 95 % intervals"
     fields = {"outer_steps": "outer steps", "seconds": "training (s)", "inner_rate": "chosen rate", "adapt_ms": "ms"}
     report.present(curves, 1 / s.ways, (0, 1, 2, 3, s.num_steps, STEPS), title, s.out / "curve.png", told, fields)
     print(f"\nResults, picture and thetas are in {s.out}.")

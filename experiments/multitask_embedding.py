@@ -174,14 +174,12 @@ def run(s: Settings) -> None:
     data = lru_cache(1)(lambda seed: tokenised(s, tasks, seed))
     data(s.seeds[0])  # what it refuses it refuses before there is a folder
     config = runs.config(s, ("out", "cache", "seeds")) | {"data": digest}
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     wanted = [Cell(model, seed) for seed in s.seeds for model in MODELS]
     done = runs.complete(s.out, config, wanted, lambda cell: run_cell(s, cell, data(cell.seed)))
     rows, counts = summary(done, s.seeds), done[wanted[0]]["test_examples"]
     shown = rows | {"chance": {task: {"mean": 1 / (int(label.max()) + 1)} for task, (_, label, _) in tasks.items()}}
     title = f"{s.corpus}, {counts['speech']} clips of held-out speakers; digits, {counts['image']} held-out images"
-    results = {"title": title, "accuracy": shown, "config": config, "seeds": s.seeds}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "accuracy": shown, "config": config, "seeds": s.seeds})
     names = [*HEADS, *(f"{task} gain" for task in HEADS)]
     lines = [[name, *(report.percent(row.get(n), "+" * ("gain" in n)) for n in names)] for name, row in shown.items()]
     print(f"\n{title}\n\n{report.markdown(['', *names], lines)}\n\nResults and picture are in {s.out}.")

@@ -24,9 +24,9 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, report, runs
+from metajax import report, runs
 from metajax.data import corpora, images
-from metajax.data.augment import augment, normalize, scaled
+from metajax.data.augment import augment, normalized, scaled
 from metajax.data.cache import default_folder
 from metajax.data.corpus import load
 from metajax.data.features import FeatureSettings
@@ -102,7 +102,7 @@ def dealt(tasks: dict[str, tuple[Any, ...]], seed: int) -> dict[str, Data]:
 
 def clean(task: str, x: jax.Array) -> jax.Array:
     """Inputs of a task as the model gets them."""
-    return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x) if task == "speech" else x
+    return normalized(x) if task == "speech" else x
 
 
 def run_cell(s: Settings, cell: Cell, data: dict[str, Data]) -> dict[str, Any]:
@@ -174,15 +174,13 @@ def run(s: Settings) -> None:
     runs.check(s, ("plot", "images"), seeds=0, steps=1, batch=1, rate=0, width=0.1, augment=0, max_hz=0)
     use_all_cores(s.cache / "compiled")
     tasks, config = read(s), runs.config(s, ("out", "cache", "seeds"))
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     data = lru_cache(1)(lambda seed: dealt(tasks, seed))
     wanted = [Cell(method, seed) for seed in s.seeds for method in (*WEIGHTINGS, *ALONE, *PROBES)]
     done = runs.complete(s.out, config, wanted, lambda cell: run_cell(s, cell, data(cell.seed)))
     rows, classes = summary(done, s.seeds), done[wanted[0]]["classes"]
     what = f"{classes['speech']} words of {s.corpus}, unseen speakers; {classes['image']} classes of unseen images"
     title = f"{what}\n{s.steps} steps, group normalisation, {len(s.seeds)} seeds"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     names, lines = [*TASKS, *(f"transfer, {task}" for task in TASKS)], []
     for name, row in rows.items():
         cost = [f"{row[n]:.2f}" if n in row else "" for n in ("ms", "ratio")]

@@ -16,7 +16,7 @@ was stopped. Run here with the random encoder alone, at small sizes; not timed w
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, recipes, recognition, report, runs
+from metajax import recipes, recognition, report, runs
 from metajax.core import Params, Theta
 from metajax.data.corpora import read
 from metajax.data.speech import Speech, held_out, load_encoded, speakers
@@ -67,11 +67,6 @@ class Settings:
     tasks: int = 2  # speakers per outer step
     episodes: int = 24  # tasks to test on; half as many to choose on
     out: Path = Path("runs/pretrained_ctc")  # folder of the results; the same command goes on there
-
-
-class Cell(NamedTuple):
-    seed: int
-    arm: str
 
 
 class Encoder(NamedTuple):
@@ -162,27 +157,21 @@ def run(s: Settings) -> None:
     least = dict.fromkeys(("rank", "shots", "queries", "num_steps", "head_steps", "outer_steps", "tasks", "layers"), 1)
     runs.check(s, ("plot",), longest=1, seeds=0, episodes=4, **least)
     use_all_cores()
-    config, resume = runs.config(s, ("out", "seeds")), (s.out / "config.json").exists()
-    runs.check_folder(s.out, config, resume=resume)
+    config = runs.config(s, ("out", "seeds"))
+    runs.check_folder(s.out, config, resume=(s.out / "config.json").exists())
     encoder = opened(s)
     told = f"the encoder {s.encoder}" if s.encoder else "a RANDOM encoder, which knows nothing of speech"
     print(f"Adapting {told}.", flush=True)
     known = {"known": encoder.vocabulary, "normalizer": "letters", "longest": s.longest, "on_error": "skip"}
     speech = load_encoded(read(s.corpus, s.root), encoder.lower, **known)
-    runs.open_folder(s.out, config, resume=resume)
-    of_seed = lru_cache(1)(lambda seed: bench(s, encoder, speech, seed))
-    wanted = [Cell(seed, arm) for seed in s.seeds for arm in ARMS]
-    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm))
-    by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in ARMS}
+    by_arm = runs.compare(s.out, config, s.seeds, ARMS, partial(bench, s, encoder, speech))
     rows = {arm: recognition.summary(cells, by_arm["zero start"], STEPS) for arm, cells in by_arm.items()}
-    split = [len(part) for part in done[wanted[0]]["speakers"]]
-    title = (
-        f"{speech.corpus.name}, {told}; {s.shots} sentences to adapt to; {split} speakers to train, choose and test on,"
-        f" {s.episodes} test tasks a seed, seeds {s.seeds},\ncharacter error (%), greedy decoding, "
-        f"normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    )
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows, "skipped": speech.corpus.skipped}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    split = [*map(len, by_arm["zero start"][0]["speakers"])]
+    title = f"{speech.corpus.name}, {told}; {s.shots} sentences to adapt to; {split} speakers to train, choose and "
+    title += f"test on, {s.episodes} test tasks a seed, seeds {s.seeds},\ncharacter error (%), greedy decoding, "
+    title += f"normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+    skipped = speech.corpus.skipped
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows, "skipped": skipped})
     curves = {arm: row["character"] for arm, row in rows.items()}
     print("", title, report.table(curves, None, STEPS), f"Results and picture are in {s.out}.", sep="\n\n")
     report.plot_panels({"": curves}, title, s.out / "curve.png", x="step", label="steps", what="character error (%)")

@@ -28,9 +28,8 @@ from metajax import checkpoint, embedded, methods, recipes, report, runs
 from metajax.algorithms.heads import unit
 from metajax.core import Sampler
 from metajax.data import acoustics, corpora
-from metajax.data.corpora.espeak import SEMITIC
 from metajax.data.waves import word_waves
-from metajax.evaluate import over_seeds
+from metajax.evaluate import over_runs
 from metajax.losses import classify
 from metajax.models import Model, pretrained, whitened, whitening
 from metajax.parallel import use_all_cores
@@ -38,7 +37,6 @@ from metajax.tasks.episodes import SHARING, Across, episodes, mixture, with_inpu
 from metajax.tasks.splits import divide
 
 RATE, BATCH, STEPS, INNER = 16000, 32, 5, 0.03  # Hz; clips embedded at a time; steps and inner rate of ProtoMAML
-LEFT_OUT = {"fsdd": ("en",), "speech_commands": ("en",)}  # languages not to be heard before the test; else Semitic ones
 
 
 @dataclass(frozen=True)
@@ -122,8 +120,7 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
     score("frozen: ridge", ridge, ridge.init(none["params"], key), test.vectors[rows])
     if not sources:
         return found
-    first = np.cumsum([0, *(len(clips.names["label"]) for clips, _ in sources)])
-    label = np.concatenate([clips.columns["label"][r] + n for (clips, r), n in zip(sources, first, strict=False)])
+    label = np.concatenate([clips.columns["label"][r] + 10**6 * i for i, (clips, r) in enumerate(sources)])
     white = whitening(np.concatenate([clips.vectors[rows] for clips, rows in sources]), label)
     flat = whitened(Model(lambda key, x: {}, same, lambda params, x: {}))
     start = {"encoder": {}, "whitening": white}
@@ -150,28 +147,15 @@ def division(s: Settings, encoder: Model, params: Any, sets: list[Clips], seed: 
 
 def run(s: Settings) -> None:
     """Embed all clips, then every division, then the table."""
-    least: dict[str, Any] = {
-        "ways": 2,
-        "train_ways": 2,
-        "shots": 1,
-        "queries": 1,
-        "episodes": 2,
-        "synthetic": 0,
-        "tune": 0,
-    }
+    least = {"ways": 2, "train_ways": 2, "shots": 1, "queries": 1, "episodes": 2, "synthetic": 0, "tune": 0}
     runs.check(s, outer_steps=0, seeds=0, **least)
     if s.tune and not (s.own and s.words == "test"):
-        raise mj.InputError(
-            "tune is given, but not own and the words of the test split: nothing is left to learn from."
-        )
+        raise mj.InputError("tune is given, but not own and the test split's words: nothing is left to learn from.")
     runs.check_folder(s.out, runs.config(s), resume=False)
     use_all_cores()
-    recordings, known = [corpora.read(s.corpus, s.root)], s.encoder == "speech_embedding"
+    recordings, known = corpora.with_synthetic(s.corpus, s.root, s.synthetic), s.encoder == "speech_embedding"
     encoder, params, *_ = pretrained.speech_embedding() if known else pretrained.load(s.encoder)
     model, sets = pretrained.averaged(encoder, s.layer), []
-    if s.synthetic and s.corpus != "espeak":
-        exclude = (*SEMITIC, *LEFT_OUT.get(s.corpus, ()))
-        recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
     runs.open_folder(s.out, runs.config(s))
     for one in recordings:
         waves = word_waves(one)
@@ -180,16 +164,13 @@ def run(s: Settings) -> None:
     scores: dict[str, dict[int, Any]] = {name: {} for name in found[0]}
     for name, shots in product(scores, s.shots):
         tables = [one[name][shots] for one in found]
-        alone, each = report.curve(*mj.mean_ci95(tables[0][:, None]))[0], [float(table.mean()) for table in tables]
-        scores[name][shots] = (over_seeds(each) if len(each) > 1 else alone) | {"each": each}
+        scores[name][shots] = over_runs(tables) | {"each": [float(table.mean()) for table in tables]}
     rows = [[name, *(report.percent(cell) for cell in of.values())] for name, of in scores.items()]
     used = [*(["synthetic"] if len(sets) > 1 else []), *(["its training words"] if s.own and s.words == "test" else [])]
-    title = (
-        f"{s.corpus}, {s.words} words, {s.ways}-way, {SHARING[s.across]}, every query alone, {s.episodes} episodes, "
-        f"seeds {s.seeds}; learned from: {' and '.join(used) or 'nothing'}"
-    )
+    title = f"{s.corpus}, {s.words} words, {s.ways}-way, {SHARING[s.across]}, every query alone, {s.episodes} "
+    title += f"episodes, seeds {s.seeds}; learned from: {' and '.join(used) or 'nothing'}"
     print(f"\n{title}\n\n{report.markdown(['accuracy (%)', *(f'{shots}-shot' for shots in s.shots)], rows)}")
-    checkpoint.write_json(s.out / "results.json", {"title": title, "accuracy": scores, **report.environment()})
+    runs.save_results(s.out, {"title": title, "accuracy": scores})
 
 
 if __name__ == "__main__":

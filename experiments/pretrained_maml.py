@@ -23,10 +23,9 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, embedded, methods, recipes, report, runs
+from metajax import embedded, methods, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import corpora
-from metajax.data.corpora.espeak import SEMITIC
 from metajax.data.waves import word_waves
 from metajax.evaluate import over_seeds
 from metajax.losses import classify
@@ -37,7 +36,6 @@ from metajax.tasks.episodes import episodes, mixture
 from metajax.tasks.splits import divide
 
 RATES = (0.01, 0.03, 0.1)  # inner rates to choose from
-LEFT_OUT = {"fsdd": ("en",), "speech_commands": ("en",)}  # languages not to be heard before the test; else Semitic ones
 PARTS = {
     "head": mj.nothing, "FiLM": partial(mj.film, "encoder.*"), "LHUC": partial(mj.lhuc, "encoder.*"),
     "LoRA": partial(mj.lora, 4, "encoder.*.kernel"), "upper convolutions": partial(mj.only, "encoder.*"),
@@ -86,8 +84,7 @@ def division(s: Settings, params: Any, sets: list[Clips], seed: int) -> dict[str
     model = whitened(Model(lambda key, x: {}, encode, lambda params, x: {}))
     upper = {name: params[name] for name in (f"conv{i}" for i in range(s.first, CONVOLUTIONS))}
     program = jax.jit(partial(encode, upper))
-    first = np.cumsum([0, *(len(clips.names["label"]) for clips, _ in sources)])
-    label = np.concatenate([clips.columns["label"][r] + n for (clips, r), n in zip(sources, first, strict=False)])
+    label = np.concatenate([clips.columns["label"][r] + 10**6 * i for i, (clips, r) in enumerate(sources)])
     vectors = np.concatenate([embedded.vectors(program, clips.hidden[rows]) for clips, rows in sources])
     start = {"encoder": upper, "whitening": whitening(vectors, label)}
     train = [sampler(clips, rows, s.shots[0], 2) for clips, rows in sources]
@@ -136,10 +133,7 @@ def run(s: Settings) -> None:
     config = runs.config(s, ("out",))
     runs.check_folder(s.out, config, resume=(resume := (s.out / "config.json").exists()))
     use_all_cores()
-    recordings, (_, params) = [corpora.read(s.corpus, s.root)], pretrained.speech_embedding()
-    if s.synthetic and s.corpus != "espeak":
-        exclude = (*SEMITIC, *LEFT_OUT.get(s.corpus, ()))
-        recordings.append(corpora.read("espeak", clips_per_label=s.synthetic, exclude=exclude))
+    recordings, (_, params) = corpora.with_synthetic(s.corpus, s.root, s.synthetic), pretrained.speech_embedding()
     runs.open_folder(s.out, config, resume=resume)
     below = jax.jit(lambda wave: convolved(params, log_mel(wave)[..., None], range(s.first)).astype(jnp.float16))
     sets = [Clips(embedded.vectors(below, word_waves(one)), one.columns, one.names) for one in recordings]
@@ -157,13 +151,11 @@ def run(s: Settings) -> None:
         rows[name]["rates"] = rates
     used = ["synthetic speech"] * (len(sets) > 1) + ["its own training words"] * s.own
     title = f"{s.corpus}: {s.ways}-way, unseen words, query by other speakers, every query alone, {s.episodes} episodes"
-    title += (
-        f",\nseeds {s.seeds}, 95 % over {'them' if len(done) > 1 else 'episodes'}; learned from {' and '.join(used)}"
-    )
+    over = "them" if len(done) > 1 else "episodes"
+    title += f",\nseeds {s.seeds}, 95 % over {over}; learned from {' and '.join(used)}"
     head = ["%", *(f"{k}-shot, {when}" for k in s.shots for when in ("before", f"after {s.num_steps} steps")), "rate"]
     print(f"\n{title}\n\n{report.markdown(head, lines)}")
-    results = {"title": title, "config": config, "scores": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config, "scores": rows})
 
 
 if __name__ == "__main__":

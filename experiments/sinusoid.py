@@ -19,7 +19,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, report, runs
+from metajax import report, runs
 from metajax.losses import squared_error
 from metajax.models import mlp
 from metajax.parallel import hoisted, use_all_cores
@@ -76,13 +76,8 @@ def run(s: Settings) -> None:
         curves[name] = measure(fitted.theta)
     curves["from scratch"] = measure(fresh)
     chosen = dict(zip(curves, rates, strict=True))
-    results = {
-        "mean_squared_error": curves,
-        "rates": chosen,
-        "seconds": seconds,
-        "config": config,
-    } | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    results = {"mean_squared_error": curves, "rates": chosen, "seconds": seconds, "config": config}
+    runs.save_results(s.out, results)
     title = f"Sinusoid regression, {s.shots}-shot, {s.episodes} unseen sinusoids, 95 % intervals"
     print(f"\n{title}, mean squared error\n\n{report.table(curves, None, range(11), percent=False)}")
     report.plot_curves(curves, None, title, s.out / "curve.png", percent=False, what="mean squared error")

@@ -15,7 +15,7 @@ digits (of texts: letters), the speakers never heard. `transcribe.py` reads `rec
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -25,8 +25,8 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, recipes, recognition, report, runs
-from metajax.core import Sampler, Theta
+from metajax import recipes, recognition, report, runs
+from metajax.core import Theta
 from metajax.data import corpora
 from metajax.data.cache import default_folder
 from metajax.data.corpora.joined import digits
@@ -86,12 +86,7 @@ class Settings:
     out: Path = Path("runs/speaker_adaptation")  # folder of the results; the same command goes on there
 
 
-class Cell(NamedTuple):
-    seed: int
-    arm: str
-
-
-def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[str, Any]]:
+def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     key, who = jax.random.key(seed), len(np.unique(speech.corpus.columns["speaker"]))
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
@@ -100,14 +95,7 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
     many = speakers(speech, values=parts[0], augmentation=s.augment, shots=1, queries=s.shots + s.queries)
     kept, network = s.out / "recognisers" / f"seed{seed}", {"width": s.width, "num_layers": 2}
     model = judging(network, speech.vocabulary)
-
-    def train(title: str, objective: Any, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Any:
-        return recipes.trained_once(
-            s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
-            optimizer=recipes.adamw(rate), num_tasks=s.tasks, chunk=1 if jax.default_backend() == "cpu" else None,
-            average=0.98, seconds=None if s.outer_steps else seconds,
-        )  # fmt: skip
-
+    train = recipes.course(s.out / f"seed{seed}", key, s.outer_steps, s.tasks)
     jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, s.outer_rate / 2)
     fresh = {"params": recipes.fresh(model.init, many, key)}
     start = train("start", jointly, fresh, many, s.pretrain, s.outer_rate)[0]
@@ -137,7 +125,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str, Arm], dict[s
         curves = partial(recognition.error_curves, speech.vocabulary, steps=STEPS)
         return lambda theta, rate: curves(found(replicate(theta, mesh), jnp.float32(rate)))
 
-    def cell(title: str, arm: Arm) -> dict[str, Any]:
+    def cell(title: str) -> dict[str, Any]:
+        arm = ARMS[title]
         validation, tests, counts, thetas = {}, {}, {}, {}
         for name in arm.parts:
             thetas[name], counts[name] = trained(title, arm, name)
@@ -169,19 +158,13 @@ def run(s: Settings) -> None:
         strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=True)
         how, what, said = {"unit": "phoneme", "settings": settings}, "digit error", "strings of digits"
     speech = load_speech(strings, cache=s.cache, **how)
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
-    of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
-    wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
-    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm, ARMS[cell.arm]))
-    by_arm = {arm: [done[Cell(seed, arm)] for seed in s.seeds] for arm in s.arms}
+    by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
     rows = {arm: recognition.summary(cells, by_arm[s.arms[0]], STEPS, "word") for arm, cells in by_arm.items()}
-    title = (
-        f"{speech.corpus.name}, {s.shots} {said} to adapt to; {s.episodes} test tasks, "
-        f"{[*map(len, done[wanted[0]]['speakers'])]} speakers to train, choose and test on, seeds {s.seeds},\n"
-        f"{what} (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    )
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    split = by_arm[s.arms[0]][0]["speakers"]
+    title = f"{speech.corpus.name}, {s.shots} {said} to adapt to; {s.episodes} test "
+    title += f"tasks, {[*map(len, split)]} speakers to train, choose and test on, seeds {s.seeds},\n"
+    title += f"{what} (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never, panels, lines = rows[s.arms[0]]["word"][0], {}, []
     for told, labelled in (("with text", True), ("without text", False)):
         panels[told] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error == "text") == labelled}

@@ -192,8 +192,7 @@ def run(s: Settings) -> None:
     numbers["FAINT"] = least
     print(f"\n{table}\n\n{', '.join(f'{name} {value:.2f}' for name, value in numbers.items())}")
     checkpoint.write_text(s.out / "table.md", table)
-    results = {"config": runs.config(s), "numbers": numbers, "rows": [head, *rows]}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"config": runs.config(s), "numbers": numbers, "rows": [head, *rows]})
 
 
 if __name__ == "__main__":

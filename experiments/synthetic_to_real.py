@@ -25,13 +25,13 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, recipes, recognition, report, runs
+from metajax import recipes, recognition, report, runs
 from metajax.core import Learner, Sampler, Theta, Utterances
-from metajax.data.augment import Augmentation, augment, in_other_throats, sometimes
+from metajax.data.augment import Augmentation, augment, in_other_throats, normalized, sometimes
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.corpora.joined import NUMERALS, joined
-from metajax.data.speech import Speech, load_speech, normalized
+from metajax.data.speech import Speech, load_speech
 from metajax.data.text import NORMALIZERS
 from metajax.losses import ctc, pseudo, pseudo_labels, suta
 from metajax.models import recogniser
@@ -130,12 +130,9 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
         first, fomaml = title == "start", title == "FOMAML"
         theta = {"params": recipes.fresh(network.init, many, key)} if first else trained("start")[0]
         method = mj.fomaml(network.apply, ctc, optax.sgd(0.03), 2) if fomaml else mj.joint(network.apply, ctc)
-        return recipes.trained_once(
-            s.out / "trained" / title, [(1.0, method.objective)], theta, voices if fomaml else many, key,
-            s.outer_steps or 500, title=title, optimizer=recipes.adamw(4e-3 if first else 1e-3), average=0.98,
-            seconds=None if s.outer_steps else s.pretrain if first else s.further,
-            chunk=1 if jax.default_backend() == "cpu" else None,
-        )  # fmt: skip
+        train = recipes.course(s.out / "trained", key, s.outer_steps)
+        times = (s.pretrain, 4e-3) if first else (s.further, 1e-3)
+        return train(title, method.objective, theta, voices if fomaml else many, *times)
 
     @cache
     def program(corpus: str, way: str, part: str) -> Callable[..., Any]:
@@ -173,7 +170,6 @@ def run(s: Settings) -> None:
     runs.check(s, ("plot", "espeak"), speakers=4, utterances=1, outer_steps=1, pretrain=0.1, further=0.1, width=0.1)
     use_all_cores(s.cache / "compiled")
     config, (corpora, cell) = runs.config(s, ("out", "cache")), bench(s)
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
     wanted = [Cell(corpus, seconds, start) for start in STARTS for corpus in corpora for seconds in SECONDS]
     done = runs.complete(s.out, config, wanted, cell)
     lines, panels = list[list[str]](), {corpus: dict[str, Any]() for corpus in corpora}
@@ -188,8 +184,8 @@ def run(s: Settings) -> None:
         first, second, *_ = result["ways"]["text"]["texts"]
         print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, after text", *first, *second, sep="\n    ")
     title = f"Trained on synthetic voices alone; phoneme error (%), seed {s.seed}, 95 % over speakers"
-    rows = {"title": title, "config": config, "rows": [where._asdict() | done[where] for where in wanted]}
-    checkpoint.write_json(s.out / "results.json", rows | report.environment())
+    rows = [where._asdict() | done[where] for where in wanted]
+    runs.save_results(s.out, {"title": title, "config": config, "rows": rows})
     head = ["", "start", "way", "s", "left out", "chosen", "before", "after", "gain", "less", "digits", "after"]
     print("", title, report.markdown(head, lines, 3), f"Results and picture are in {s.out}.", sep="\n\n")
     report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="phoneme error (%)")

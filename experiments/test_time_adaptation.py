@@ -17,7 +17,7 @@ with a common mistake.
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -27,8 +27,8 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, recipes, recognition, report, runs
-from metajax.core import Error, Learner, Objective, Sampler, Theta
+from metajax import recipes, recognition, report, runs
+from metajax.core import Error, Learner, Sampler, Theta
 from metajax.data.acoustics import coloured
 from metajax.data.cache import default_folder
 from metajax.data.corpora.joined import digits
@@ -94,11 +94,6 @@ class Settings:
     out: Path = Path("runs/test_time_adaptation")  # folder of the results; the same command goes on there
 
 
-class Cell(NamedTuple):
-    seed: int
-    arm: str
-
-
 def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     key, settings, who = jax.random.key(seed), speech.corpus.settings, len(np.unique(speech.corpus.columns["speaker"]))
@@ -114,15 +109,10 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
     many = draw(0, TRAINED, augmentation=0.5, shots=1, queries=8, apart=None)
     model = judged(recogniser(width=s.width, num_layers=2)(None), len(speech.vocabulary.tokens))
 
-    def train(title: str, objective: Objective, theta: Theta, sample: Sampler, seconds: float, rate: float) -> Theta:
-        return recipes.trained_once(
-            s.out / f"seed{seed}" / title, [(1.0, objective)], theta, sample, key, s.outer_steps or 500, title=title,
-            optimizer=recipes.adamw(rate), num_tasks=max(s.tasks // 4, 1) if sample is many else s.tasks, average=0.98,
-            chunk=1 if jax.default_backend() == "cpu" else None, seconds=None if s.outer_steps else seconds,
-        )[0]  # fmt: skip
-
+    train = recipes.course(s.out / f"seed{seed}", key, s.outer_steps, s.tasks)
     jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, 2e-3)
-    start = train("start", jointly, {"params": recipes.fresh(model.init, many, key)}, many, s.pretrain, 4e-3)
+    fresh, fewer = {"params": recipes.fresh(model.init, many, key)}, {"num_tasks": max(s.tasks // 4, 1)}
+    start = train("start", jointly, fresh, many, s.pretrain, 4e-3, **fewer)[0]
 
     def learner_of(arm: Arm, rate: Any) -> Learner:
         inner, second = optax.adam(ADAM * rate) if arm.adam else optax.sgd(rate), arm.kind == "meta_sgd"
@@ -135,11 +125,11 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
     def trained(title: str, arm: Arm) -> Theta:
         learner = learner_of(arm, RATE)
         if arm.kind == "joint":
-            return learner.init(train("joint", jointly, start, many, *further)["params"], key)
+            return learner.init(train("joint", jointly, start, many, *further, **fewer)[0]["params"], key)
         objective, error = mj.query_loss(learner, TEXT, 1), mj.joint(model.apply, arm.error).objective
         if arm.kind == "kept":
             objective = mj.mix(objective, lambda theta, task, key: error(theta, mj.Episode(*[task[0]] * 2), key), 1.0)
-        return train(title, objective, learner.init(start["params"], key), episodes, *further)
+        return train(title, objective, learner.init(start["params"], key), episodes, *further)[0]
 
     def cell(title: str) -> dict[str, Any]:
         theta, told, how = trained(title, arm := ARMS[title]), {}, (speech.vocabulary, partial(learner_of, arm))
@@ -165,19 +155,13 @@ def run(s: Settings) -> None:
     config = runs.config(s, ("out", "cache", "seeds", "arms"))
     strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=s.shots > 0)
     speech = load_speech(strings, unit="phoneme", settings=settings, waves=True, cache=s.cache)
-    runs.open_folder(s.out, config, resume=(s.out / "config.json").exists())
-    of_seed = lru_cache(1)(lambda seed: bench(s, speech, seed))
-    wanted = [Cell(seed, arm) for seed in s.seeds for arm in s.arms]
-    done = runs.complete(s.out, config, wanted, lambda cell: of_seed(cell.seed)(cell.arm))
-    found = {arm: [done[Cell(seed, arm)]["scenarios"] for seed in s.seeds] for arm in s.arms}
-    rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), done[wanted[0]]["speakers"]
-    title = (
-        f"{s.corpus}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a scenario,\n"
-        f"seeds {s.seeds}, adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
-        f"digit error (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    )
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows} | report.environment()
-    checkpoint.write_json(s.out / "results.json", results)
+    by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
+    found = {arm: [cell["scenarios"] for cell in cells] for arm, cells in by_arm.items()}
+    rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), by_arm[s.arms[0]][0]["speakers"]
+    title = f"{s.corpus}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a scenario,\n"
+    title += f"seeds {s.seeds}, adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
+    title += f"digit error (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never = {name: row["word"][0] for name, row in rows[s.arms[0]].items()}
     lines = [["never adapted", *map(report.percent, never.values()), *[""] * 5]]
     for arm, row in rows.items():

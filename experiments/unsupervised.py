@@ -23,7 +23,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, methods, models, recipes, report, runs
+from metajax import methods, models, recipes, report, runs
 from metajax.core import Sampler, Theta
 from metajax.data import words
 from metajax.data.augment import scaled
@@ -182,13 +182,10 @@ def run(s: Settings) -> None:
         what = f"{cell.source}, {cell.method}" + (f", {cell.clips} clips" if cell.clips else "")
         rows[what] = row | {"each seed": each, "steps": ", ".join(str(one.get("outer_steps", 0)) for one in own)}
     new = [len(words.names_of(first, "test", column)) for column in ("label", "speaker")]
-    title = f"{s.corpus}, {s.ways}-way, {s.outer_steps or s.seconds:g} {'outer steps' if s.outer_steps else 's'} "
-    title += (
-        f"of training on {first.splits.train.sum()} clips, group normalisation,\n{new[0]} unseen words by {new[1]} "
-    )
+    title = f"{s.corpus}, {s.ways}-way, {s.outer_steps or s.seconds:g} {'outer steps' if s.outer_steps else 's'} of "
+    title += f"training on {first.splits.train.sum()} clips, group normalisation,\n{new[0]} unseen words by {new[1]} "
     title += f"unseen speakers, others in support than in query; {len(s.seeds)} division(s), 95 % intervals"
-    results = {"title": title, "config": config, "seeds": s.seeds, "rows": rows}
-    checkpoint.write_json(s.out / "results.json", results | report.environment())
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     lines = [[name, *(report.percent(row.get(c)) for c in columns), row["steps"]] for name, row in rows.items()]
     print(f"\n{title}\n\n{report.markdown(['tasks, method', *columns.values(), 'outer steps'], lines)}")
     shown = [(name, "") for name in rows] + [(name, " beside") for name, row in rows.items() if "refined" in row]

@@ -20,7 +20,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 import metajax as mj
 from metajax import checkpoint, embedded, runs
@@ -51,23 +50,17 @@ class Settings:
     out: Path = Path("runs/whiten_words/words.safetensors")  # the file
 
 
-def embed(s: Settings, recordings: Recordings, clips: np.ndarray, disturb: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The mean over time of what the encoder gives, and what the network gives, for some clips."""
+def embed(s: Settings, recordings: Recordings, disturb: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The mean over time of what the encoder gives, and what the network gives, for all clips."""
     (encoder, weights), network = pretrained.speech_embedding(), words(encoder=False)
-    names, read = tuple(recordings.clip_names[i] for i in clips), recordings.read
-    some = recordings._replace(clip_names=names, read=lambda chosen, rate: read([int(clips[i]) for i in chosen], rate))
-    mean, waves, found = pretrained.averaged(encoder), word_waves(some), []
+    mean = pretrained.averaged(encoder)
 
     @jax.jit
     def program(x: jax.Array, key: jax.Array) -> tuple[jax.Array, jax.Array]:
         x = disturbed(x, key, RATE) if disturb else x
         return mean.apply(weights, x), network.model.apply(network.params, x)
 
-    for start in tqdm(range(0, len(waves), s.batch), desc=f"embedding {recordings.name}", mininterval=5):
-        part = np.resize(waves[start : start + s.batch], (s.batch, *waves.shape[1:]))  # one shape, one program
-        found.append([np.asarray(z) for z in program(part.astype(np.float32), jax.random.key(start))])
-    heard, known = (np.concatenate(parts)[: len(clips)] for parts in zip(*found, strict=True))
-    return heard, known
+    return embedded.vectors(program, word_waves(recordings), s.batch, seed=0, title=f"embedding {recordings.name}")
 
 
 def scaled(x: np.ndarray) -> np.ndarray:
@@ -76,13 +69,8 @@ def scaled(x: np.ndarray) -> np.ndarray:
 
 def tested(s: Settings, name: str, white: dict[str, np.ndarray], unknown: dict[str, float]) -> dict[str, dict]:
     """On all words of a corpus; of Arabic by the speakers of the official validation list."""
-    recordings, found = corpora.read(name, getattr(s, name)), {}
-    chosen = np.arange(len(recordings.clip_names))
-    if name == "arabic":
-        listed = recordings.names["official_split"].index("validation")
-        chosen = np.flatnonzero(recordings.columns["official_split"] == listed)
-    columns = {column: values[chosen] for column, values in recordings.columns.items()}
-    x, known = embed(s, recordings, chosen, False)
+    recordings = corpora.read(name, getattr(s, name), **({"parts": ("validation",)} if name == "arabic" else {}))
+    (x, known), columns, found = embed(s, recordings, False), recordings.columns, {}
     by = {"encoder alone": x, "network alone": known, "whitened": scaled((x - white["mean"]) @ white["kernel"])}
     by["both"] = np.concatenate([by["whitened"], WEIGHT * known], 1)
     for shots in (1, 5):
@@ -107,7 +95,7 @@ def run(s: Settings) -> None:
         raise mj.InputError(f"clips_per_label is {s.clips_per_label}, expected more than shots, {s.shots}.")
     checkpoint.make_folder(s.out.parent)
     recordings = corpora.read("espeak", clips_per_label=s.clips_per_label, seed=s.seed)
-    x, known = embed(s, recordings, np.arange(len(recordings.clip_names)), True)
+    x, known = embed(s, recordings, True)
     columns = recordings.columns
     white = {name: np.asarray(value) for name, value in whitening(x, columns["label"], shrink=s.shrink).items()}
     both = np.concatenate([scaled((x - white["mean"]) @ white["kernel"]), WEIGHT * known], 1)

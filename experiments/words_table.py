@@ -61,11 +61,9 @@ class Settings:
 def spoken(s: Settings, name: str) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Waves [clips, samples] and columns of what is tested on."""
     how: dict[str, Any] = {"languages": LANGUAGES, "numbers": (), "pseudowords": 4, "clips_per_label": 30}
-    given = corpora.read(name, getattr(s, name)) if name != "espeak" else corpora.read(name, **how, seed=s.seed + 100)
-    chosen = np.arange(len(given.clip_names))
-    if name == "arabic":
-        chosen = np.flatnonzero(given.columns["official_split"] == given.names["official_split"].index("validation"))
-    chosen = np.sort(np.random.default_rng(s.seed).permutation(chosen)[: s.clips])
+    how = {"espeak": how | {"seed": s.seed + 100}, "arabic": {"parts": ("validation",)}}.get(name, {})
+    given = corpora.read(name, getattr(s, name, None), **how)
+    chosen = np.sort(np.random.default_rng(s.seed).permutation(len(given.clip_names))[: s.clips])
     names, read = tuple(given.clip_names[i] for i in chosen), given.read
     some = given._replace(clip_names=names, read=lambda rows, rate: read([int(chosen[i]) for i in rows], rate))
     return word_waves(some), {column: given.columns[column][chosen] for column in ("label", "speaker")}
@@ -83,11 +81,8 @@ def embedder(s: Settings) -> Callable[[np.ndarray, Callable], dict[str, np.ndarr
         return [z / jnp.maximum(jnp.linalg.norm(z, axis=-1, keepdims=True), 1e-9) for z in found]
 
     def embed(waves: np.ndarray, heard: Callable) -> dict[str, np.ndarray]:
-        found = []
-        for start in range(0, len(waves), BATCH):
-            part = np.resize(waves[start : start + BATCH], (BATCH, waves.shape[1]))  # one shape, one program
-            found.append(jax.device_get(program(heard(jnp.float32(part), jax.random.key(start + s.seed)))))
-        return {name: np.concatenate(parts)[: len(waves)] for name, *parts in zip(METHODS, *found, strict=True)}
+        found = embedded.vectors(lambda x, key: program(heard(x, key)), waves, BATCH, seed=s.seed)
+        return dict(zip(METHODS, found, strict=True))
 
     return embed
 
@@ -192,7 +187,7 @@ def run(s: Settings) -> None:
     table = "\n\n".join(tables(s, name, found, list(places)) for name, found in results.items())
     print(f"\n{table}")
     checkpoint.write_text(s.out / "table.md", table)
-    checkpoint.write_json(s.out / "results.json", {"config": runs.config(s), "found": results, **report.environment()})
+    runs.save_results(s.out, {"config": runs.config(s), "found": results})
     draw(s, results, list(places), s.out / "words.png")
 
 

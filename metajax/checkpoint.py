@@ -45,12 +45,6 @@ def replace_folder(path: Path, fill: Callable[[Path], None]) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def remove(path: Path) -> None:
-    """Remove a checkpoint, if there is one."""
-    for name in (path.name, *(f"{path.name}.{end}" for end in ("part", "new", "old"))):
-        shutil.rmtree(path.with_name(name), ignore_errors=True)
-
-
 def make_folder(path: Path) -> None:
     """Make the folder `path` and those above it, where they are missing.
 

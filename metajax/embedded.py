@@ -7,14 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Float, Int
+from tqdm import tqdm
 
 from metajax import report
 from metajax.algorithms.heads import unit
 from metajax.algorithms.open_set import open_set
 from metajax.algorithms.protonet import protonet
 from metajax.core import Batch, Episode, KeyArray, Sampler
-from metajax.evaluate import evaluate, mean_ci95
+from metajax.evaluate import evaluate, over_runs
 from metajax.losses import classify
 from metajax.tasks.episodes import Across, episodes
 from metajax.train import fit, init_state, meta_step
@@ -23,16 +24,23 @@ Embeddings = Float[np.ndarray, "clips features"]
 Numbers = dict[str, float]
 
 
-def vectors(embed: Callable[[np.ndarray], Array], x: np.ndarray, batch: int = 64) -> np.ndarray:
+def vectors(
+    embed: Callable[..., Any], x: np.ndarray, batch: int = 64, *, seed: int | None = None, title: str = ""
+) -> Any:
     """What a compiled function makes of each of many clips, a batch of one size at a time.
 
     Args:
-      embed: `[batch, ...] -> [batch, ...]`, compiled.
+      embed: `[batch, ...] -> [batch, ...]`, or to a tree of such arrays; compiled.
       x: of all clips, `[clips, ...]`; half precision is made single.
       batch: clips at a time; one program serves, since the last batch is filled up.
+      seed: of a function that is random: it gets a key for every batch, too.
+      title: of a progress bar; none without.
     """
-    parts = [np.resize(x[k : k + batch], (batch, *x.shape[1:])) for k in range(0, len(x), batch)]
-    return np.concatenate([np.asarray(embed(part.astype(np.float32))) for part in parts])[: len(x)]
+    found = []
+    for k in tqdm(range(0, len(x), batch), title, mininterval=5, disable=not title):
+        part = np.resize(x[k : k + batch], (batch, *x.shape[1:])).astype(np.float32)
+        found.append(jax.device_get(embed(part) if seed is None else embed(part, jax.random.key(seed + k))))
+    return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(x)], *found)
 
 
 def open_episodes(
@@ -109,13 +117,12 @@ def rejection(sample: Sampler, ways: int, unknown: Numbers, num_tasks: int, seed
     return {name: float(value) for name, value in found.items()}
 
 
-def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> Numbers:
+def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> dict[str, float | None]:
     """Of class means by cosine: mean and half the width of its 95 % interval over episodes."""
     learner = protonet(lambda params, x, key: unit(x), classify, ways, metric="cosine").learner
     theta = learner.init({"none": jnp.zeros(1)}, jax.random.key(0))
     found = evaluate(learner, classify, theta, sample, jax.random.key(seed), num_tasks, 1)
-    mean, ci95 = mean_ci95(found["accuracy"])
-    return {"mean": float(mean[-1]), "ci95": float(ci95[-1])}
+    return over_runs([np.asarray(found["accuracy"])[:, -1]])
 
 
 class Draws(NamedTuple):

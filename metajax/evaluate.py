@@ -102,7 +102,7 @@ def over_seeds(values: Sequence[float]) -> dict[str, float | None]:
     return {"mean": float(array.mean()), "ci95": half}
 
 
-def over_runs(values: Sequence[Float[np.ndarray, " tasks"]]) -> dict[str, float | None]:
+def over_runs(values: Sequence[Float[np.ndarray, " _tasks"]]) -> dict[str, float | None]:
     """As `over_seeds` of the means of several runs; of a single one, over its tasks."""
     if len(values) > 1:
         return over_seeds([float(value.mean()) for value in values])

@@ -54,6 +54,11 @@ def renewed(tree: PyTree, change: Callable[[str, Any], Any]) -> PyTree:
     return jax.tree.map_with_path(lambda path, leaf: change(dotted(path), leaf), tree)
 
 
+def changed(tree: PyTree, others: dict[str, Any], change: Callable[[Any, Any], Any]) -> PyTree:
+    """The tree with `change(leaf, others[name])` in place of those of its leaves that `others` names."""
+    return renewed(tree, lambda name, leaf: change(leaf, others[name]) if name in others else leaf)
+
+
 def replaced(tree: PyTree, leaves: dict[str, Any]) -> PyTree:
     """The tree with those of its leaves that `leaves` names replaced; an `InputError` where it lacks one."""
     names = named(tree)

@@ -193,9 +193,8 @@ def task_mean(
         return restored(jax.lax.psum(flat, over))
 
     if over:
-        summed = jax.shard_map(
-            summed, mesh=mesh, in_specs=(spec(), spec("tasks"), spec("tasks")), out_specs=spec(), check_vma=False
-        )
+        given = spec(), spec("tasks"), spec("tasks")
+        summed = jax.shard_map(summed, mesh=mesh, in_specs=given, out_specs=spec(), check_vma=False)
 
     def mean(theta: PyTree, items: PyTree) -> Any:
         num, devices = len(jax.tree.leaves(items)[0]), mesh.size if mesh else 1

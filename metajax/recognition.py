@@ -13,7 +13,7 @@ from rapidfuzz.distance.Levenshtein import distance
 from metajax import report
 from metajax.core import Episode, Error, KeyArray, Learner, Metrics, Phi, Sampler, Scalar, Theta, Transcripts
 from metajax.data.text import Vocabulary, decode_all, error_rates, nearest_words
-from metajax.evaluate import evaluate, mean_ci95, over_seeds
+from metajax.evaluate import evaluate, mean_ci95, over_runs
 from metajax.losses.ctc import greedy
 from metajax.parallel import hoisted, over_tasks, replicate, task_mesh
 
@@ -141,10 +141,9 @@ def chosen(
     best = [min(means, key=lambda option: means[option][i]) for i in range(len(steps))]
     lowest = [float(means[option][i]) for i, option in enumerate(best)]
     after = {option: test(option) for option in dict.fromkeys(best)}
-    kinds = {
-        name: np.stack([after[option][name][:, i] for i, option in enumerate(best)], 1).round(5).tolist()
-        for name in after[best[0]]
-    }
+    kinds = {}
+    for name in after[best[0]]:
+        kinds[name] = np.stack([after[option][name][:, i] for i, option in enumerate(best)], 1).round(5).tolist()
     return kinds | {"option": best, "validation": lowest, "step": steps[1 + int(np.argmin(lowest[1:]))]}
 
 
@@ -159,11 +158,11 @@ def decoded(
       task: number of the task.
       place: of the step.
     """
-    whens = (("said", 0), ("heard", 0), ("heard", place))
-    said, before, after = (
-        decode_all(vocabulary, Transcripts(found[of][task, at], found[f"{of}_lengths"][task, at])) for of, at in whens
-    )
-    return said, before, after
+
+    def texts(of: str, at: int) -> list[str]:
+        return decode_all(vocabulary, Transcripts(found[of][task, at], found[f"{of}_lengths"][task, at]))
+
+    return texts("said", 0), texts("heard", 0), texts("heard", place)
 
 
 def summary(
@@ -192,13 +191,10 @@ def summary(
         errors = [np.array(cell[name]) for cell in cells]
         picked[name] = [table[:, place] for table, place in zip(errors, places, strict=True)]
         row[name] = report.curve(*mean_ci95(np.concatenate(errors)), steps)
-        row[f"{name}_at_step"] = report.curve(*mean_ci95(np.concatenate(picked[name])[:, None]))[0]
+        row[f"{name}_at_step"] = over_runs([np.concatenate(picked[name])])
     before = [np.array(cell[kind])[:, 0] for cell in never]
-    gain = np.concatenate(before) - np.concatenate(picked[kind])
-    row["gain"] = report.curve(*mean_ci95(gain[:, None]))[0]
-    less = [(a - b) / max(a.mean(), 1e-9) for a, b in zip(before, picked[kind], strict=True)]
-    one = report.curve(*mean_ci95(less[0][:, None]))[0]
-    return row | {"less": over_seeds([float(gain.mean()) for gain in less]) if len(less) > 1 else one}
+    row["gain"] = over_runs([np.concatenate(before) - np.concatenate(picked[kind])])
+    return row | {"less": over_runs([(a - b) / max(a.mean(), 1e-9) for a, b in zip(before, picked[kind], strict=True)])}
 
 
 def across(

@@ -41,26 +41,15 @@ def curve(mean: np.ndarray, ci95: np.ndarray, steps: Sequence[int] | None = None
 
 def table(curves: dict[str, Curve], chance: float | None, steps: Sequence[int], *, percent: bool = True) -> str:
     """Means (accuracies in percent, or as they are) and 95 % intervals after some adaptation steps, as Markdown."""
-    width = max(map(len, [*curves, "chance"]))
-    scale, digits = (100, 1) if percent else (1, 3)
-    header = (
-        "| "
-        + " | ".join([" " * width, *(f"{f'{step} steps' if step != 1 else '1 step':>12}" for step in steps)])
-        + " |"
-    )
-    lines = [header, "|" + "|".join(["-" * (width + 2)] + ["-" * 13 + ":"] * len(steps)) + "|"]
+    width, (scale, digits) = max(map(len, [*curves, "chance"])), (100, 1) if percent else (1, 3)
+    rows = [["", *("1 step" if step == 1 else f"{step} steps" for step in steps)]]
     for name, points in curves.items():
-        by_step = {point["step"]: point for point in points}
-        cells = [
-            f"{scale * by_step[step]['mean']:5.{digits}f} ± {scale * by_step[step]['ci95']:4.{digits}f}"
-            if step in by_step
-            else ""
-            for step in steps
-        ]
-        lines.append(f"| {name:<{width}} | " + " | ".join(f"{cell:>12}" for cell in cells) + " |")
+        told = {p["step"]: f"{scale * p['mean']:5.{digits}f} ± {scale * p['ci95']:4.{digits}f}" for p in points}
+        rows.append([name, *(told.get(step, "") for step in steps)])
     if chance is not None:
-        lines.append(f"| {'chance':<{width}} | " + " | ".join(f"{scale * chance:>12.{digits}f}" for _ in steps) + " |")
-    return "\n".join(lines)
+        rows.append(["chance", *[f"{scale * chance:.{digits}f}"] * len(steps)])
+    header, *rows = [[name.ljust(width), *(cell.rjust(12) for cell in cells)] for name, *cells in rows]
+    return markdown(header, rows)
 
 
 def percent(value: dict[str, Any] | None, sign: str = "") -> str:
@@ -149,10 +138,8 @@ def present(
     """Print the table of adaptation curves and one of `told`'s fields under their titles, and draw the picture."""
     last = max(point["step"] for points in curves.values() for point in points)
     shown = sorted({step for step in steps if step <= last})
-    rows = [
-        [name, *(f"{entry[field]:.3g}" if entry.get(field) is not None else "" for field in fields)]
-        for name, entry in told.items()
-    ]
+    told = {name: {field: entry.get(field) for field in fields} for name, entry in told.items()}
+    rows = [[name, *("" if v is None else f"{v:.3g}" for v in entry.values())] for name, entry in told.items()]
     print(f"\n{title}\n\n{table(curves, chance, shown)}\n\n{markdown(('', *fields.values()), rows)}")
     plot_curves(curves, chance, title, path)
 

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -61,9 +62,8 @@ def check(settings: Any, extras: Sequence[str] = (), **least: int | float) -> No
             raise InputError(f"{name} is empty, expected one value or more.")
         for one in value if isinstance(value, tuple) else (value,):
             if one is not None and not low <= one < float("inf"):
-                raise InputError(
-                    f"{name} {'holds' if one is not value else 'is'} {one}, expected a finite number, {low} or more."
-                )
+                verb = "is" if one is value else "holds"
+                raise InputError(f"{name} {verb} {one}, expected a finite number, {low} or more.")
     for extra in extras:
         if find_spec(PACKAGES[extra]) is None:
             raise InputError(f"{PACKAGES[extra]} is not installed; install it with: pip install 'metajax[{extra}]'")
@@ -131,7 +131,7 @@ def complete(
     """The results of all cells of a table; each is a file as soon as it is there, so that a stopped run goes on.
 
     Args:
-      folder: the cells lie in its folder `cells`.
+      folder: made by `open_folder`, unless it is there; the cells lie in its folder `cells`.
       settings: of all cells; cells made with others are refused.
       wanted: named tuples.
       run: a cell to its result, as JSON has it.
@@ -140,8 +140,11 @@ def complete(
       By cell, those of earlier calls too.
 
     Raises:
-      InputError: a file is damaged, or was made with other settings.
+      InputError: as `open_folder`; a file is damaged, or was made with other settings.
     """
+    known = (folder / "config.json").exists()
+    if known or not (folder / "cells").is_dir():  # older tables have none: there each cell tells its settings
+        open_folder(folder, settings, resume=known)
     done = {}
     for path in sorted((folder / "cells").glob("*.json")):
         result = read_json(path)
@@ -160,6 +163,29 @@ def complete(
             raise InputError(f"{path} holds another cell, whose name differs in special characters alone.")
         checkpoint.write_json(path, done[cell])
     return done
+
+
+class Cell(NamedTuple):
+    """An entry of a table of arms."""
+
+    seed: int
+    arm: str
+
+
+def compare(
+    folder: Path, settings: dict[str, Any], seeds: Sequence[int], arms: Iterable[str],
+    bench: Callable[[int], Callable[[str], dict[str, Any]]],
+) -> dict[str, list[dict[str, Any]]]:  # fmt: skip
+    """`complete` for arms over seeds: by arm the results of every seed, which are `bench(seed)(arm)`."""
+    of_seed, arms = lru_cache(1)(bench), list(arms)
+    wanted = [Cell(seed, arm) for seed in seeds for arm in arms]
+    done = complete(folder, settings, wanted, lambda cell: of_seed(cell.seed)(cell.arm))
+    return {arm: [done[Cell(seed, arm)] for seed in seeds] for arm in arms}
+
+
+def save_results(folder: Path, results: dict[str, Any]) -> None:
+    """Write `results.json`, with the device and the versions that the results came about with."""
+    checkpoint.write_json(folder / "results.json", results | report.environment())
 
 
 class Record(NamedTuple):

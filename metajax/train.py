@@ -48,12 +48,7 @@ OuterStep = Callable[..., tuple[MetaState, Metrics]]  # (state, key), or (state,
 
 
 def init_state(
-    theta: Theta,
-    optimizer: optax.GradientTransformation,
-    outer_steps: int,
-    *,
-    average: float = 0.0,
-    kept: State = (),
+    theta: Theta, optimizer: optax.GradientTransformation, outer_steps: int, *, average: float = 0.0, kept: State = ()
 ) -> MetaState:
     """The state before the first outer step; to have it on several devices, `replicate` it, not theta alone.
 

@@ -17,11 +17,9 @@ def weighted_step(
     optimizer: optax.GradientTransformation,
     sample: Callable[[KeyArray], dict[str, Batch]],
     *,
-    split: Callable[[Params], Params] = lambda params: params["shared"],
-    join: Callable[[Params, Params], Params] = lambda params, shared: params | {"shared": shared},
     schedule: Schedule | None = None,
 ) -> OuterStep:
-    """One step of joint training: shared <- shared + outer(-sum_i w_i g_i).
+    """One step of joint training: shared <- shared + outer(-sum_i w_i g_i), of `params["shared"]`.
 
     The other parameters descend sum_i w_i L_i where the weighting weighs losses, and the plain sum where it combines
     gradients (PCGrad, MGDA, CAGrad, Nash-MTL). Under plain SGD mind the length of d, which is that of a mean of
@@ -33,8 +31,6 @@ def weighted_step(
       weighting: how the tasks are weighed.
       optimizer: any optax transformation, of all parameters.
       sample: draws the batches of the tasks; runs on the device inside the step.
-      split: the part of the parameters that the tasks share, whose gradients are weighed.
-      join: `(params, shared) -> params` with that part replaced.
       schedule: as in `outer_step`.
 
     Returns:
@@ -48,20 +44,20 @@ def weighted_step(
         batch = sample(sample_key)
 
         def of(params: Params, shared: Params) -> tuple[Losses, tuple[Present, Metrics]]:
-            values, present, metrics = losses(join(params, shared), batch)
+            values, present, metrics = losses(params | {"shared": shared}, batch)
             return values, (present, metrics)
 
         params = state.theta["params"]
-        values, pullback, (present, metrics) = jax.vjp(of, params, split(params), has_aux=True)
+        values, pullback, (present, metrics) = jax.vjp(of, params, params["shared"], has_aux=True)
         if not weighting.by_gradient:
             weights, kept = weighting.weigh(state.kept, values, present, None, key)
-            grads = join(*pullback(weights))
+            grads, shared = pullback(weights)
         else:
             each = jax.vmap(lambda one: pullback(one)[1])(jnp.eye(len(values), dtype=values.dtype))
             weights, kept = weighting.weigh(state.kept, values, present, gram_matrix(each), key)
             outer = weights if weighting.heads else present.astype(values.dtype)
-            grads = join(pullback(outer)[0], combine(weights, each))
+            grads, shared = pullback(outer)[0], combine(weights, each)
         metrics = metrics | {f"weight_{i}": weight for i, weight in enumerate(weights)}
-        return descend(state, {"params": grads}, metrics, optimizer, schedule=schedule, kept=kept)
+        return descend(state, {"params": grads | {"shared": shared}}, metrics, optimizer, schedule=schedule, kept=kept)
 
     return step

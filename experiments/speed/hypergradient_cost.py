@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 import metajax as mj
-from metajax import checkpoint, models, report, runs
+from metajax import models, report, runs
 from metajax.losses import classify
 from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import divided
@@ -101,7 +101,7 @@ def run(s: Settings) -> None:
         rows += cost(num_steps, s.tasks, s.repeats)
     fields = ("num_steps", *FIELDS, "compile_seconds")
     print(report.markdown(header, [[row["way"], *(f"{row[field]:.4g}" for field in fields)] for row in rows]))
-    checkpoint.write_json(s.out / "results.json", {"rows": rows, "tasks": s.tasks} | report.environment())
+    runs.save_results(s.out, {"rows": rows, "tasks": s.tasks})
     plot(rows, s.out / "cost.png")
     print(f"\nResults and picture are in {s.out}.")
 

@@ -17,7 +17,7 @@ import metajax as mj
 from metajax import losses, models, report
 from metajax.conv import formulation, pool
 from metajax.core import Apply, Sampler
-from metajax.data.augment import Augmentation, augment, normalize
+from metajax.data.augment import Augmentation, augment, normalized
 from metajax.models import layers
 from metajax.parallel import copied, hoist, hoisted, over_tasks, replicate, run_once, task_mesh, use_all_cores
 from metajax.tasks.episodes import divided, episodes, with_inputs
@@ -47,7 +47,7 @@ def sampler(w: Workload, seed: int = 0, noise: float = 1.0) -> Sampler:
     clips, tokens = map(jnp.asarray, wl.corpus(w, seed, noise))
 
     def prepare(x: jax.Array, key: jax.Array) -> jax.Array:
-        return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(augment(Augmentation(**wl.AUGMENTATION))(x, key))
+        return normalized(augment(Augmentation(**wl.AUGMENTATION))(x, key))
 
     if w.model != "bilstm":
         label = np.repeat(np.arange(wl.CLASSES), wl.CLIPS)

@@ -120,9 +120,8 @@ def scaling(s: Settings) -> None:
             print(rows[-1], flush=True)
     checkpoint.write_json(s.out / "scaling.json", {"rows": rows, "config": runs.config(s)} | report.environment())
     header = ("workload", "axis", "value", "outer step (ms)", "temporaries (MiB)")
-    lines = [
-        (r["workload"], r["axis"], str(r["value"]), f"{r['outer_ms']:.2f}", f"{r['memory_mib']:.1f}") for r in rows
-    ]
+    shown = "{workload} {axis} {value} {outer_ms:.2f} {memory_mib:.1f}"
+    lines = [shown.format(**row).split() for row in rows]
     print(f"\n{report.environment()['device']}\n\n{report.markdown(header, lines, left=2)}")
 
 
@@ -135,7 +134,7 @@ def run(s: Settings) -> None:
     rows, lines = [], []
     for name in s.workloads:
         rows.append(row := benchmark(name, s))
-        checkpoint.write_json(s.out / "results.json", {"rows": rows, "config": runs.config(s)} | report.environment())
+        runs.save_results(s.out, {"rows": rows, "config": runs.config(s)})
         cells = []
         for what in ("outer", "adapt", "users"):
             found = row[what]

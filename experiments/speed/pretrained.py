@@ -25,7 +25,7 @@ from peers import agree
 from pretrained_torch import COMMON, HEAD_RATE, RANK, RATE, SIZES, TOKENS, answer, cases, data, median
 
 import metajax as mj
-from metajax import checkpoint, report, runs
+from metajax import report, runs
 from metajax.losses import ctc
 from metajax.models import pretrained
 from metajax.parallel import hoisted
@@ -167,7 +167,7 @@ def run(s: Settings) -> None:
     runs.known("sizes", s.sizes, SIZES)
     runs.open_folder(s.out, runs.config(s))
     found, head, rows = memory(s) if s.memory else times(s)
-    checkpoint.write_json(s.out / "results.json", {"found": found, "config": runs.config(s)} | report.environment())
+    runs.save_results(s.out, {"found": found, "config": runs.config(s)})
     print(f"\n{report.environment()['device']}\n\n{report.markdown(head, rows)}")
 
 

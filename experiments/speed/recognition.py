@@ -9,7 +9,6 @@ is compiled before it is timed; the median of three. A minute on 2 CPU cores.
 
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import soundfile
+from workloads import timed
 
 import metajax as mj
 from metajax import report, runs
@@ -42,12 +42,7 @@ class Settings:
 
 def seconds(run: Callable[[], Any]) -> float:
     """The median of three, after one that compiles."""
-    took = []
-    for _ in range(4):
-        begin = time.perf_counter()
-        run()
-        took.append(time.perf_counter() - begin)
-    return sorted(took[1:])[1]
+    return sorted(timed(run, 4)[1:])[1]
 
 
 def run(s: Settings) -> None:

@@ -140,7 +140,7 @@ def run(s: Settings) -> None:
     table = report.markdown(head, rows)
     print(f"\n{report.environment()['device']}\n\n{table}")
     checkpoint.write_text(s.out / "table.md", table)
-    checkpoint.write_json(s.out / "results.json", {"config": runs.config(s), "found": results, **report.environment()})
+    runs.save_results(s.out, {"config": runs.config(s), "found": results})
 
 
 if __name__ == "__main__":

@@ -60,9 +60,8 @@ def norm(params: Params, name: str, x: Tensor, fused: bool) -> Tensor:
         return F.batch_norm(x, None, None, scale, bias, training=True, eps=1e-5)
     axes, shape = [0, *range(2, x.ndim)], [1, -1] + [1] * (x.ndim - 2)
     centred = x - x.mean(axes, keepdim=True)
-    return centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + 1e-5) * scale.view(shape) + bias.view(
-        shape
-    )
+    normal = centred * torch.rsqrt(centred.square().mean(axes, keepdim=True) + 1e-5)
+    return normal * scale.view(shape) + bias.view(shape)
 
 
 def head(params: Params, x: Tensor) -> Tensor:

@@ -47,9 +47,8 @@ def run(s: Settings) -> None:
             theta = built.algorithm.learner.init(recipes.fresh(built.model.init, sample, key), key)
             how: dict[str, Any] = {"optimizer": recipes.adamw(), "chunk": methods.chunk_of(row), "title": method}
             with tempfile.TemporaryDirectory() as folder:
-                fit = recipes.meta_train(
-                    built.phases, theta, sample, key, outer_steps, folder=Path(folder) / "run", **how
-                )
+                how |= {"folder": Path(folder) / "run"}
+                fit = recipes.meta_train(built.phases, theta, sample, key, outer_steps, **how)
             rate = (outer_steps - 1) / fit.seconds
             rows.append([name, method, f"{fit.first_step_seconds:.1f}", f"{rate:.2f}"])
             jax.clear_caches()

@@ -42,10 +42,8 @@ def standard(x: Float[Array, "... width"]) -> Float[Array, "... width"]:
 
 def attention_block(layer: Params, x: Float[Array, "n width"], memory: Float[Array, "m width"], heads: int) -> Array:
     """A transformer block without masks in which x attends to the memory: x + attention, then x + perceptron."""
-    q, k, v = (
-        (standard(a) @ layer[name]).reshape(len(a), heads, -1)
-        for name, a in (("query", x), ("key", memory), ("value", memory))
-    )
+    given = {"query": x, "key": memory, "value": memory}
+    q, k, v = ((standard(a) @ layer[name]).reshape(len(a), heads, -1) for name, a in given.items())
     # jax.nn.dot_product_attention would be single precision at most
     attention = jax.nn.softmax(jnp.einsum("nhd,mhd->hnm", q, k) / q.shape[-1] ** 0.5)
     x = x + jnp.einsum("hnm,mhd->nhd", attention, v).reshape(x.shape) @ layer["out"]

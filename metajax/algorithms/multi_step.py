@@ -39,12 +39,7 @@ def multi_step_weights(progress: float, num_steps: int) -> tuple[float, ...]:
 
 
 def multi_step_loss(
-    learner: Learner,
-    error: Error,
-    num_steps: int,
-    weights: Sequence[float] | None = None,
-    *,
-    remat: Remat = "step",
+    learner: Learner, error: Error, num_steps: int, weights: Sequence[float] | None = None, *, remat: Remat = "step"
 ) -> Objective:
     """L(theta) = sum_k weights_k error(predict(theta, phi_k(theta, support), query.x), query.y).
 

@@ -7,7 +7,7 @@ from jaxtyping import Array
 from metajax.core import KeyArray, Params, Theta, combined, held
 from metajax.errors import InputError
 from metajax.inner import Own, Part, everything  # noqa: F401  (everything is a part, too)
-from metajax.names import match, merged, named, renewed, replaced
+from metajax.names import changed, match, merged, named, renewed, replaced
 
 
 def nothing() -> Part:
@@ -80,7 +80,7 @@ def context(size: int, *patterns: str) -> Part:
 
 def shifted(params: Params, maps: dict[str, Array], vector: Array) -> Params:
     """params with `leaf + vector @ maps[name]` for each leaf that has a map."""
-    return renewed(params, lambda name, w: w + jnp.tensordot(vector, maps[name], 1) if name in maps else w)
+    return changed(params, maps, lambda w, each: w + jnp.tensordot(vector, each, 1))
 
 
 def lora(rank: int, *patterns: str) -> Part:
@@ -103,22 +103,14 @@ def lora(rank: int, *patterns: str) -> Part:
 
     def init(params: Params, key: KeyArray) -> Theta:
         chosen = {name: w.reshape(-1, w.shape[-1]) for name, w in _matrices(params, patterns, "lora").items()}
-        keys = dict(zip(chosen, jax.random.split(key, len(chosen)), strict=True))
-        return {
-            "lora": {
-                n: {
-                    "a": _normal(keys[n], (len(w), rank), w.dtype) / len(w) ** 0.5,
-                    "b": jnp.zeros((rank, w.shape[1]), w.dtype),
-                }
-                for n, w in chosen.items()
-            }
-        }
+        pairs = {}
+        for (name, w), one in zip(chosen.items(), jax.random.split(key, len(chosen)), strict=True):
+            a = _normal(one, (len(w), rank), w.dtype) / len(w) ** 0.5
+            pairs[name] = {"a": a, "b": jnp.zeros((rank, w.shape[1]), w.dtype)}
+        return {"lora": pairs}
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
-        def change(name: str, w: Array) -> Array:
-            return w + (own[name]["a"] @ own[name]["b"]).reshape(w.shape) if name in own else w
-
-        return renewed(theta["params"], change)
+        return changed(theta["params"], own, lambda w, pair: w + (pair["a"] @ pair["b"]).reshape(w.shape))
 
     return Part(init, lambda theta: held(theta, "lora"), join)
 
@@ -174,15 +166,11 @@ def lhuc(*patterns: str) -> Part:
     """
 
     def init(params: Params, key: KeyArray) -> Theta:
-        return {
-            "lhuc": {name: jnp.zeros(w.shape[-2], w.dtype) for name, w in _matrices(params, patterns, "lhuc").items()}
-        }
+        kernels = _matrices(params, patterns, "lhuc")
+        return {"lhuc": {name: jnp.zeros(w.shape[-2], w.dtype) for name, w in kernels.items()}}
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
-        def change(name: str, w: Array) -> Array:
-            return w * (2 * jax.nn.sigmoid(own[name]))[:, None] if name in own else w
-
-        return renewed(theta["params"], change)
+        return changed(theta["params"], own, lambda w, a: w * (2 * jax.nn.sigmoid(a))[:, None])
 
     return Part(init, lambda theta: held(theta, "lhuc"), join)
 
@@ -282,8 +270,7 @@ def warped(part: Part) -> Part:
         return combined(part.init(params, key), {"warp": warp})
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
-        warp = held(theta, "warp")
-        return renewed(part.join(theta, own, count), lambda name, w: w @ warp[name] if name in warp else w)
+        return changed(part.join(theta, own, count), held(theta, "warp"), jnp.matmul)
 
     return Part(init, part.split, join, part.max_steps)
 
@@ -312,9 +299,8 @@ def norms_by_step(num_steps: int, *patterns: str, part: Part | None = None) -> P
 
     def init(params: Params, key: KeyArray) -> Theta:
         norms = match(params, patterns)
-        theta = combined(
-            rest.init(params, key), {"norms": {n: jnp.stack([w] * (num_steps + 1)) for n, w in norms.items()}}
-        )
+        copies = {name: jnp.stack([w] * (num_steps + 1)) for name, w in norms.items()}
+        theta = combined(rest.init(params, key), {"norms": copies})
         own = jax.tree.leaves(rest.split(theta | {"params": params}))
         if twice := [name for name, w in norms.items() if any(w is leaf for leaf in own)]:
             raise InputError(f"part lets a task change {twice[0]}, of which theta holds a copy for every step.")

@@ -11,13 +11,7 @@ from metajax.inner import closed_form
 
 
 def task_encoder(
-    embed: Apply,
-    error: Error,
-    num_classes: int,
-    *,
-    features: int,
-    size: int = 32,
-    patterns: tuple[str, ...] = (),
+    embed: Apply, error: Error, num_classes: int, *, features: int, size: int = 32, patterns: tuple[str, ...] = ()
 ) -> Algorithm:
     """ProtoNet under f_{theta + c F}, c = h_theta(standard(mean_i f_theta(x_i))) of the support set; phi = (c, p).
 

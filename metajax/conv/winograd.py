@@ -46,9 +46,8 @@ def conv3x3(
     out = [size + low + high - 2 for size, (low, high) in zip(x.shape[1:-1], pads, strict=True)]
     count = [-(-size // tile) for size, tile in zip(out, TILE, strict=True)]
     seen = _planes(x, pads, count, INPUTS)
-    weights = jnp.matmul(
-        np.kron(*KERNEL).astype(seen.dtype), kernel.reshape(9, -1).astype(seen.dtype), precision="highest"
-    )
+    turn, flat = (a.astype(seen.dtype) for a in (np.kron(*KERNEL), kernel.reshape(9, -1)))
+    weights = jnp.matmul(turn, flat, precision="highest")
     y = seen @ weights.reshape(-1, *kernel.shape[2:])
     y = y.reshape(len(KERNEL[0]), len(KERNEL[1]), len(x), *count, -1)
     y = jnp.stack(_combined(OUTPUTS[1], list(y.swapaxes(0, 1))), -2)

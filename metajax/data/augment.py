@@ -331,6 +331,11 @@ def normalize(x: Any, mode: Literal["none", "mean", "mean_variance"], dynamic_ra
     return frames if length is None else Utterances(_within(frames, length, 0.0), length)
 
 
+def normalized(x: Any) -> Any:
+    """Clips `[n, time, mel]` or `Utterances`, each normalised by its own mean and variance, as samplers draw them."""
+    return jax.vmap(lambda one: normalize(one, "mean_variance"))(x)
+
+
 def among_speech(x: LogMel) -> LogMel:
     """Normalise one clip by its frames of speech alone, however much silence is around them.
 

@@ -244,9 +244,7 @@ def _read(
             check_wave(wave, name, settings.window, settings.sample_rate, settings.low, settings.high)
             if longest is not None and len(wave) > longest * settings.sample_rate:
                 seconds = len(wave) / settings.sample_rate
-                raise InputError(
-                    f"{recordings.clip_names[clip]} lasts {seconds:.2f} s, expected at most {longest:g} s."
-                )
+                raise InputError(f"{name} lasts {seconds:.2f} s, expected at most {longest:g} s.")
         except InputError as error:
             read.append(error)
             continue
@@ -265,12 +263,7 @@ def _read(
 
 
 def _compute(
-    recordings: Recordings,
-    settings: FeatureSettings,
-    longest: float | None,
-    waves: bool,
-    on_error: str,
-    progress: bool,
+    recordings: Recordings, settings: FeatureSettings, longest: float | None, waves: bool, on_error: str, progress: bool
 ) -> dict[str, np.ndarray]:
     """Return the arrays of the cache: features and lengths of the clips kept, which they are, and what is left out."""
     clips = len(recordings.clip_names)
@@ -304,13 +297,8 @@ def _compute(
         features = features[: len(kept), : max(lengths)]
         for row, length in zip(features, lengths, strict=True):
             row[length:] = 0.0 if waves else np.log(FLOOR)
-    return {
-        "features": features[: len(kept)],
-        "lengths": np.array(lengths, np.int32),
-        "kept": np.array(kept),
-        "cropped": np.array(cropped),
-        "skipped": np.array(json.dumps(skipped)),
-    }
+    told = {"kept": np.array(kept), "cropped": np.array(cropped), "skipped": np.array(json.dumps(skipped))}
+    return {"features": features[: len(kept)], "lengths": np.array(lengths, np.int32)} | told
 
 
 def _in_order(function: Callable[[range], Any], items: Sequence[range]) -> Iterator[Any]:

@@ -94,12 +94,17 @@ def log_mel(wave: Float[Array, " samples"], settings: FeatureSettings) -> Float[
     window = settings.window
     if wave.shape[0] < window:
         raise InputError(f"wave has {wave.shape[0]} samples, expected at least one window of {window}.")
-    starts = settings.hop * np.arange(frames_of(wave.shape[0], settings))
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
-    frames = wave[starts[:, None] + np.arange(window)] * hann.astype(np.float32)
-    spectrum = jnp.fft.rfft(frames, settings.fft_size)
-    power = spectrum.real**2 + spectrum.imag**2
+    power = powers(wave, window, settings.hop, settings.fft_size)
     return jnp.log(jnp.dot(power, filters, precision=jax.lax.Precision.HIGHEST) + FLOOR)
+
+
+def powers(wave: Float[Array, "*n samples"], window: int, hop: int, fft_size: int) -> Float[Array, "*n time frequency"]:
+    """Return |rfft(hann * frame)|^2 of every frame that lies within the wave, padded with zeros to `fft_size`."""
+    starts = hop * np.arange(1 + (wave.shape[-1] - window) // hop)
+    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(window) / window)
+    frames = wave[..., starts[:, None] + np.arange(window)]
+    spectrum = jnp.fft.rfft(frames * hann.astype(jnp.promote_types(wave.dtype, jnp.float32)), fft_size)
+    return spectrum.real**2 + spectrum.imag**2
 
 
 def log_mels(waves: Utterances, settings: FeatureSettings) -> Utterances:

@@ -98,13 +98,8 @@ def omniglot(root: str | Path, size: int = 28) -> Images:
     if not pixels:
         raise InputError(f"{root} holds no images, expected {{alphabet}}/{{character}}/{{image}}_{{drawer}}.png.")
     names, label = np.unique(labels, return_inverse=True)
-    return Images(
-        "omniglot",
-        np.stack(pixels),
-        label.astype(np.int32),
-        np.array(drawers, np.int32),
-        tuple(names.tolist()),
-    )
+    numbers = label.astype(np.int32), np.array(drawers, np.int32)
+    return Images("omniglot", np.stack(pixels), *numbers, tuple(names.tolist()))
 
 
 def open_zip(path: Path) -> zipfile.ZipFile:

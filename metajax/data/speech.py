@@ -15,7 +15,7 @@ from tqdm import tqdm
 from metajax.core import Batch, Episode, KeyArray, Sampler, Transcripts, Utterances
 from metajax.data.acoustics import babble
 from metajax.data.audio import at_silences, read_audio
-from metajax.data.augment import augment, normalize, scaled
+from metajax.data.augment import augment, normalized, scaled
 from metajax.data.buckets import bucket_of
 from metajax.data.corpus import Corpus, Recordings, load
 from metajax.data.features import FeatureSettings, frames_of, log_mels
@@ -149,12 +149,8 @@ def crowd(
     """
     names = speech.corpus.names["speaker"]
     rows = np.isin(speech.corpus.columns["speaker"], [names.index(name) for name in speakers])
-    return babble(
-        Utterances(speech.corpus.features[rows], speech.corpus.lengths[rows]),
-        voices,
-        round(seconds * speech.corpus.settings.sample_rate),
-        seed,
-    )
+    spoken = Utterances(speech.corpus.features[rows], speech.corpus.lengths[rows])
+    return babble(spoken, voices, round(seconds * speech.corpus.settings.sample_rate), seed)
 
 
 def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:
@@ -271,11 +267,6 @@ def by_column(
 # tasks of one speaker, and of one language
 speakers = partial(by_column, column="speaker")
 languages = partial(by_column, column="language")
-
-
-def normalized(x: PyTree) -> PyTree:
-    """`Utterances`, each normalised by its own mean and variance, as what `by_column` draws."""
-    return jax.vmap(lambda one: normalize(one, "mean_variance"))(x)
 
 
 class Pieces(NamedTuple):

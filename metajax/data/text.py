@@ -304,13 +304,10 @@ def _row(vocabulary: Vocabulary, numbers: dict[str, int], text: str, name: str) 
     if not tokens:
         raise InputError(f"{name}: the text is empty{' once normalised' if text.strip() else ''}: {text[:40]!r}.")
     if unknown := [i for i, token in enumerate(tokens) if token not in numbers]:
-        token, able = (
-            tokens[unknown[0]],
-            (n for n, f in NORMALIZERS.items() if (made := _tokens(f(text), unit)) and {*made} <= {*numbers}),
-        )
+        token = tokens[unknown[0]]
+        able = (n for n, f in NORMALIZERS.items() if (made := _tokens(f(text), unit)) and {*made} <= {*numbers})
         code = f" (U+{ord(token):04X})" if len(token) == 1 else ""
         mended = next((f"normalizer {n!r} would mend it" for n in able), "no normaliser would mend it")
-        raise InputError(
-            f"{name}: {token!r}{code}, {unit} {unknown[0] + 1} of {normal[:60]!r}, is not in the vocabulary; {mended}."
-        )
+        told = f"{name}: {token!r}{code}, {unit} {unknown[0] + 1} of {normal[:60]!r}"
+        raise InputError(f"{told}, is not in the vocabulary; {mended}.")
     return np.array([numbers[token] for token in tokens], np.int32)

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from metajax.data.augment import normalize
+from metajax.data.augment import normalized
 from metajax.errors import InputError
 
 _FIT_ON = 50_000  # training vectors that a codebook is fitted on, drawn at random where there are more
@@ -35,7 +35,7 @@ def frame_pieces(
     """
     if not 1 <= stack <= features.shape[1]:
         raise InputError(f"stack is {stack}, expected 1 to the {features.shape[1]} frames of a clip.")
-    normal = np.asarray(jax.jit(jax.vmap(lambda clip: normalize(clip, "mean_variance")))(features))
+    normal = np.asarray(jax.jit(normalized)(features))
     vectors = np.lib.stride_tricks.sliding_window_view(normal, stack, axis=1)[:, ::every]
     last = np.maximum(lengths[:, None] - stack, 0)  # frame where the last run of a recording starts
     start = np.minimum((normal.shape[1] - lengths[:, None]) // 2, normal.shape[1] - stack - last)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from metajax.core import KeyArray, Sampler
 from metajax.data import corpora
-from metajax.data.augment import Augmentation, augment, normalize, scaled
+from metajax.data.augment import Augmentation, augment, normalized, scaled
 from metajax.data.corpus import Corpus, fingerprint, load, read_noise
 from metajax.data.features import FeatureSettings
 from metajax.errors import InputError
@@ -96,7 +96,7 @@ def clips(
         ``x, corpus = clips("manifest", "new.csv")``
     """
     corpus = load(corpora.read(name, root, on_error=on_error, **options), settings, cache=cache, on_error=on_error)
-    return _normalized(corpus.features), corpus
+    return normalized(corpus.features), corpus
 
 
 def names_of(words: Words, split: str, column: str) -> list[str]:
@@ -162,7 +162,7 @@ def prepared(
     change = augment(strengths, words.noise) if augmentation else None
 
     def prepare(x: Float[Array, "n time mel"], key: KeyArray) -> Float[Array, "n time mel"]:
-        return _normalized(x if change is None else change(x, key))
+        return normalized(x if change is None else change(x, key))
 
     return prepare
 
@@ -181,10 +181,5 @@ def embedded(words: Words, split: str, embed: Callable[[Float[Array, "n time mel
     chosen, columns = np.flatnonzero(getattr(words.splits, split)), words.corpus.columns
     each = hoisted(lambda x: jax.lax.map(lambda one: embed(one[None])[0], x, batch_size=256))
     z = each(words.corpus.features[chosen])
-    return partial(
-        episodes, z, columns["label"][chosen], columns["speaker"][chosen], name=f"{words.corpus.name} ({split})"
-    )
-
-
-def _normalized(x: Float[Array, "n time mel"]) -> Float[Array, "n time mel"]:
-    return jax.vmap(lambda clip: normalize(clip, "mean_variance"))(x)
+    label, speaker = (columns[name][chosen] for name in ("label", "speaker"))
+    return partial(episodes, z, label, speaker, name=f"{words.corpus.name} ({split})")

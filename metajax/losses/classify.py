@@ -60,9 +60,8 @@ def check_labels(labels: Int[Array, " n"], classes: int, of: str = "") -> bool:
         return True
     values = np.asarray(labels)
     if (wrong := (values < -1) | (values >= classes)).any():
-        raise InputError(
-            f"The labels{of} hold {values[wrong][0]}, expected 0..{classes - 1}, or -1 for an example without a label."
-        )
+        wanted = f"expected 0..{classes - 1}, or -1 for an example without a label"
+        raise InputError(f"The labels{of} hold {values[wrong][0]}, {wanted}.")
     return bool((values >= 0).any())
 
 

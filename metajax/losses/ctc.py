@@ -125,9 +125,7 @@ def ctc(logits: Float[Array, "n time vocabulary"], y: Transcripts) -> tuple[Scal
     return loss, {"loss": loss}
 
 
-def spans(
-    logits: Float[Array, "n time vocabulary"],
-) -> tuple[Transcripts, Int[Array, "n time"], Int[Array, "n time"]]:
+def spans(logits: Float[Array, "n time vocabulary"]) -> tuple[Transcripts, Int[Array, "n time"], Int[Array, "n time"]]:
     """The most likely token of every frame, repetitions merged, blanks left out; and where each token is.
 
     Args:
@@ -145,10 +143,8 @@ def spans(
     after = jnp.where(changes[:, 1:], here + 1, best.shape[1])
     ends = jax.lax.cummin(after, axis=1, reverse=True)
     order = jnp.argsort(~kept, axis=1, stable=True)
-    found = (
-        jnp.take_along_axis(jnp.where(kept, a, 0), order, 1) for a in (best, jnp.broadcast_to(here, best.shape), ends)
-    )
-    tokens, first, last = found
+    each = best, jnp.broadcast_to(here, best.shape), ends
+    tokens, first, last = (jnp.take_along_axis(jnp.where(kept, a, 0), order, 1) for a in each)
     return Transcripts(tokens, kept.sum(1)), first, last
 
 

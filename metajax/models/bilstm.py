@@ -6,14 +6,7 @@ from jaxtyping import Array
 
 from metajax.errors import InputError
 from metajax.losses.ctc import blank_after
-from metajax.models.frames import (
-    FrameNormalization,
-    Inputs,
-    check_normalization,
-    frame_norm,
-    frames_of,
-    quarter_rate,
-)
+from metajax.models.frames import FrameNormalization, Inputs, check_normalization, frame_norm, frames_of, quarter_rate
 from metajax.models.model import Model, from_linen
 from metajax.models.recurrent import Recurrent
 

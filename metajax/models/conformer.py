@@ -45,9 +45,8 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "n time features"], lengths: Int[Array, " n"]) -> Array:
         (n, time, features), x = x.shape, frame_norm(x, self.normalization, "norm")
-        q, k, v = (
-            nn.Dense(features, name=name)(x).reshape(n, time, self.heads, -1) for name in ("query", "key", "value")
-        )
+        each = [nn.Dense(features, name=name)(x) for name in ("query", "key", "value")]
+        q, k, v = (a.reshape(n, time, self.heads, -1) for a in each)
         scores = jnp.einsum("nqhd,nkhd->nhqk", _turned(q), _turned(k)) / (features // self.heads) ** 0.5
         scores = jnp.where((jnp.arange(time) < lengths[:, None])[:, None, None], scores, _FAR)
         x = jnp.einsum("nhqk,nkhd->nqhd", jax.nn.softmax(scores), v).reshape(n, time, features)

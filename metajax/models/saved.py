@@ -17,10 +17,11 @@ from metajax import checkpoint, core, runs
 from metajax.algorithms.parts import context, film, lhuc, lora, only
 from metajax.algorithms.rules import rates
 from metajax.core import Batch, Error, Learner, Phi, Theta, Utterances
+from metajax.data.augment import normalized
 from metajax.data.buckets import run_in_buckets
 from metajax.data.decode import Heard, timed_text
 from metajax.data.features import FeatureSettings, check_settings
-from metajax.data.speech import Pieces, Speech, normalized
+from metajax.data.speech import Pieces, Speech
 from metajax.data.text import Vocabulary, read_vocabulary, write_vocabulary
 from metajax.errors import DivergedError, InputError
 from metajax.inner import Part, descent, everything, plain
@@ -151,9 +152,8 @@ def load_recogniser(folder: Path) -> Saved:
     listed = read_vocabulary(folder / "vocab.json", vocabulary.normalizer, vocabulary.unit)
     if listed != vocabulary:
         rows = zip([*listed.tokens, None], [*vocabulary.tokens, None], strict=False)
-        place, (one, other) = next(
-            ((i, row) for i, row in enumerate(rows) if row[0] != row[1]), (0, (listed.ids, vocabulary.ids))
-        )
+        differing = ((i, row) for i, row in enumerate(rows) if row[0] != row[1])
+        place, (one, other) = next(differing, (0, (listed.ids, vocabulary.ids)))
         raise InputError(f"{folder}: token {place} is {one!r} in vocab.json but {other!r} in {_FILE}, not the same.")
     x, key = jnp.zeros((1, 8, features.num_mels)), jax.random.key(0)
     like = jax.eval_shape(lambda: learner.init(init(key, x), key))

@@ -67,9 +67,7 @@ def whitened(model: Model | Pretrained, *, length: bool = False) -> Model:
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "*n features"]:
         mean, kernel = params["whitening"]["mean"], params["whitening"]["kernel"]
         if "adapter" in params["whitening"]:
-            raise InputError(
-                "params hold whitening.adapter, which this map does not read; choose the encoder's layers."
-            )
+            raise InputError("params hold whitening.adapter, which this map does not read; adapt the encoder's layers.")
         white = (model.apply(params["encoder"], x, key) - mean) @ kernel
         return white if length else unit(white)
 

@@ -10,7 +10,7 @@ from jaxtyping import Array, ArrayLike, Bool, Int, PyTree
 
 from metajax.core import Batch, Episode, KeyArray, Sampler
 from metajax.errors import InputError
-from metajax.tasks.episodes import check_column, count_clips, divided, episodes, pad
+from metajax.tasks.episodes import check_column, check_probability, count_clips, divided, episodes, pad
 
 
 class Items(NamedTuple):
@@ -171,8 +171,7 @@ def dropped(present: Bool[Array, "n modalities"], key: KeyArray, rate: float) ->
       >>> bool(here.any(1).all()), bool((~here).any())
       (True, True)
     """
-    if not 0 <= rate <= 1:
-        raise InputError(f"rate is {rate}, expected a probability.")
+    check_probability("rate", rate)
     draw = jax.random.uniform(key, present.shape)
     last = jnp.argmax(jnp.where(present, draw, -1.0), 1)
     return present & ((draw >= rate) | (jnp.arange(present.shape[1]) == last[:, None]))

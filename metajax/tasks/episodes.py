@@ -102,10 +102,8 @@ def episodes(
             priority = jnp.where(speakers == tables.members[who], priority, -1.0)
         if across == "speaker":
             half = (by_speaker >= jax.lax.top_k(by_speaker, query_speakers(num_speakers))[0][-1])[speakers]
-            best = [
-                jax.lax.top_k(jnp.where(half == side, priority, -1.0), count)
-                for side, count in ((False, shots), (True, queries))
-            ]
+            sides = ((False, shots), (True, queries))
+            best = [jax.lax.top_k(jnp.where(half == side, priority, -1.0), count) for side, count in sides]
             values, columns = (jnp.concatenate(pair, 1) for pair in zip(*best, strict=True))
         else:
             values, columns = jax.lax.top_k(priority, shots + queries)
@@ -138,9 +136,7 @@ def index_tables(
     name: str,
 ) -> Tables:
     """The tables behind `episodes`; a class with too few clips is left out with a warning. Arguments as there."""
-    for argument, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
-        if value < least:
-            raise InputError(f"{argument} is {value}, expected at least {least}.")
+    check_sizes(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
     if across not in ACROSS:
         raise InputError(f"across is {across!r}, expected one of {', '.join(ACROSS)}.")
     check_column("label", label)
@@ -181,10 +177,8 @@ def index_tables(
             f"the largest class has {most} clips, there are {len(members)} speakers."
         )
     if len(kept) < len(classes):
-        warnings.warn(
-            f"{name}: {len(classes) - len(kept)} of {len(classes)} classes have too few clips for {asked}.",
-            stacklevel=3,
-        )
+        few = len(classes) - len(kept)
+        warnings.warn(f"{name}: {few} of {len(classes)} classes have too few clips for {asked}.", stacklevel=3)
     rows = [rows[i] for i in kept]
     if across == "speaker":
         check_halves([local[row] for row in rows], len(members), ways, shots, queries, f"{name}: {asked}")
@@ -248,6 +242,19 @@ def count_clips(**trees: PyTree) -> int:
     return found.pop()[0]
 
 
+def check_sizes(**numbers: tuple[int, int]) -> None:
+    """Raise `InputError` for a number below the least that is given with it."""
+    for name, (value, least) in numbers.items():
+        if value < least:
+            raise InputError(f"{name} is {value}, expected at least {least}.")
+
+
+def check_probability(name: str, value: float) -> None:
+    """Raise `InputError` unless `value` is within 0..1."""
+    if not 0 <= value <= 1:
+        raise InputError(f"{name} is {value}, expected a probability.")
+
+
 def check_column(name: str, column: np.ndarray) -> None:
     """Raise `InputError` unless `column` holds whole numbers, 0 or more, or -1 where unknown."""
     if not np.issubdtype(column.dtype, np.integer):
@@ -289,8 +296,7 @@ def mixture(sample: Sampler, other: Sampler, share: float) -> Sampler:
     Raises:
       InputError: `share` is not a probability, or when called, the episodes' shapes or dtypes differ.
     """
-    if not 0 <= share <= 1:
-        raise InputError(f"share is {share}, expected a probability.")
+    check_probability("share", share)
 
     def mixed(key: KeyArray) -> Episode:
         ours, theirs = (jax.eval_shape(each, key) for each in (sample, other))

@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from metajax.core import Batch, Episode, KeyArray, Sampler
 from metajax.errors import InputError
-from metajax.tasks.episodes import check_column, count_clips, divided
+from metajax.tasks.episodes import check_column, check_sizes, count_clips, divided
 
 
 def groups(
@@ -47,9 +47,7 @@ def groups(
     Example:
       ``sample = groups(x, (), corpus.columns["speaker"], shots=5, queries=5)``
     """
-    for argument, value, least in (("shots", shots, 0), ("queries", queries, 1)):
-        if value < least:
-            raise InputError(f"{argument} is {value}, expected at least {least}.")
+    check_sizes(shots=(shots, 0), queries=(queries, 1))
     count_clips(x=x, y=y, group=group, apart=() if apart is None else apart)
     check_column("group", group)
     x, y = jax.tree.map(jnp.asarray, (x, y))

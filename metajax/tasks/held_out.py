@@ -41,9 +41,7 @@ def hold_out(
         if len(values) <= validation + test:
             what = "groups (speakers, drawers)" if known else "examples of a class"
             least = 2 + bool(shares[0])
-            raise InputError(
-                f"{name} has {len(values)} {what}, expected {least} or more, to hold some out of training."
-            )
+            raise InputError(f"{name} has {len(values)} {what}, expected {least} or more to hold some out of training.")
         parts = random_parts(values, (len(values) - validation - test, validation, test), seed)
         for mask, part in zip(masks, parts, strict=True):
             mask |= np.isin(group if known else index, part)

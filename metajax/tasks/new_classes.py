@@ -8,7 +8,7 @@ from jaxtyping import Array, Float, PyTree
 
 from metajax.core import Batch, Episode, KeyArray, Sampler
 from metajax.errors import InputError
-from metajax.tasks.episodes import count_clips
+from metajax.tasks.episodes import check_probability, count_clips
 
 
 def changed_classes(
@@ -37,7 +37,7 @@ def changed_classes(
     Example:
       ``sample = changed_classes(sample, lambda x, key: x[:, ::-1], ways=5)  # words backwards``
     """
-    _check(share)
+    check_probability("share", share)
 
     def changed(key: KeyArray) -> Episode:
         sample_key, pick_key, key = jax.random.split(key, 3)
@@ -78,7 +78,7 @@ def mixed_classes(sample: Sampler, ways: int, share: float = 0.5) -> Sampler:
     Example:
       ``sample = mixed_classes(episodes(..., ways=5, shots=1, queries=5), ways=5)``
     """
-    _check(share)
+    check_probability("share", share)
 
     def mixed(key: KeyArray) -> Episode:
         sample_key, pick_key, key = jax.random.split(key, 3)
@@ -108,8 +108,3 @@ def _where(new: Array, other: Batch, batch: Batch) -> Batch:
 
 def _wide(a: Array, like: Array) -> Array:
     return a.reshape(-1, *[1] * (like.ndim - 1))
-
-
-def _check(share: float) -> None:
-    if not 0 <= share <= 1:
-        raise InputError(f"share is {share}, expected a probability.")

@@ -8,32 +8,22 @@ from metajax.core import Batch, Episode, KeyArray, Labels, Sampler
 from metajax.tasks.episodes import divided
 
 
-def sinusoids(
-    shots: int,
-    queries: int,
-    *,
-    amplitude: tuple[float, float] = (0.1, 5.0),
-    phase: tuple[float, float] = (0.0, jnp.pi),
-    x: tuple[float, float] = (-5.0, 5.0),
-) -> Sampler:
-    """Regression of y = a sin(x - p), with amplitude, phase and x uniform: does a few-shot regressor adapt?
+def sinusoids(shots: int, queries: int) -> Sampler:
+    """Regression of y = a sin(x - p), a uniform in 0.1..5, p in 0..pi, x in -5..5: does a few-shot regressor adapt?
 
     Predicting 0 for all gives the mean squared error E[a^2] / 2 = 4.25; one sinusoid is known after a few shots.
 
     Args:
       shots: support points per task.
       queries: query points per task.
-      amplitude: range of a.
-      phase: range of p, in radians.
-      x: range of x.
 
     Returns:
       Episodes with x and y of shape `[shots, 1]` and `[queries, 1]`.
 
     Reference: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks", ICML 2017.
     """
-    low = jnp.array([amplitude[0], phase[0], *[x[0]] * (shots + queries)])
-    high = jnp.array([amplitude[1], phase[1], *[x[1]] * (shots + queries)])
+    low = jnp.array([0.1, 0.0, *[-5.0] * (shots + queries)])
+    high = jnp.array([5.0, jnp.pi, *[5.0] * (shots + queries)])
 
     def sample(key: KeyArray) -> Episode:
         # one call of the generator: each costs compile time

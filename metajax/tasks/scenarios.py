@@ -82,13 +82,8 @@ def scenarios(
             parts = jax.vmap(lambda start: looped(noises[kind], start, waves.shape[1]))(starts)
             return jax.vmap(add_noise, (0, 0, None, 0))(waves, parts, snr, lengths)
 
-        stages = (
-            reverberant,
-            noisy,
-            jax.vmap(lambda wave: band(wave, low, high, rate)),
-            jax.vmap(lambda wave: overdriven(wave, over)),
-        )
-        for chosen, stage in zip(on, stages, strict=True):
+        line, clipping = (jax.vmap(f) for f in (lambda w: band(w, low, high, rate), lambda w: overdriven(w, over)))
+        for chosen, stage in zip(on, (reverberant, noisy, line, clipping), strict=True):
             # zero past the end again: only the room, which looks back alone, may see anything else there
             waves = jnp.where(inside, jax.lax.cond(chosen, stage, lambda waves: waves, waves), 0)
         heard = log_mels(Utterances(waves, lengths), settings)

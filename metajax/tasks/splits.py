@@ -55,9 +55,8 @@ def check_disjoint(splits: Splits, column: Int[np.ndarray, " clips"], what: str,
         shared = shared[shared >= 0]  # -1 is unknown
         if len(shared):
             shown = ", ".join(names[v] if names else str(v) for v in shared[:3])
-            raise InputError(
-                f"{Splits._fields[i]} and {Splits._fields[j]} share {len(shared)} {what} ({shown}), expected none."
-            )
+            a, b = Splits._fields[i], Splits._fields[j]
+            raise InputError(f"{a} and {b} share {len(shared)} {what} ({shown}), expected none.")
 
 
 def divide(
@@ -216,13 +215,10 @@ def _official(
     """Speakers by the corpus's own split, None where it has none or shares speakers."""
     if "official_split" not in columns:
         return None
-    people = [
-        set(columns["speaker"][columns["official_split"] == names["official_split"].index(name)].tolist())
-        if name in names["official_split"]
-        else set()
-        for name in Splits._fields
-    ]
-    train, validation, test = people
+    people: dict[str, set[int]] = {name: set() for name in Splits._fields}
+    for i, name in enumerate(names["official_split"]):
+        people[name] = set(columns["speaker"][columns["official_split"] == i].tolist())
+    train, validation, test = (people[name] for name in Splits._fields)
     if train & validation or train & test or validation & test or not train or not validation | test:
         return None
     if not test:

@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, PyTree
 
 from metajax.core import Batch, Episode, KeyArray, Labels, Sampler
 from metajax.errors import InputError
-from metajax.tasks.episodes import count_clips, divided, episodes
+from metajax.tasks.episodes import check_sizes, count_clips, divided, episodes
 
 
 def umtra(
@@ -57,7 +57,7 @@ def umtra(
       >>> episode.support.x.shape, episode.query.y.episode.tolist()
       ((5, 98, 40), [0, 0, 1, 1, 2, 2, 3, 3, 4, 4])
     """
-    _check(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
+    check_sizes(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
     if (count := count_clips(x=x)) < ways:
         raise InputError(f"{name} has {count} clips, expected at least {ways}, one for each of the ways of a task.")
     x = jax.tree.map(jnp.asarray, x)
@@ -104,7 +104,7 @@ def cactus(
     Example:
       ``sample = with_inputs(cactus(x, partitions(vectors, 64, 8, seed=0), ways=5, shots=1, queries=5), augment(...))``
     """
-    _check(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
+    check_sizes(ways=(ways, 2), shots=(shots, 1), queries=(queries, 1))
     if np.ndim(clusters) != 2 or not len(clusters):
         raise InputError(f"{name}: clusters have shape {np.shape(clusters)}, expected [partitions, clips].")
     count = count_clips(x=x, clusters=clusters.T)
@@ -149,7 +149,7 @@ def partly_labelled(sample: Sampler, ways: int, shots: int) -> Sampler:
     Example:
       ``sample = partly_labelled(episodes(..., ways=5, shots=6, queries=5), ways=5, shots=1)``
     """
-    _check(ways=(ways, 2), shots=(shots, 1))
+    check_sizes(ways=(ways, 2), shots=(shots, 1))
 
     def partly(key: KeyArray) -> Episode:
         support, query = sample(key)
@@ -164,9 +164,3 @@ def partly_labelled(sample: Sampler, ways: int, shots: int) -> Sampler:
 
 def _rows(tree: PyTree, index: Int[Array, " n"]) -> PyTree:
     return jax.tree.map(lambda a: a[index], tree)
-
-
-def _check(**numbers: tuple[int, int]) -> None:
-    for name, (value, least) in numbers.items():
-        if value < least:
-            raise InputError(f"{name} is {value}, expected at least {least}.")

@@ -84,6 +84,7 @@ def test_arabic_reads_wav_and_flac(tmp_path):
     recordings = arabic.read(tmp_path)
     columns = ("label", "speaker", "official_split")
     assert rows(recordings, *columns) == [("stop", "00000001", "train"), ("go", "00000002", "validation")]
+    assert rows(arabic.read(tmp_path, parts=("validation",)), "label", "official_split") == [("go", "validation")]
     assert len(load(recordings, FeatureSettings(), cache=None, progress=False).features) == 2
     (tmp_path / "test.csv").write_text("file,class\nx,y\n")
     with pytest.raises(InputError, match="test.csv has no column 'speaker'"):

@@ -24,7 +24,7 @@ from metajax.data.corpora.kinds import recognise
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
-__all__ = ["READERS", "noise_files", "read", "recognise"]
+__all__ = ["READERS", "noise_files", "read", "recognise", "with_synthetic"]
 
 READERS: dict[str, Callable[..., Recordings]] = {
     "espeak": espeak.read,
@@ -86,6 +86,20 @@ def read(
             raise InputError(f"The corpus {name} takes no folder: its paths lie in root.")
         options["root"] = options.pop("folder")
     return READERS[name](root, **options)
+
+
+def with_synthetic(name: str, root: str | Path | None, clips_per_label: int) -> list[Recordings]:
+    """A corpus to test on, then synthetic speech to learn from, in none of its languages and in no Semitic one.
+
+    Args:
+        name, root: as of `read`.
+        clips_per_label: clips of each number by eSpeak NG; 0 for none, as for a corpus that is itself its speech.
+    """
+    found = [read(name, root)]
+    if clips_per_label and name != "espeak":
+        own = ("en",) if name in ("fsdd", "speech_commands") else ()
+        found.append(read("espeak", clips_per_label=clips_per_label, exclude=(*espeak.SEMITIC, *own)))
+    return found
 
 
 def noise_files(name: str, root: str | Path | None) -> list[Path]:

@@ -4,6 +4,7 @@ Licence: CC BY 4.0. Speakers: 30. Words: 40, named in English. Clips: 12,000 of 
 16 kHz WAV. Hours: 3.3. Official page: https://github.com/abdulkaderghandoura/arabic-speech-commands-dataset
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from metajax.data.corpora.files import audio_files, from_files, inside, read_table, tabulate
@@ -15,7 +16,7 @@ _LISTS = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 _COLUMNS = ("file", "class", "speaker")
 
 
-def read(root: str | Path) -> Recordings:
+def read(root: str | Path, *, parts: Sequence[str] = tuple(_LISTS)) -> Recordings:
     """Read the data set as it unpacks: the clips that train.csv, val.csv and test.csv list, those of them that exist.
 
     The columns are label (the word), speaker and official_split (the list); the lists share no speakers. A listed
@@ -23,6 +24,7 @@ def read(root: str | Path) -> Recordings:
 
     Args:
         root: the folder that holds the lists.
+        parts: whose lists are read, of train, validation and test.
 
     Raises:
         InputError: there are no lists, or one does not have the columns file, class and speaker, is cut short, or
@@ -30,8 +32,8 @@ def read(root: str | Path) -> Recordings:
     """
     root = Path(root)
     rows = []
-    for split, name in _LISTS.items():
-        path = root / name
+    for split in parts:
+        path = root / _LISTS[split]
         for line, row in read_table(path, _COLUMNS) if path.is_file() else ():
             if not all(row[column] for column in _COLUMNS):
                 raise InputError(f"{path}, line {line}: a value is missing, expected {_COLUMNS}")

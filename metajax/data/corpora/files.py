@@ -73,10 +73,8 @@ def index(values: Iterable[str | None], names: Sequence[str] | None = None) -> t
     values = [value if value is None else unicodedata.normalize("NFC", " ".join(value.split())) for value in given]
     if alike := len(set(given)) - len(set(values)):
         changed = next(old for old, new in zip(given, values, strict=True) if old != new)
-        warnings.warn(
-            f"{alike} names differ from others in spaces or Unicode form alone and count as these, e.g. {changed!r}.",
-            stacklevel=2,
-        )
+        told = f"{alike} names differ from others in spaces or Unicode form alone and count as these"
+        warnings.warn(f"{told}, e.g. {changed!r}.", stacklevel=2)
     known = tuple(sorted({value for value in values if value is not None}) if names is None else names)
     position: dict[str | None, int] = {value: place for place, value in enumerate(known)} | {None: -1}
     return np.array([position[value] for value in values], np.int32), known

@@ -42,15 +42,7 @@ def read(root: str | Path) -> Recordings:
     label, take = np.array(digits, np.int32), np.array(takes, np.int32)
     speaker, speaker_names = index(speakers)
     official = np.where(take < _TEST_TAKES, SPLITS.index("test"), SPLITS.index("train")).astype(np.int32)
-    return from_files(
-        "fsdd",
-        paths,
-        {"label": label, "speaker": speaker, "take": take, "official_split": official},
-        {
-            "label": DIGITS,
-            "speaker": speaker_names,
-            "take": tuple(str(number) for number in range(take.max() + 1)),
-            "official_split": SPLITS,
-        },
-        texts=[DIGITS[int(digit)] for digit in digits],
-    )
+    columns = {"label": label, "speaker": speaker, "take": take, "official_split": official}
+    names = {"label": DIGITS, "speaker": speaker_names, "official_split": SPLITS}
+    names["take"] = tuple(str(number) for number in range(take.max() + 1))
+    return from_files("fsdd", paths, columns, names, texts=[DIGITS[int(digit)] for digit in digits])

@@ -82,9 +82,8 @@ def joined(
     """
     for name, (low, high), least in (("words", words, 1), ("gaps", gaps, -math.inf), ("levels", levels, -math.inf)):
         if not least <= low <= high:
-            raise InputError(
-                f"{name} is {(low, high)}, expected the lowest first{', 1 or more' if least == 1 else ''}."
-            )
+            more = ", 1 or more" if least == 1 else ""
+            raise InputError(f"{name} is {(low, high)}, expected the lowest first{more}.")
     label, speaker = recordings.columns["label"], recordings.columns["speaker"]
     known: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
     for clip, (one, who) in enumerate(zip(label, speaker, strict=True)):
@@ -133,10 +132,8 @@ def joined(
     if halves:
         columns["half"] = np.arange(len(plan), dtype=np.int32) % strings % 2
         names_of["half"] = ("first", "second")
-    names = tuple(
-        f"{recordings.name}:{recordings.names['speaker'][who]}:{i % strings}"
-        for i, who in enumerate(columns["speaker"])
-    )
+    people = [recordings.names["speaker"][who] for who in columns["speaker"]]
+    names = tuple(f"{recordings.name}:{name}:{i % strings}" for i, name in enumerate(people))
     return Recordings(f"{recordings.name}_joined", names, columns, names_of, texts, digest, read)
 
 

@@ -45,9 +45,8 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
     source = path / ("segments" if (path / "segments").is_file() else "wav.scp")
     rows = []
     for line, name, rest in _lines(source, 2):
-        row = Row(
-            source, line, {"path": files[name][1]} if source.name == "wav.scp" else _segment(source, line, rest, files)
-        )
+        whole = source.name == "wav.scp"
+        row = Row(source, line, {"path": files[name][1]} if whole else _segment(source, line, rest, files))
         if name not in texts:
             raise InputError(f"{row.where}: {name} has no line in {path / 'text'}.")
         row.values["text"] = texts.pop(name)[1]

@@ -23,10 +23,7 @@ from metajax.data.corpora.rows import KNOWN, OnError, Row, as_text, from_rows, j
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
-_DIALECTS: dict[str, dict[str, Any]] = {
-    ".csv": {},
-    ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE},
-}
+_DIALECTS: dict[str, dict[str, Any]] = {".csv": {}, ".tsv": {"delimiter": "\t", "quoting": csv.QUOTE_NONE}}
 _JSON_LINES = (".jsonl", ".ndjson")
 KINDS = (*_DIALECTS, *_JSON_LINES)
 _MISSING = ("", "NaN", "nan", "None", "<NA>", "NaT")

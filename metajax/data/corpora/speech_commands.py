@@ -12,10 +12,7 @@ from metajax.data.corpora.files import audio_files, from_files, read_text, tabul
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
-COUNTS = {
-    "v0.01": {"clips": 64_727, "labels": 30},
-    "v0.02": {"clips": 105_829, "labels": 35, "speakers": 2618},
-}
+COUNTS = {"v0.01": {"clips": 64_727, "labels": 30}, "v0.02": {"clips": 105_829, "labels": 35, "speakers": 2618}}
 _LISTS = {"validation": "validation_list.txt", "test": "testing_list.txt"}
 _FOLDERS = {"train": "train", "validation": "val", "test": "test"}
 

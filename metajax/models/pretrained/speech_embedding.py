@@ -7,6 +7,7 @@ from jaxtyping import Array, DTypeLike, Float, PyTree
 
 from metajax.conv import conv
 from metajax.core import KeyArray, Params
+from metajax.data.features import powers
 from metajax.data.speech_embedding import CONVOLUTIONS, read_speech_embedding
 from metajax.models.pretrained.layers import Encoded, Pretrained, samples_of
 from metajax.models.pretrained.layout import available
@@ -88,11 +89,7 @@ def convolved(
 
 def log_mel(wave: Float[Array, "n samples"]) -> Float[Array, "n time 32"]:
     """ln(mel + 0.001) of the magnitudes of every frame that lies within the wave."""
-    starts = HOP * np.arange(1 + (wave.shape[1] - WINDOW) // HOP)
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-    frames = wave[:, starts[:, None] + np.arange(WINDOW)] * hann.astype(wave.dtype)
-    spectrum = jnp.fft.rfft(frames, FFT)
-    power = spectrum.real**2 + spectrum.imag**2
+    power = powers(wave, WINDOW, HOP, FFT)
     magnitude = jnp.where(power > 0, jnp.sqrt(jnp.where(power > 0, power, 1)), 0)  # with a slope at 0
     return jnp.log(jnp.dot(magnitude, _bands().astype(wave.dtype), precision=jax.lax.Precision.HIGHEST) + 0.001)
 

@@ -212,12 +212,8 @@ def _positions(c: dict[str, Any], p: Params, x: Array, seen: Bool[Array, "n time
     else:  # weight normalisation: a length per tap
         length = jnp.sqrt(jnp.square(kernel).sum((1, 2), keepdims=True))
         kernel = kernel * (p["conv"]["gain"][:, None, None] / length)
-    y = conv(
-        {"kernel": kernel, "bias": p["conv"]["bias"]},
-        x,
-        pads=(taps // 2, taps // 2 - 1 + taps % 2),
-        groups=c["num_conv_pos_embedding_groups"],
-    )
+    around, groups = (taps // 2, taps // 2 - 1 + taps % 2), c["num_conv_pos_embedding_groups"]
+    y = conv({"kernel": kernel, "bias": p["conv"]["bias"]}, x, pads=around, groups=groups)
     return ACTIVATIONS[c["feat_extract_activation"]](y)
 
 

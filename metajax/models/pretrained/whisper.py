@@ -7,11 +7,10 @@ from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from metajax.core import Params
-from metajax.data.features import FeatureSettings, mel_filterbank
+from metajax.data.features import FeatureSettings, mel_filterbank, powers
 from metajax.errors import InputError
 from metajax.models.pretrained.layers import (
     ACTIVATIONS,
@@ -135,11 +134,8 @@ def log_mel(wave: Float[Array, "n samples"], num_mels: int, num_frames: int = 30
     if (rest := num_frames * HOP - wave.shape[1]) < 0:
         raise InputError(f"x has {wave.shape[1]} samples, expected at most {num_frames * HOP}.")
     around = jnp.pad(jnp.pad(wave, ((0, 0), (0, rest))), ((0, 0), (WINDOW // 2, WINDOW // 2)), mode="reflect")
-    hann = 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)
-    starts = HOP * np.arange(num_frames)[:, None]  # a last frame, centred on the end, is left out
-    spectrum = jnp.fft.rfft(around[:, starts + np.arange(WINDOW)] * hann.astype(wave.dtype))
+    power = powers(around, WINDOW, HOP, WINDOW)[:, :-1]  # a last frame, centred on the end, is left out
     filters = mel_filterbank(FeatureSettings(fft_size=WINDOW, num_mels=num_mels, low=0.0, high=8000.0))
-    power = spectrum.real**2 + spectrum.imag**2
     mel = jnp.dot(power, filters.astype(wave.dtype), precision=jax.lax.Precision.HIGHEST)
     log = jnp.log10(jnp.maximum(mel, 1e-10))
     return (jnp.maximum(log, log.max((1, 2), keepdims=True) - 8) + 4) / 4

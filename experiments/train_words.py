@@ -90,7 +90,7 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
     return x, columns, f"{len(np.unique(columns['label']))} synthetic words, clips: {counts}"
 
 
-def words(s: Settings, x: np.ndarray, columns: dict[str, np.ndarray]) -> Sampler:
+def words(s: Settings, x: jax.Array, columns: dict[str, np.ndarray]) -> Sampler:
     """Episodes of two clips of each word, in some of them one by a real speaker's voice and one by another."""
     sizes: dict[str, Any] = {"ways": s.ways, "shots": 1, "queries": 1, "name": "synthetic words"}
     label, real = columns["label"], columns["real"]
@@ -151,12 +151,12 @@ def run(s: Settings) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
     least = {"pseudowords": 0, "more": 1, "clips_per_label": 2, "taught": 2, "ways": 2, "width": 8, "episodes": 2}
-    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, **least)
+    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, **least)
     use_all_cores(s.cache / "compiled")
     checkpoint.make_folder(s.out.parent)
     x, columns, heard = synthetic(s)
     key, model = jax.random.key(s.seed), word_net(width=s.width)
-    sample = with_inputs(words(s, x, columns), distort)
+    sample = with_inputs(words(s, jnp.asarray(x), columns), distort)
     theta = {"params": recipes.fresh(model.init, sample, key), "scale": jnp.log(10.0)}
     print(f"{heard}; {sum(leaf.size for leaf in jax.tree.leaves(theta['params'])):,} parameters")
     theta, _ = recipes.trained_once(

@@ -3,14 +3,14 @@
     python experiments/train_words.py
     python experiments/train_words.py --arabic DIR --fsdd DIR --speech-commands DIR       # and tests it
 
-Trains a `word_net` on what eSpeak NG says in 106 languages: numbers and invented words, and, where it is installed, on
-what Festival's voices, pieces of real speakers, say in theirs. An outer step takes many words at a time, two clips of
-each by different voices, and asks which two belong together; each clip is stretched, shifted, warped, heard in a room,
-by another microphone and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word
-too, on other such words. Writes all with a card into one file; the one that comes with metajax is what
-`mj.models.words(encoder=False)` reads. The tests are of real words by unheard speakers, of whatever corpora are given;
-English digits are not among what it heard. Goes on where it stopped. 40 minutes of training on one CPU core, after a
-quarter of an hour, estimated, in which all is spoken.
+Trains a `word_net` on what eSpeak NG says in 106 languages: numbers and invented words, and, where they are installed,
+on what the voices of Festival and SVOX Pico, made from real speakers, say in theirs. An outer step takes two clips of
+each of many words by different voices, and asks which two belong together; in two of five steps one is by a real
+speaker's voice and one by eSpeak's. Each is stretched, shifted, warped, heard in a room, by another microphone and in
+noise. Then learns three numbers that turn cosines into probabilities, of no taught word too, on such words. Writes
+all with a card into one file; the one that comes with metajax is what `mj.models.words(encoder=False)` reads. The tests
+are of real words by unheard speakers, of whatever corpora are given; English digits are not among what it heard. Goes
+on where it stopped. 100 minutes of training on one CPU core, after 20, estimated, in which all is spoken.
 """
 
 import json
@@ -21,6 +21,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import checkpoint, embedded, recipes, runs
-from metajax.core import Apply, Episode, KeyArray, Objective, Theta
+from metajax.core import Apply, Episode, KeyArray, Objective, Sampler, Theta
 from metajax.data import augment as change
 from metajax.data import corpora
 from metajax.data.cache import default_folder
-from metajax.data.corpora import espeak, festival
+from metajax.data.corpora import espeak, festival, pico
 from metajax.data.corpus import Corpus, load
 from metajax.losses import classify
 from metajax.models.wordnet import FRONT_END, at_tempos, word_net
@@ -51,10 +52,11 @@ class Settings:
     pseudowords: int = 250  # invented words of each language that eSpeak NG reads them in
     clips_per_label: int = 6  # clips of each word, by different voices
     more: int = 1200  # invented words of each language that Festival reads, by eSpeak's voices and all of Festival's
-    festival: bool | None = None  # whether Festival's voices are heard, too; None: if it is installed
+    others: bool | None = None  # whether Festival and SVOX Pico are heard, too; None: each where it is installed
+    real: float = 0.4  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
     ways: int = 128  # words of an outer step
     width: int = 96  # channels of the network
-    seconds: float = 2400.0  # of training
+    seconds: float = 6000.0  # of training
     outer_steps: int | None = None  # a number of outer steps in place of them
     outer_rate: float = 2e-3
     taught: int = 5  # words of an episode when the three numbers are learned; as many others are asked for
@@ -70,20 +72,34 @@ class Settings:
 def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
     """Log-mels of all clips in half precision, their columns, and what they are."""
     heard = [espeak.read(pseudowords=s.pseudowords, clips_per_label=s.clips_per_label, seed=s.seed)]
-    if shutil.which("festival") if s.festival is None else s.festival:
+    if shutil.which("festival") if s.others is None else s.others:
         languages = festival.LANGUAGES
         heard.append(espeak.read(languages=languages, pseudowords=s.more, clips_per_label=3, seed=s.seed + 1))
         heard.append(festival.read(heard[-1].names["label"]))
+    if find_spec("ttspico") if s.others is None else s.others:
+        heard.append(pico.read(list(dict.fromkeys(label for one in heard for label in one.names["label"]))))
     loaded = [load(one, FRONT_END, cache=s.cache, on_error="skip") for one in heard]
-    columns = {}
+    names, columns = {}, {}
     for column in ("label", "speaker"):
-        names = np.concatenate([np.array(one.names[column])[one.columns[column]] for one in loaded])
-        columns[column] = np.unique(names, return_inverse=True)[1]
-        if column == "label":
-            columns["label"] = np.where(np.isin(names, list(ENGLISH)), -1, columns["label"])
+        names[column] = np.concatenate([np.array(one.names[column])[one.columns[column]] for one in loaded])
+        columns[column] = np.unique(names[column], return_inverse=True)[1]
+    columns["label"][np.isin(names["label"], list(ENGLISH))] = -1
+    columns["real"] = np.concatenate([np.full(len(one.features), one.name != "espeak", int) for one in loaded])
     x = np.concatenate([np.asarray(one.features, np.float16) for one in loaded])
     counts = ", ".join(f"{len(one.features)} by {len(one.names['speaker'])} voices of {one.name}" for one in loaded)
     return x, columns, f"{len(np.unique(columns['label']))} synthetic words, clips: {counts}"
+
+
+def words(s: Settings, x: jax.Array, columns: dict[str, np.ndarray]) -> Sampler:
+    """Episodes of two clips of each word, in some of them one by a real speaker's voice and one by another."""
+    sizes: dict[str, Any] = {"ways": s.ways, "shots": 1, "queries": 1, "name": "synthetic words"}
+    label, real = columns["label"], columns["real"]
+    drawn = episodes(x, label, columns["speaker"], **sizes, across="none")  # a word's clips have voices of their own
+    by_both = np.isin(label, np.intersect1d(label[real == 1], label[real == 0]))
+    if not s.real or not by_both.any():
+        return drawn
+    mixed = episodes(x, np.where(by_both, label, -1), real, **sizes, across="speaker")
+    return lambda key: jax.lax.cond(jax.random.uniform(jax.random.fold_in(key, 1)) < s.real, mixed, drawn, key)
 
 
 def distort(x: jax.Array, key: KeyArray) -> jax.Array:
@@ -135,14 +151,12 @@ def run(s: Settings) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
     least = {"pseudowords": 0, "more": 1, "clips_per_label": 2, "taught": 2, "ways": 2, "width": 8, "episodes": 2}
-    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, **least)
+    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, **least)
     use_all_cores(s.cache / "compiled")
     checkpoint.make_folder(s.out.parent)
     x, columns, heard = synthetic(s)
     key, model = jax.random.key(s.seed), word_net(width=s.width)
-    sizes: dict[str, Any] = {"shots": 1, "queries": 1, "across": "none"}  # a word's clips have voices of their own
-    drawn = episodes(x, columns["label"], columns["speaker"], ways=s.ways, **sizes, name="synthetic words")
-    sample = with_inputs(drawn, distort)
+    sample = with_inputs(words(s, jnp.asarray(x), columns), distort)
     theta = {"params": recipes.fresh(model.init, sample, key), "scale": jnp.log(10.0)}
     print(f"{heard}; {sum(leaf.size for leaf in jax.tree.leaves(theta['params'])):,} parameters")
     theta, _ = recipes.trained_once(

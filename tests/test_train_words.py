@@ -21,7 +21,7 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     )
     calibrated = train_words.embedded.calibrated
     monkeypatch.setattr(train_words.embedded, "calibrated", lambda *of: calibrated(*of[:2], 20, of[3]))
-    s = Settings(pseudowords=0, clips_per_label=3, festival=False, ways=8, width=8, outer_steps=2, taught=2,
+    s = Settings(pseudowords=0, clips_per_label=3, others=False, ways=8, width=8, outer_steps=2, taught=2,
                  cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
     train_words.run(s)
     with safetensors.safe_open(s.out, "numpy") as file:

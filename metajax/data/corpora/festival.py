@@ -12,12 +12,12 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import soundfile
@@ -31,6 +31,8 @@ from metajax.errors import InputError
 _CHUNK = 250  # words spoken by one process, which takes half a second to start
 _KEPT = 8  # of such chunks are held in memory at a time
 _LONGEST = 20.0  # seconds a word may take to be spoken
+
+Row: TypeAlias = tuple[str, str, str]  # label, speaker, language of a clip
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +82,7 @@ def read(labels: Sequence[str], *, workers: int | None = None) -> Recordings:
         raise InputError("Festival is not installed: the program 'festival' is not found.")
     told = subprocess.run([program, "--pipe"], input=b"(print (voice.list))", capture_output=True, check=False).stdout
     voices = [name for name in VOICES if name in told.decode("latin-1").replace("(", " ").replace(")", " ").split()]
-    rows: list[tuple[str, str, str]] = []
+    rows: list[Row] = []
     lost = 0
     for name in voices:
         for label in labels:
@@ -94,32 +96,53 @@ def read(labels: Sequence[str], *, workers: int | None = None) -> Recordings:
     logger.info(
         "Festival: %d voices, %d clips; left out: %d words with letters they lack", len(voices), len(rows), lost
     )
-    said: dict[str, Sequence[str | None]] = {
-        name: [row[i] for row in rows] for i, name in enumerate(("label", "speaker", "language"))
+    return said("festival", rows, _CHUNK, partial(_say, program), workers)
+
+
+def said(
+    name: str,
+    rows: Sequence[Row],
+    chunk: int,
+    say: Callable[[Sequence[Row]], list[np.ndarray | str]],
+    workers: int | None = None,
+    key: Sequence[Any] = (),
+) -> Recordings:
+    """List clips that another synthesiser than eSpeak NG says.
+
+    Args:
+        name: of the corpus.
+        rows: (label, speaker, language) of each clip, those of a speaker one after another.
+        chunk: clips, all of one speaker, that are spoken by one call.
+        say: rows -> trimmed waves at eSpeak's sample rate, or why there is none.
+        workers: calls at a time; None for one per core.
+        key: what else the samples depend on.
+    """
+    table: dict[str, Sequence[str | None]] = {
+        column: [row[i] for row in rows] for i, column in enumerate(("label", "speaker", "language"))
     }
-    columns, names = tabulate(said)
-    clip_names = tuple(f"festival:{row[1]}:{row[0]}" for row in rows)
+    columns, names = tabulate(table)
+    clip_names = tuple(f"{name}:{row[1]}:{row[0]}" for row in rows)
     pool = ThreadPoolExecutor(os.cpu_count() or 1 if workers is None else workers)
     starts = [0] + [i for i in range(1, len(rows)) if rows[i][1] != rows[i - 1][1]] + [len(rows)]
-    chunks = [range(k, min(k + _CHUNK, end)) for start, end in pairwise(starts) for k in range(start, end, _CHUNK)]
+    chunks = [range(k, min(k + chunk, end)) for start, end in pairwise(starts) for k in range(start, end, chunk)]
     home = {i: k for k, chunk in enumerate(chunks) for i in chunk}
 
     @lru_cache(_KEPT)  # clips are read a few at a time, most often one after the other
     def spoken(k: int) -> Future[list[np.ndarray | str]]:
-        return pool.submit(_say, program, rows[chunks[k][0]][1], [rows[i][0] for i in chunks[k]])
+        return pool.submit(say, [rows[i] for i in chunks[k]])
 
     def speak(indices: Sequence[int], sample_rate: int) -> list[np.ndarray | InputError]:
         waves = {k: spoken(k) for k in dict.fromkeys(home[i] for i in indices)}
         place = [(i, home[i]) for i in indices]
         return [espeak.finish(sample_rate, waves[k].result()[i - chunks[k][0]], clip_names[i]) for i, k in place]
 
-    return Recordings(
-        "festival", clip_names, columns, names, None, lambda: hashlib.sha256(repr(rows).encode()).hexdigest(), speak
-    )
+    digest = hashlib.sha256(repr([*rows, *key]).encode()).hexdigest()
+    return Recordings(name, clip_names, columns, names, None, lambda: digest, speak)
 
 
-def _say(program: str, voice: str, labels: Sequence[str]) -> list[np.ndarray | str]:
+def _say(program: str, rows: Sequence[Row]) -> list[np.ndarray | str]:
     """Trimmed waves at eSpeak's sample rate, or why there is none."""
+    voice, labels = rows[0][1], [row[0] for row in rows]
     with tempfile.TemporaryDirectory(prefix="festival-") as folder:
         paths = [Path(folder) / f"{i}.wav" for i in range(len(labels))]
         lines = [f"(voice_{voice})"]

@@ -18,7 +18,6 @@ from metajax.data.corpora.joined import joined
 from metajax.data.corpus import Recordings
 from metajax.data.speech import load_speech, normalized
 from metajax.models.saved import ERRORS, Way, adapting, judging, save_recogniser, trained_on
-from tests.conftest import OPTIMIZED
 
 RATE, NETWORK = 16000, {"width": 0.125, "num_layers": 1}
 WORDS = {"ab": 500.0, "c": 1200.0, "dé": 2600.0}  # tones, in Hz
@@ -53,6 +52,7 @@ def theta(tmp_path_factory):
     optimizer = optax.adam(1e-2)
     x = normalized(x)
 
+    @jax.jit
     def step(carry, _):
         params, state = carry
         rows = (jnp.arange(16) + 16 * state[0].count) % 64
@@ -62,8 +62,7 @@ def theta(tmp_path_factory):
         return (optax.apply_updates(params, updates), state), loss
 
     params = jax.jit(model.init)(jax.random.key(0), jax.tree.map(lambda a: a[:1], x))
-    run = jax.jit(lambda carry: jax.lax.scan(step, carry, length=200), compiler_options=OPTIMIZED)
-    (params, _), loss = run((params, optimizer.init(params)))
+    (params, _), loss = jax.lax.scan(step, (params, optimizer.init(params)), length=200)
     assert loss[-1] < 0.05
     save_recogniser(folder / "text", trained_on(known, NETWORK, {"params": params}, Way(rate=0.01, steps=1)))
     blind = trained_on(known, NETWORK, {"params": params}, Way("learned", "film", 0.1, 2, learned_rates=True))
@@ -108,8 +107,13 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(main, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("recognisers")
-def test_recordings_become_text_with_times_and_subtitles(main, theta, tmp_path):
+def test_a_trained_recogniser_transcribes_and_adapts(main, theta, tmp_path):
+    """One test, as else two workers would each train one."""
+    recordings_become_text_with_times_and_subtitles(main, theta, tmp_path)
+    recognisers_adapt_with_text_and_without(main, theta, tmp_path)
+
+
+def recordings_become_text_with_times_and_subtitles(main, theta, tmp_path):
     draw = np.random.default_rng(1)
     words = ["c", "ab", "dé", "ab", "ab", "c", "dé", "c"]
     wave = np.concatenate(
@@ -142,9 +146,7 @@ def test_recordings_become_text_with_times_and_subtitles(main, theta, tmp_path):
     assert code == 0 and (out / "short.srt").read_bytes() == before  # beam search hears the same
 
 
-@pytest.mark.slow
-@pytest.mark.xdist_group("recognisers")
-def test_recognisers_adapt_with_text_and_without(main, theta, tmp_path):
+def recognisers_adapt_with_text_and_without(main, theta, tmp_path):
     draw, lines = np.random.default_rng(2), ["path,text"]
     for i, words in enumerate((["c", "ab"], ["dé"], ["ab", "dé", "c"])):
         soundfile.write(tmp_path / f"{i}.wav", said(words, draw), RATE)

@@ -38,14 +38,13 @@ def main(tmp_path, monkeypatch):
     monkeypatch.setattr(script, "BATCH", 4)
     monkeypatch.setattr(script, "STEPS", (0, 1, 2))
     monkeypatch.setattr(script, "RATES", (0.1, 1.0))
-    monkeypatch.setattr(script, "SECONDS", (2.0, 3.0))
-    monkeypatch.setattr(script, "QUERIES", 2)
+    monkeypatch.setattr(script, "SECONDS", (3.0, 6.0))
     monkeypatch.setattr(script, "PARTS", {"all": mj.everything, "head": partial(mj.only, "head")})
     monkeypatch.setattr(script, "WAYS", {"text": ("head",), "pseudo-labels": ("all",)})
 
     def call(*argv: object, out: str = "out") -> int:
         places = ["--out", tmp_path / out, "--cache", tmp_path / "cache"]
-        sizes = ["--languages", "en-us", "de", "--utterances", "10", "--phrases", "150", "--outer-steps", "2"]
+        sizes = ["--languages", "en-us", "de", "--utterances", "10", "--phrases", "500", "--outer-steps", "2"]
         return runs.main(script.Settings, script.run, script.__doc__, [*map(str, places), *sizes, *map(str, argv)])
 
     return call
@@ -62,7 +61,7 @@ def test_what_cannot_be_run_is_refused(main, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_small_run_on_digits_and_on_voices(main, digits, tmp_path, capsys, monkeypatch):
+def test_a_small_run_on_digits_and_on_voices(main, digits, tmp_path, capsys):
     assert main("--fsdd", digits) == 0
     shown, out = capsys.readouterr().out, tmp_path / "out"
     results = json.loads((out / "results.json").read_text())
@@ -84,8 +83,6 @@ def test_a_small_run_on_digits_and_on_voices(main, digits, tmp_path, capsys, mon
     times = {path: path.stat().st_mtime_ns for path in (out / "cells").iterdir()}
     assert main("--fsdd", digits) == 0 and times == {path: path.stat().st_mtime_ns for path in times}
     assert all(text in shown for text in json.loads(next(iter(times)).read_text())["ways"]["text"]["texts"][0])
-    monkeypatch.setattr(script, "WAYS", {"text": ("head",)})
-    monkeypatch.setattr(script, "STARTS", ("joint",))
     assert main(out="voices") == 0  # without recordings: voices held out
     row = json.loads((tmp_path / "voices" / "results.json").read_text())["rows"][0]
     assert row["corpus"] == "voices" and len(row["ways"]["text"]["tasks"]) > 4 and "words" not in row["ways"]["text"]

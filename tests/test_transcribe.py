@@ -107,7 +107,13 @@ def test_what_cannot_be_is_refused_before_anything_is_computed(main, tmp_path):
 
 
 @pytest.mark.slow
-def test_recordings_become_text_with_times_and_subtitles(main, theta, tmp_path):
+def test_a_trained_recogniser_transcribes_and_adapts(main, theta, tmp_path):
+    """One test, as else two workers would each train one."""
+    recordings_become_text_with_times_and_subtitles(main, theta, tmp_path)
+    recognisers_adapt_with_text_and_without(main, theta, tmp_path)
+
+
+def recordings_become_text_with_times_and_subtitles(main, theta, tmp_path):
     draw = np.random.default_rng(1)
     words = ["c", "ab", "dé", "ab", "ab", "c", "dé", "c"]
     wave = np.concatenate(
@@ -140,8 +146,7 @@ def test_recordings_become_text_with_times_and_subtitles(main, theta, tmp_path):
     assert code == 0 and (out / "short.srt").read_bytes() == before  # beam search hears the same
 
 
-@pytest.mark.slow
-def test_recognisers_adapt_with_text_and_without(main, theta, tmp_path):
+def recognisers_adapt_with_text_and_without(main, theta, tmp_path):
     draw, lines = np.random.default_rng(2), ["path,text"]
     for i, words in enumerate((["c", "ab"], ["dé"], ["ab", "dé", "c"])):
         soundfile.write(tmp_path / f"{i}.wav", said(words, draw), RATE)

@@ -14,7 +14,7 @@ def test_a_table_and_a_picture_of_synthetic_words(tmp_path, capsys, monkeypatch)
     for name in ("pyopen_wakeword", "tflite", "espeakng_loader", "matplotlib"):
         pytest.importorskip(name, reason=f"{name} is of an extra")
     monkeypatch.setattr(words_table, "BATCH", 40)
-    small = "--ways 2 90 --shots 1 --noisy-shots 1 --snrs 0 --episodes 60 --clips 160"
+    small = "--ways 2 90 --shots 1 --noisy-shots 1 --snrs 0 --queries 1 --episodes 60 --clips 80"
     argv = [*small.split(), "--out", str(tmp_path / "out")]
     assert runs.main(Settings, words_table.run, words_table.__doc__, argv) == 0
     out = capsys.readouterr().out

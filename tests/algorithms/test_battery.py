@@ -327,7 +327,7 @@ def test_a_method_learns_what_tasks_share(name):
     step = mj.meta_step(built.algorithm.objective, optimizer, sample, TASKS)
     state = mj.init_state(theta_of(built, test), optimizer, 1000)
 
-    @partial(jax.jit, compiler_options=OPTIMIZED)
+    @partial(jax.jit, compiler_options=OPTIMIZED if name == "in_context" else None)
     def block(state, key):
         return jax.lax.scan(step, state, jax.random.split(key, 100))
 
@@ -341,17 +341,25 @@ def test_a_method_learns_what_tasks_share(name):
     for i in range(BLOCKS.get(name, 10)):
         state, metrics = block(state, jax.random.key(i))
         assert jnp.isfinite(metrics["loss"]).all(), i
+        if name == "joint":  # no adaptation: its corpus labels are learned, episode labels cannot be
+            found, least = metrics["accuracy"].mean(), 3 / CLASSES
+        else:
+            found, least = accuracy(state.theta, jax.random.key(5)), max(before + 0.08, LEAST.get(name, 0.4))
+        if i and found > least:  # far above what chance would give
+            break
     assert block._cache_size() == 1  # the same program for any data
-    after = accuracy(state.theta, jax.random.key(5))
-    if name == "joint":  # no adaptation: its corpus labels are learned, episode labels cannot be
-        assert metrics["accuracy"].mean() > 3 / CLASSES
-        return
-    assert after > max(before + 0.08, LEAST.get(name, 0.4)), (before, after)
+    assert found > least, (before, found)
 
 
-def trained(step, state, key, steps):
-    run = jax.jit(lambda s: jax.lax.scan(step, s, jax.random.split(key, steps)), compiler_options=OPTIMIZED)
-    return run(state)
+def trained(step, state, key, steps, enough):
+    """After as many blocks of 100 steps as it takes until `enough(state, metrics)`, at most `steps`; whether it was."""
+    run = jax.jit(lambda s, key: jax.lax.scan(step, s, jax.random.split(key, 100)))
+    for one in jax.random.split(key, steps // 100):
+        state, metrics = run(state, one)
+        assert jnp.isfinite(metrics["loss"]).all()
+        if enough(state, metrics):
+            return True
+    return False
 
 
 @pytest.mark.slow
@@ -364,9 +372,13 @@ def test_maml_learns_what_tasks_share_with_every_part(part, rate):
     optimizer = optax.adam(3e-3)
     step = mj.meta_step(built.algorithm.objective, optimizer, sample, TASKS)
     state = mj.init_state(theta_of(built, test), optimizer, 1000)
-    state, metrics = trained(step, state, KEY, 1000)
-    assert jnp.isfinite(metrics["loss"]).all()
-    assert metrics["accuracy"][-100:].mean() > metrics["accuracy"][:100].mean() + 0.08
+    found = []
+
+    def enough(_, metrics):
+        found.append(metrics["accuracy"].mean())
+        return found[-1] > found[0] + 0.08
+
+    assert trained(step, state, KEY, 1000, enough), found
 
 
 @pytest.mark.slow
@@ -376,8 +388,9 @@ def test_joint_training_on_labels_that_change_stays_at_chance():
     optimizer = optax.adam(3e-3)
     step = mj.meta_step(algorithm.objective, optimizer, blobs(WAYS, 1, 5), TASKS)
     state = mj.init_state(theta_of(built, test), optimizer, 500)
-    state, metrics = trained(step, state, KEY, 500)
-    assert abs(metrics["accuracy"][-100:].mean() - 1 / WAYS) < 0.03
+    found = []
+    trained(step, state, KEY, 500, lambda _, metrics: found.append(metrics["accuracy"].mean()))
+    assert abs(found[-1] - 1 / WAYS) < 0.03
 
 
 # proto_maml classifies; imaml's few steps do not reach the optimum of so ill-conditioned an inner problem
@@ -391,9 +404,14 @@ def test_a_gradient_method_learns_sinusoids(name):
     optimizer = optax.chain(optax.clip_by_global_norm(10.0), optax.adam(2e-3))
     state = mj.init_state(theta, optimizer, 1000)
     step = mj.meta_step(algorithm.objective, optimizer, sample, 10)
-    state, metrics = trained(step, state, jax.random.key(1), 1000)
-    assert jnp.isfinite(metrics["loss"]).all()
-    curve = mj.evaluate(algorithm.learner, squared_error, state.theta, sample, jax.random.key(2), 300, 3, chunk=300)[
-        "loss"
-    ].mean(0)
-    assert curve[-1] < 0.7 * curve[0] and curve[-1] < 2.5, curve
+
+    @jax.jit
+    def curve(theta):
+        key = jax.random.key(2)
+        return mj.evaluate(algorithm.learner, squared_error, theta, sample, key, 300, 3, chunk=300)["loss"].mean(0)
+
+    def enough(state, _):
+        found = curve(state.theta)
+        return found[-1] < 0.7 * found[0] and found[-1] < 2.5
+
+    assert trained(step, state, jax.random.key(1), 1000, enough), curve(state.theta)

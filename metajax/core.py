@@ -108,8 +108,8 @@ def adapt(
       phi after `num_steps` steps, and the probe's results stacked to `[num_steps + 1, ...]` (None without a probe).
 
     Raises:
-      InputError: `learner` or `support` is of another type, theta is a dict without `params`, `num_steps` is no whole
-        number, negative or beyond `learner.max_steps`, or `remat` is unknown.
+      InputError: `learner` or `support` is of another type, `num_steps` is no whole number, negative or beyond
+        `learner.max_steps`, or `remat` is unknown.
 
     Reference: Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016 (for "sqrt").
 
@@ -125,8 +125,6 @@ def adapt(
     """
     expected("learner", learner, Learner)
     expected("support", support, Batch)
-    if isinstance(theta, dict):
-        held(theta, "params")
     if not hasattr(num_steps, "__index__") or num_steps < 0:
         raise InputError(f"num_steps is {num_steps}, expected 0 or more adaptation steps.")
     if learner.max_steps is not None and num_steps > learner.max_steps:

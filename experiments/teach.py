@@ -5,9 +5,8 @@
     python experiments/teach.py --words DIR --save my.safetensors  # then --taught my.safetensors --stream a.wav, or mic
     python experiments/teach.py --web                          # a page in the browser, for this machine alone
 
-A word is the mean of its clips, of which the loudest second counts. What `--export` writes needs JAX alone: `p = jax.
-export.deserialize(bytearray(FILE.read())).call(x)`, x a clip as float32 [1, 20000], p by entry of FILE.json; FILE.adapt
-and FILE.predict learn other words, see `metajax.taught.exported`. 7 seconds.
+A word is the mean of its clips, of which the loudest second counts. What `--export` writes needs JAX alone: FILE knows
+these words, FILE.adapt and FILE.predict learn others, see `metajax.taught.exported`. 7 seconds.
 """
 
 import json
@@ -34,7 +33,6 @@ from metajax.taught import Known, Taught, exported, hearing, learned, listen
 
 RATE, CLIP, HOP, BLOCK = 16000, 20000, 1280, 125  # Hz; samples of a clip, to the next window; windows at a time
 KEPT = jax.tree.structure([Known(0, 0)] * 2)  # what was taught, of clips and of running audio
-Clips = list[tuple[str, str, np.ndarray]]  # word, name and wave
 Ear = tuple[models.Trained, Callable[[np.ndarray], jax.Array]]  # and what embeds waves [1, samples], compiled once
 
 
@@ -60,7 +58,7 @@ def clip(wave: np.ndarray, name: str) -> np.ndarray:
     return placed(wave, RATE, (CLIP - RATE) // 2, name).astype(np.float32)
 
 
-def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:
+def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:  # word, name and wave
     files = []
     for item in s.teach:
         word, _, paths = item.partition("=")
@@ -87,7 +85,7 @@ def ear(encoder: bool | None, spotting: bool) -> Ear:
     return trained, jax.jit(lambda x: trained.model.apply(trained.params, x))
 
 
-def learn(ear: Ear, clips: Clips) -> tuple[Taught, list[int]]:
+def learn(ear: Ear, clips: list[tuple[str, str, np.ndarray]]) -> tuple[Taught, list[int]]:
     """Words from their clips, and the clips that are too faint for running audio."""
     z = np.concatenate([ear[1](clip(wave, name)[None]) for _, name, wave in clips]).reshape(len(clips), -1)
     faint = np.flatnonzero(np.linalg.norm(z, axis=1) < ear[0].faint).tolist()
@@ -99,14 +97,15 @@ def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:  # wav
     return lambda x: heard(ear[1](x))
 
 
-def teach(ears: tuple[Ear, Ear], clips: Clips) -> list[Taught]:
+def teach(ears: tuple[Ear, Ear], clips: list[tuple[str, str, np.ndarray]]) -> list[Taught]:
     """Two words or more, for clips and for running audio; tells the time, without compiling."""
-    if (count := len({word for word, _, _ in clips})) < 2:
-        raise mj.InputError(f"{count} word(s) to teach, expected two or more, such as yes=yes.wav no=no.wav.")
+    words = {word for word, _, _ in clips}
+    if len(words) < 2 or "unknown" in words:
+        raise mj.InputError(f"{len(words)} word(s) to teach, expected two or more, none called unknown, as yes=a.wav.")
     (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
     begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
     spent = f"{len(clips)} clips in {1000 * (time.perf_counter() - begin):.0f} ms"
-    print(f"{count} words taught by {spent}: {', '.join(taught.words)}")
+    print(f"{len(words)} words taught by {spent}: {', '.join(taught.words)}")
     for word, name, _ in (clips[i] for i in faint):
         print(f"note: {name} of {word!r} holds little speech: expect false alarms, or record again", file=sys.stderr)
     return [taught, running]
@@ -156,7 +155,6 @@ def write(s: Settings, ear: Ear, taught: list[Taught], version: str) -> None:
         made = exported(ear[1], taught[0], ear[0].unknown, CLIP) | {".json": json.dumps([*words, "unknown"]).encode()}
         files |= {s.export.with_name(s.export.name + end): content for end, content in made.items()}
     for path, content in files.items():
-        checkpoint.make_folder(path.parent)
         checkpoint.write_bytes(path, content)
         print(f"{path}: {len(content) / 1024:.1f} KB")
 
@@ -167,6 +165,8 @@ def run(s: Settings) -> None:
         raise mj.InputError("web is given with other settings, expected host, port, encoder: the page teaches words.")
     if not 0 <= s.sure <= 1:
         raise mj.InputError(f"sure is {s.sure}, expected a probability.")
+    if there := [path for path in (s.save, s.export) if path and (path.exists() or s.save == s.export)]:
+        raise mj.InputError(f"{there[0]} would be overwritten, expected a new file for each of save and export.")
     if s.taught and (s.teach or s.words):
         raise mj.InputError("taught is given with words to teach, expected one of the two.")
     use_all_cores(default_folder() / "compiled")

@@ -190,7 +190,6 @@ def run(s: Settings) -> None:
         content = {"txt": heard.text + "\n", "srt": subtitles(heard.words)}
         content["json"] = json.dumps(told | report.environment(), ensure_ascii=False, indent=1) + "\n"
         for kind, file in files[path].items():
-            checkpoint.make_folder(s.out)
             checkpoint.write_text(file, content[kind])
     if failed:
         raise mj.InputError(f"{len(failed)} of {len(audio)} recordings are not transcribed: {' '.join(failed)}")

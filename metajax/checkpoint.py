@@ -117,7 +117,8 @@ def _is_key(leaf: Any) -> bool:
 
 
 def write_bytes(path: Path, content: bytes | bytearray) -> None:
-    """Write a file, whole or not at all; an `InputError` where it cannot be."""
+    """Write a file, whole or not at all, and the folders above it; an `InputError` where it cannot be."""
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         temporary.write_bytes(content)

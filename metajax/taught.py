@@ -83,7 +83,8 @@ def exported(
 ) -> dict[str, bytes]:
     """Programs that need JAX alone, by `jax.export`, for CPU and accelerators, by the end of their files' names.
 
-    Clips are float32 `[n, samples]`, probabilities p those of the words and, last, of none of them.
+    `jax.export.deserialize(bytearray(FILE.read())).call` is the function again. Clips are float32 `[n, samples]`,
+    probabilities p those of the words and, last, of none of them.
 
     Args:
       embed: clips to embeddings, with its parameters.

@@ -5,8 +5,7 @@
 
 Trains MAML, ProtoNet and jointly on all of a corpus; on fewer of its words, speakers or takes of each; and, with each
 remedy, on few words by few speakers. All are tested on the same words by the same people, none of them trained on, and
-on what they trained on, so that overfitting is seen. The networks have no dropout to try. Each cell is a file: the same
-command goes on. Without arguments: embedded synthetic speech.
+on what they trained on: overfitting is seen. Each cell is a file: the same command goes on. Without arguments: eSpeak.
 """
 
 import sys
@@ -33,10 +32,10 @@ from metajax.tasks.new_classes import changed_classes, mixed_classes
 from metajax.tasks.splits import counted, fewer
 
 KINDS = ("words", "speakers", "takes")  # as `fewer` takes them
-REMEDIES = ("none", "augmentation", "weight decay", "averaging", "mixed classes", "pitched classes",
+REMEDIES = ("none", "augmentation", "dropout", "weight decay", "averaging", "mixed classes", "pitched classes",
             "reversed classes", "head only", "synthetic too", "synthetic alone")  # fmt: skip
 MORE = {"espeak": {"languages": ("cs", "de", "fi", "fr", "id", "it", "ru", "sw", "tr", "vi"), "clips_per_label": 24}}
-AUGMENT, DECAY, AVERAGE = 0.5, 0.1, 0.98  # strengths of remedies; without them 0
+AUGMENT, DROPOUT, DECAY, AVERAGE = 0.5, 0.3, 0.1, 0.98  # strengths of remedies; without them 0
 PITCHED = augment(Augmentation(*[0] * len(Augmentation()))._replace(warp=0.35))
 
 
@@ -83,8 +82,8 @@ def wanted(s: Settings, most: dict[str, int]) -> Iterator[Cell]:
     for seed, method in product(s.seeds, s.methods):
         whole = Cell(method, "none", 0, 0, 0, seed)
         yield from (whole._replace(**size) for size in sizes)
-        left = REMEDIES[4:] if methods.METHODS[method].kind == "joint" else ()  # which has classes of the corpus alone
-        left += (REMEDIES[8:] if s.corpus == "espeak" else ()) + (() if method == "maml" else ("head only",))
+        left = REMEDIES[5:] if methods.METHODS[method].kind == "joint" else ()  # which has classes of the corpus alone
+        left += (REMEDIES[9:] if s.corpus == "espeak" else ()) + (() if method == "maml" else ("head only",))
         few = whole._replace(words=less["words"][0], speakers=less["speakers"][0])
         yield from (few._replace(remedy=one) for one in REMEDIES if one in ("none", *s.remedies) and one not in left)
 
@@ -107,14 +106,15 @@ def run_cell(s: Settings, cell: Cell, task: words.Words, spoken: Any) -> dict[st
     jax.clear_caches()
     task = task._replace(splits=task.splits._replace(train=fewer(task.corpus.columns, task.splits.train, *cell[2:])))
     method = methods.METHODS["anil" if cell.remedy == "head only" else cell.method]
-    net, classes = models.network(width=s.width), len(words.names_of(task, "train", "label"))
+    net = partial(models.tcresnet8, normalization="group", width=s.width)
+    classes, dropped = len(words.names_of(task, "train", "label")), DROPOUT if cell.remedy == "dropout" else 0.0
     test = words.sampler(task, "test", ways=s.ways, shots=s.shots, queries=s.queries)
     x, (init_key, key) = jax.eval_shape(test, jax.random.key(0)).support.x, jax.random.split(jax.random.key(cell.seed))
     build = partial(methods.build, method, ways=s.ways, train_ways=s.train_ways, classes=classes, num_steps=s.num_steps)
-    built, gradient = build(net, x), method.kind == "gradient"
+    built, gradient = build(partial(net, dropout=dropped), x), method.kind == "gradient"
     theta = run_once(built.algorithm.learner.init, recipes.fresh(built.model.init, test, init_key), init_key)
     z = jax.eval_shape(net(None).apply, theta["params"], x)
-    learner = built.tested if gradient else build(lambda _: models.identity(), z).tested
+    learner = build(net, x).tested if gradient else build(lambda _: models.identity(), z).tested
     run = methods.curves(lambda _: learner, built.num_steps)  # at the inner rate of training, as nothing validates
     curve: list[dict[str, Any]] = []
 

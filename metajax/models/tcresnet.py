@@ -15,6 +15,7 @@ class TCResNet8(nn.Module):
     normalization: Normalization
     width: float
     pooled: bool = True
+    dropout: float = 0.0
 
     @nn.compact
     def __call__(self, x: Float[Array, "n time mel"]) -> Array:
@@ -31,6 +32,7 @@ class TCResNet8(nn.Module):
             x = jax.nn.relu(norm(Conv(features, (1,), 2, name=f"short{i}")(x), f"{i}s"))
             x = jax.nn.relu(y + x)
         x = x.mean(1) if self.pooled else x
+        x = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(x)
         return x if self.num_outputs is None else nn.Dense(self.num_outputs, name="head")(x)
 
 
@@ -40,6 +42,7 @@ def tcresnet8(
     normalization: Normalization = "transductive",
     width: float = 1.0,
     pooled: bool = True,
+    dropout: float = 0.0,
 ) -> Model:
     """TC-ResNet8 (65 k parameters at width 1) on log-mels `[n, time, mel]`.
 
@@ -51,6 +54,8 @@ def tcresnet8(
       normalization: one of `transductive`, `support`, `group`, `layer`; see `Norm`.
       width: multiplies the channels 16, 24, 32, 48.
       pooled: over time; else an output for every 8 frames, `[n, time / 8, ...]` rounded up.
+      dropout: probability that a feature of the embedding is dropped, where `apply` has a key, as in training. The
+        parameters are the same without, so that a model without recognises.
 
     Returns:
       The model.
@@ -60,4 +65,4 @@ def tcresnet8(
 
     Reference: Choi et al., "Temporal Convolution for Real-time Keyword Spotting on Mobile Devices", Interspeech 2019.
     """
-    return from_linen(TCResNet8(num_outputs, normalization, width, pooled))
+    return from_linen(TCResNet8(num_outputs, normalization, width, pooled, dropout))

@@ -424,3 +424,19 @@ def test_parameters_of_another_model_get_one_sentence(unchecked):
     for width in (0, 3):
         with pytest.raises(InputError, match=f"width is {width}, expected an even number"):
             bilstm(3, width=width)
+
+
+def test_dropout_takes_features_of_the_embedding_where_there_is_a_key():
+    (x, key), plain, dropped = (
+        (normal(6, 20, 5), jax.random.key(0)),
+        tcresnet8(width=0.5),
+        tcresnet8(width=0.5, dropout=0.4),
+    )
+    params = plain.init(key, x)
+    assert_close(dropped.init(key, x), params, 0)
+    whole, some = plain.apply(params, x, key), dropped.apply(params, x, key)
+    assert_close(dropped.apply(params, x), whole, 0)
+    gone = np.asarray((some == 0) & (whole != 0))
+    assert_close(jnp.where(gone, 0, whole / 0.6), some, 1e-6)
+    assert 0.25 < gone[np.asarray(whole) != 0].mean() < 0.55
+    assert differs(some, dropped.apply(params, x, jax.random.key(1)), 1e-3)

@@ -24,6 +24,7 @@ from metajax.names import named
 from metajax.parallel import copied, hoist, hoisted, task_mean
 
 Schedule = Callable[[Array], Array]  # of the share of the outer steps that is done, 0..1
+_TOGETHER, _BYTES = 8, 2**24  # outer steps on episodes from the host in one call, and these in bytes, at most
 
 
 class Average(NamedTuple):
@@ -227,18 +228,20 @@ def in_phases(phases: Sequence[tuple[float, OuterStep]]) -> OuterStep:
     return step
 
 
-def block_of(step: OuterStep, key: KeyArray) -> Callable[[MetaState, Array], tuple[MetaState, Metrics]]:
-    """`(state, count) -> (state, mean metrics)`: so many outer steps in one compiled call, which donates the state.
+def block_of(step: OuterStep, key: KeyArray) -> Callable[..., tuple[MetaState, Metrics]]:
+    """`(state, count, *items) -> (state, mean metrics)`: so many outer steps in one call, which donates the state.
 
     The key of an outer step depends on its number alone, so that a resumed run takes the steps of an uninterrupted one.
+    Items, where the step takes any, have the leading axis outer steps, of which the first `count` are taken.
     """
 
     @partial(hoisted, donate=(0,))
-    def block(state: MetaState, count: Int[Array, ""]) -> tuple[MetaState, Metrics]:
-        consts, one, (_, shapes) = hoist(lambda state: step(state, jax.random.fold_in(key, state.count)), state)
+    def block(state: MetaState, count: Int[Array, ""], *items: PyTree) -> tuple[MetaState, Metrics]:
+        keyed = lambda state, *of: step(state, *of, jax.random.fold_in(key, state.count))  # noqa: E731
+        consts, one, (_, shapes) = hoist(keyed, state, *jax.tree.map(lambda a: a[0], items))
 
-        def add(_: Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
-            state, metrics = one(consts, carry[0])
+        def add(i: Array, carry: tuple[MetaState, Metrics]) -> tuple[MetaState, Metrics]:
+            state, metrics = one(consts, carry[0], *jax.tree.map(lambda a: a[i], items))
             return state, jax.tree.map(jnp.add, carry[1], metrics)
 
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -251,39 +254,40 @@ def block_of(step: OuterStep, key: KeyArray) -> Callable[[MetaState, Array], tup
 def streamed_block_of(
     step: OuterStep, key: KeyArray, episodes: Iterator[PyTree]
 ) -> Callable[[MetaState, Array], tuple[MetaState, Metrics]]:
-    """As `block_of`, on episodes from the host, an outer step each, the next one prepared while a step runs.
+    """As `block_of`, on episodes from the host, a few outer steps in one call, which the next ones are read during.
 
     Raises:
       InputError: when called, the iterator ends early, or its episodes change in shape.
     """
-
-    @partial(hoisted, donate=(0,))
-    def one(state: MetaState, items: PyTree) -> tuple[MetaState, Metrics]:
-        return step(state, items, jax.random.fold_in(key, state.count))
-
+    run = block_of(step, key)
     first: dict[str, Any] = {}  # shapes and types of the first episodes, by name
 
-    def added(total: Any, metrics: Any) -> Any:
-        there = jax.tree.map(np.asarray, metrics)  # an operation of JAX would wait for the step under way
-        return there if total is None else jax.tree.map(np.add, total, there)
+    def following(state: MetaState, ahead: int) -> PyTree:
+        items, at = next(episodes, None), lambda: int(state.count) + ahead + 1
+        if items is None:
+            raise InputError(f"episodes ended before outer step {at()} of {int(state.total)}.")
+        kinds = {name: f"{jnp.result_type(a)}{list(np.shape(a))}" for name, a in named(items).items()}
+        first.update({} if first else kinds)
+        if odd := [name for name in first | kinds if kinds.get(name) != first.get(name)]:
+            now, then = (shapes.get(odd[0], "nothing") for shapes in (kinds, first))
+            raise InputError(f"episodes hold {now} in {odd[0]} at outer step {at()}, expected {then}, as at first.")
+        return items
 
     def block(state: MetaState, count: Array) -> tuple[MetaState, Metrics]:
-        total, metrics = None, None
-        for _ in range(int(count)):
-            try:
-                items = next(episodes)
-            except StopIteration:
-                at = int(state.count) + 1
-                raise InputError(f"episodes ended before outer step {at} of {int(state.total)}.") from None
-            kinds = {name: f"{jnp.result_type(a)}{list(np.shape(a))}" for name, a in named(items).items()}
-            first.update({} if first else kinds)
-            if odd := [name for name in first | kinds if kinds.get(name) != first.get(name)]:
-                now, then = (shapes.get(odd[0], "nothing") for shapes in (kinds, first))
-                at = int(state.count) + 1
-                raise InputError(f"episodes hold {now} in {odd[0]} at outer step {at}, expected {then}, as at first.")
-            before, (state, metrics) = metrics, one(state, items)
-            total = total if before is None else added(total, before)  # so at most two steps are under way
-        return state, jax.tree.map(lambda a: a / count, added(total, metrics))
+        left, steps, means = int(count), list[int](), list[Metrics]()
+        while left:
+            items = [following(state, 0)]
+            sizes = [a.nbytes if isinstance(a, np.ndarray) else _BYTES for a in jax.tree.leaves(items)]
+            most = max(1, min(_TOGETHER, _BYTES // max(sum(sizes), 1)))
+            items += [following(state, ahead) for ahead in range(1, min(most, left))]
+            # all calls have one shape, thus one program; what fills up the last of a block is not looked at
+            filled = [*items, *[items[-1]] * (most - len(items))]
+            stacked = jax.tree.map(lambda *a: np.stack(a) if len(a) > 1 else jnp.expand_dims(a[0], 0), *filled)
+            state, metrics = run(state, jnp.int32(len(items)), stacked)
+            left, steps, means = left - len(items), [*steps, len(items)], [*means, metrics]
+            jax.block_until_ready(means[-2:-1])  # so at most two calls are under way
+        mean = lambda *a: sum(n * np.asarray(b) for n, b in zip(steps, a, strict=True)) / count  # noqa: E731
+        return state, jax.tree.map(mean, *means)
 
     return block
 

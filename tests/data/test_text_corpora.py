@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -242,6 +243,21 @@ def test_a_folder_with_a_manifest_alone(tmp_path):
     assert corpora.read("auto", tmp_path).texts == ("go", "no")
 
 
+@pytest.mark.parametrize("kind", [nemo, lhotse, speechbrain], ids=lambda kind: kind.__name__)
+def test_the_only_list_of_a_folder_is_found_and_of_several_none(tmp_path, kind):
+    path, texts, _ = kind(tmp_path)
+    other = {"recordings.jsonl": lines({"id": "a", "sources": []}), "config.json": '{\n"a": 1\n}', "x.csv": "a,b\n"}
+    write(tmp_path, other | {"notes.txt": "path"})
+    (tmp_path / "latin.csv").write_bytes(b"\xe9\n")
+    assert recognise(tmp_path) == kind.__name__
+    for name in ("auto", kind.__name__):
+        assert list(corpora.read(name, tmp_path).texts) == texts
+    write(tmp_path, {"dev.csv": "path,text\n"})
+    found = ", ".join(sorted([f"{path.name} ({kind.__name__})", "dev.csv (manifest)"]))
+    with pytest.raises(InputError, match=f"holds 2 lists, expected the path of one of them: {re.escape(found)}.$"):
+        corpora.read("auto", tmp_path)
+
+
 @pytest.mark.parametrize("kind", [k for k in KINDS if k is not common_voice], ids=lambda kind: kind.__name__)
 def test_missing_files_are_told_or_left_to_load(tmp_path, kind):
     path, texts, _ = kind(tmp_path)
@@ -389,8 +405,9 @@ def test_what_is_for_no_reader(tmp_path):
     write(tmp_path, {"x.csv": "file,words\na,b\n", "y.txt": "path\n", "list.csv": "path,text\na,b\n"})
     with pytest.raises(InputError, match=r"x.csv is for no reader: its fields are file, words, expected .*nemo"):
         recognise(tmp_path / "x.csv")
-    with pytest.raises(InputError, match="is for no reader, expected a folder such as one of kaldi"):
-        recognise(tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="is for no reader, expected a list in it or a folder such as kaldi"):
+        recognise(tmp_path / "empty")
     with pytest.raises(InputError, match="does not exist"):
         recognise(tmp_path / "absent")
     assert recognise(tmp_path / "list.csv") == "manifest"

@@ -20,7 +20,7 @@ from metajax.data.corpora import (
     speechbrain,
     timit,
 )
-from metajax.data.corpora.kinds import recognise
+from metajax.data.corpora.kinds import located, recognise
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -45,6 +45,7 @@ READERS: dict[str, Callable[..., Recordings]] = {
 _SPOKEN = ("espeak", "espeak_phrases")  # which read no folder
 _WORDS = ("espeak", "fsdd", "arabic", "speech_commands")  # whose readers take no on_error
 _LISTS = ("manifest", "nemo", "kaldi", "lhotse", "speechbrain")  # whose paths may be of another folder
+_FILES = ("manifest", "nemo", "lhotse", "speechbrain")  # which read a list, or the only one in a folder
 _NOISE: dict[str, Callable[[str | Path], list[Path]]] = {
     "arabic": arabic.noise_files,
     "speech_commands": speech_commands.noise_files,
@@ -58,7 +59,7 @@ def read(
 
     Args:
         name: one of `READERS`; "auto" for the one that `recognise` finds.
-        root: the corpus's folder, or the list's file; None where eSpeak NG speaks the clips.
+        root: the corpus's folder, the list's file or a folder that holds no other; None where eSpeak NG speaks.
         on_error: "skip" leaves missing files of a list to `load(..., on_error="skip")`.
         options: further arguments of the reader, e.g. `languages` of espeak; of a list `folder`, which its paths are
             relative to and must lie in.
@@ -69,8 +70,9 @@ def read(
     Example:
         ``recordings = read("espeak", languages=["de", "sw"])``
     """
-    if name == "auto" and root is not None:
-        name = recognise(root)
+    if root is not None and (name == "auto" or (name in _FILES and Path(root).is_dir())):
+        found, root = located(root)
+        name = found if name == "auto" else name
     if name not in (*READERS, "auto"):
         raise InputError(f"The corpus is {name!r}, expected one of {', '.join(READERS)}.")
     if name in _SPOKEN:

@@ -11,33 +11,53 @@ from metajax.errors import InputError
 
 
 def recognise(path: str | Path) -> str:
-    """The name of the reader in `READERS` for a folder or a list, by what it holds.
-
-    Args:
-        path: a folder as it unpacks, or a CSV, TSV or JSON lines file.
-
-    Raises:
-        InputError: it is not there, or is for no reader; tells what was looked for.
+    """The name of the reader in `READERS` for a folder or a list, by what it holds; see `located`.
 
     Example:
         ``recordings = read(recognise(root), root)``
+    """
+    return located(path)[0]
+
+
+def located(path: str | Path) -> tuple[str, Path]:
+    """The name of the reader for a folder or a list, and what it reads: of a folder maybe the only list in it.
+
+    Args:
+        path: a folder as it unpacks or that holds one list, or a CSV, TSV or JSON lines file.
+
+    Raises:
+        InputError: it is not there, is for no reader, or holds several lists; tells what was looked for.
     """
     path = Path(path)
     if path.is_dir():
         for name, told in _FOLDERS.items():
             if told(path):
-                return name
-        raise InputError(f"{path} is for no reader, expected a folder such as one of {', '.join(_FOLDERS)}.")
+                return name, path
+        lists = {file: kind for file in sorted(path.iterdir()) if file.is_file() and (kind := _kind(file))}
+        if len(lists) > 1:
+            named = ", ".join(f"{file.name} ({name})" for file, name in lists.items())
+            raise InputError(f"{path} holds {len(lists)} lists, expected the path of one of them: {named}.")
+        for file, name in lists.items():
+            return name, file
+        raise InputError(f"{path} is for no reader, expected a list in it or a folder such as {', '.join(_FOLDERS)}.")
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected a corpus: a folder or a list.")
-    fields, kind = _fields(path), path.suffix.lower()
-    for name, (needed, kinds) in _LISTS.items():
-        if set(needed) <= fields and kind in kinds:
-            return name
+    fields, suffix = _fields(path), path.suffix.lower()
+    for name, (needed, suffixes) in _LISTS.items():
+        if set(needed) <= fields and suffix in suffixes:
+            return name, path
     raise InputError(
         f"{path} is for no reader: its fields are {', '.join(sorted(fields)) or 'none'}, expected "
         + "; ".join(f"{', '.join(needed)} ({name})" for name, (needed, _) in _LISTS.items())
     )
+
+
+def _kind(file: Path) -> str | None:
+    """The reader for a file of a folder; None where it is no list, whatever is wrong with it."""
+    try:
+        return located(file)[0] if file.suffix.lower() in (".csv", ".tsv", *_JSON) else None
+    except InputError:
+        return None
 
 
 def _fields(path: Path) -> set[str]:

@@ -2,16 +2,17 @@
 
     python experiments/test_time_adaptation.py
     python experiments/test_time_adaptation.py --corpus arabic --root DIR --out runs/blind_arabic
+    python experiments/test_time_adaptation.py --corpus auto --root DIR --out runs/blind_sentences
     python experiments/test_time_adaptation.py --shots 4 --arms SUTA "SUTA, meta-learned" fine-tuned Meta-SGD --out DIR
 
-Strings of joined digits are heard in scenarios: rooms, noises, telephone lines, clipping. A task is one utterance in
-one scenario, which the recogniser adapts to and then recognises; the next begins anew. With `--shots` it adapts to
-others of the same speaker in the same scenario, whose text some arms have. A small Conformer learns jointly in
-scenarios of training. From there every arm goes on for an equal time, jointly (SUTA as published, pseudo-labels: up to
-10 steps), or with 1 step of adaptation learned, its outer error the text's: on SUTA's error, the entropy,
-pseudo-labels, or an error that is itself learned. Tested on speakers, kinds of noise and rooms never trained on; inner
-rates and steps are chosen once, by validation speakers in scenarios of their own. "Support gradient kept" is FOMAML
-with a common mistake.
+Strings of joined digits, or the utterances of a corpus with texts, are heard in scenarios: rooms, noises, telephone
+lines, clipping. A task is one utterance in one scenario, which the recogniser adapts to and then recognises; the next
+begins anew. With `--shots` it adapts to others of the same speaker in the same scenario, whose text some arms have. A
+small Conformer learns jointly in scenarios of training. From there every arm goes on for an equal time, jointly (SUTA
+as published, pseudo-labels: up to 10 steps), or with 1 step of adaptation learned, its outer error the text's: on
+SUTA's error, the entropy, pseudo-labels, or an error that is itself learned. Tested on speakers, kinds of noise and
+rooms never trained on; inner rates and steps are chosen once, by validation speakers in scenarios of their own.
+"Support gradient kept" is FOMAML with a common mistake.
 """
 
 import sys
@@ -29,6 +30,7 @@ import optax
 import metajax as mj
 from metajax import recipes, recognition, report, runs
 from metajax.core import Error, Learner, Sampler, Theta
+from metajax.data import corpora
 from metajax.data.acoustics import coloured
 from metajax.data.cache import default_folder
 from metajax.data.corpora.joined import digits
@@ -76,8 +78,9 @@ ARMS = {
 
 @dataclass(frozen=True)
 class Settings:
-    root: Path | None = None  # folder of the corpus; none for espeak
-    corpus: Literal["espeak", "arabic", "fsdd"] = "espeak"  # whose digits are joined
+    root: Path | None = None  # folder or list of the corpus; none for espeak
+    corpus: Literal["espeak", "arabic", "fsdd", "auto"] = "espeak"  # whose digits are joined; auto: one with texts
+    longest: float = 20.0  # seconds of an utterance of a corpus with texts
     arms: tuple[str, ...] = tuple(arm for arm in ARMS if ARMS[arm].error is not TEXT)  # the first a joint one
     seeds: tuple[int, ...] = (0,)  # of the division of the speakers, parameters and tasks
     strings: int = 50  # joined for each speaker
@@ -100,7 +103,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
     noises = [coloured(slope, 30 * settings.sample_rate) for slope in (0.0, -1.0, 1.0)]
     noises += [crowd(speech, part, seconds=30.0, seed=seed) for part in (parts[0][::2], parts[0][1::2])]
-    bank, usual = jnp.stack(noises), {"shots": s.shots, "queries": 1, "apart": "half" if s.shots else None}
+    apart = "half" if s.shots and s.corpus != "auto" else None
+    bank, usual = jnp.stack(noises), {"shots": s.shots, "queries": 1, "apart": apart}
 
     def draw(part: int, given: Scenarios, **other: Any) -> Sampler:
         return speakers(speech, values=parts[part], scenario=scenarios(given, bank, settings), **usual | other)
@@ -147,20 +151,26 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
 def run(s: Settings) -> None:
     """Every cell that is missing, then the table and the picture."""
     least = {"strings": 9, "words": 1, "shots": 0, "tasks": 1, "outer_steps": 1, "seeds": 0, "episodes": 2}
-    runs.check(s, ("plot",), width=0.1, pretrain=0.1, further=0.1, **least)
+    runs.check(s, ("plot",), longest=0.1, width=0.1, pretrain=0.1, further=0.1, **least)
     runs.known("arms", s.arms, [arm for arm in ARMS if s.shots or ARMS[arm].error is not TEXT])
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as SUTA.")
     use_all_cores(s.cache / "compiled")
     config = runs.config(s, ("out", "cache", "seeds", "arms"))
-    strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=s.shots > 0)
-    speech = load_speech(strings, unit="phoneme", settings=settings, waves=True, cache=s.cache)
+    if s.corpus == "auto":
+        strings, what = corpora.read("auto", s.root), "word error"
+        how: dict[str, Any] = {"normalizer": "letters", "longest": s.longest, "on_error": "skip"}
+    else:
+        strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=s.shots > 0)
+        how, what = {"unit": "phoneme", "settings": settings}, "digit error"
+    speech = load_speech(strings, waves=True, cache=s.cache, **how)
     by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
     found = {arm: [cell["scenarios"] for cell in cells] for arm, cells in by_arm.items()}
     rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), by_arm[s.arms[0]][0]["speakers"]
-    title = f"{s.corpus}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a scenario,\n"
-    title += f"seeds {s.seeds}, adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
-    title += f"digit error (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
+    title = f"{speech.corpus.name}, {[*map(len, split)]} speakers to train, choose and test on, "
+    title += f"{s.episodes} tasks a scenario,\nseeds {s.seeds}, "
+    title += f"adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
+    title += f"{what} (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never = {name: row["word"][0] for name, row in rows[s.arms[0]].items()}
     lines = [["never adapted", *map(report.percent, never.values()), *[""] * 5]]
@@ -177,7 +187,7 @@ def run(s: Settings) -> None:
     curves = {arm: [row[name]["word_at_step"] | {"dB": db} for name, db in LEVELS.items()] for arm, row in rows.items()}
     curves["never adapted"] = [never[name] | {"dB": db} for name, db in LEVELS.items()]
     label = "signal to noise (dB), of babble that was never trained on"
-    report.plot_panels({"": curves}, title, s.out / "curve.png", x="dB", label=label, what="digit error (%)")
+    report.plot_panels({"": curves}, title, s.out / "curve.png", x="dB", label=label, what=f"{what} (%)")
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ class Settings:
     error: Literal["text", "suta", "entropy", "learned"] | None = None  # of adaptation; None: the trained
     rate: float | None = None  # of adaptation, in place of the recogniser's own
     steps: int | None = None  # of adaptation, likewise
-    most: float = 30.0  # seconds of speech to adapt to, the first ones
+    most: float = 30.0  # seconds of speech to adapt to, the first ones; no recording of `adapt` may be longer
     on_error: Literal["raise", "skip"] = "raise"  # what to do with recordings of `adapt` that cannot be used
     beam: int = 0  # width of the beam search; 0 for the best path
     lm: Path | None = None  # text of a language model of words for the beam, a sentence a line
@@ -164,7 +164,7 @@ def run(s: Settings) -> None:
     if s.adapt:
         how: dict[str, Any] = {"settings": saved.features, "cache": s.cache, "on_error": s.on_error}
         recordings = corpora.read("auto", s.adapt, on_error=s.on_error)
-        speech = load_speech(recordings, saved.vocabulary, longest=max(20.0, saved.longest), **how)
+        speech = load_speech(recordings, saved.vocabulary, longest=max(20.0, s.most, saved.longest), **how)
         phi, ms = adapt(mj.Utterances(speech.corpus.features, speech.corpus.lengths), speech.transcripts, s.adapt)
     for path in audio:
         begin = time.perf_counter()

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import soundfile
 import test_time_adaptation as script
 
 from metajax import runs
@@ -82,3 +83,18 @@ def test_a_small_run(main, tmp_path, capsys, more, arms):
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert json.loads(first.read_text())["scenarios"] == cells[first]["scenarios"]
     assert np.isfinite([leaf for leaf in jax.tree.leaves(results["rows"]) if isinstance(leaf, float)]).all()
+
+
+@pytest.mark.slow
+def test_a_corpus_with_texts_of_the_users_own(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(script, "recogniser", tiny.recogniser)
+    draw, lines = np.random.default_rng(0), ["path,text,speaker"]
+    for speaker, take in np.ndindex(SPEAKERS, 9):
+        soundfile.write(tmp_path / f"{speaker}_{take}.wav", 0.1 * draw.normal(size=9000 + 500 * take), 16000)
+        lines.append(f"{speaker}_{take}.wav,{'One two!' if take else 'Two.'},s{speaker}")
+    (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8")
+    places = ["--root", tmp_path / "mine.csv", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
+    argv = [*SIZES.split(), "--corpus", "auto", "--shots", "2", "--arms", "SUTA", *map(str, places)]
+    assert runs.main(script.Settings, script.run, script.__doc__, argv) == 0
+    told = capsys.readouterr().out
+    assert "mine, [" in told and "word error (%)" in told and "normaliser letters" in told

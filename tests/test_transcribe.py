@@ -175,5 +175,16 @@ def recognisers_adapt_with_text_and_without(main, theta, tmp_path):
     (tmp_path / "bad.csv").write_text("path,text\n0.wav,c xx\n")
     code, _, error = main(short, "--theta", theta / "text", "--adapt", tmp_path / "bad.csv")
     assert code == 2 and "0.wav: 'x' (U+0078), character 3 of 'c xx', is not in the vocabulary" in error
+    soundfile.write(
+        tmp_path / "long.wav", np.concatenate([said(["c", "ab"], draw), 0.01 * draw.normal(size=25 * RATE)]), RATE
+    )
+    (tmp_path / "two.csv").write_text("path,text\nlong.wav,c ab\n0.wav,c ab\n")
+    two = short, "--theta", theta / "text", "--adapt", tmp_path / "two.csv", "--steps", "1"
+    code, _, error = main(*two, "--most", "20")
+    told = "long.wav lasts 25.\\d\\d s, expected at most 20 s: cut it, or leave it out with on_error = skip"
+    assert code == 2 and re.search(told, error)
+    code, shown, error = main(*two, "--most", "20", "--on-error", "skip")
+    assert code == 0 and "Adapted to 1 utterances" in shown and "1 of 2 clips are left out; the first" in error
+    assert main(*two)[0] == 0  # at most 30 s are adapted to, unless told otherwise
     code, _, error = main(short, "--theta", theta / "text", "--adapt", tmp_path / "mine.csv", "--rate", "1e30")
     assert code == 1 and "Adaptation diverged at rate 1e+30; a smaller one is the usual cure." in error, error

@@ -244,7 +244,8 @@ def _read(
             check_wave(wave, name, settings.window, settings.sample_rate, settings.low, settings.high)
             if longest is not None and len(wave) > longest * settings.sample_rate:
                 seconds = len(wave) / settings.sample_rate
-                raise InputError(f"{name} lasts {seconds:.2f} s, expected at most {longest:g} s.")
+                told = f"{name} lasts {seconds:.2f} s, expected at most {longest:g} s"
+                raise InputError(f"{told}: cut it, or leave it out with on_error = skip.")
         except InputError as error:
             read.append(error)
             continue

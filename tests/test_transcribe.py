@@ -181,7 +181,7 @@ def recognisers_adapt_with_text_and_without(main, theta, tmp_path):
     (tmp_path / "two.csv").write_text("path,text\nlong.wav,c ab\n0.wav,c ab\n")
     two = short, "--theta", theta / "text", "--adapt", tmp_path / "two.csv", "--steps", "1"
     code, _, error = main(*two, "--most", "20")
-    told = "long.wav lasts 25.\\d\\d s, expected at most 20 s: cut it, or leave it out with on_error = skip"
+    told = r"long.wav lasts 26.\d\d s, expected at most 20 s: cut it, or leave it out with on_error = skip"
     assert code == 2 and re.search(told, error)
     code, shown, error = main(*two, "--most", "20", "--on-error", "skip")
     assert code == 0 and "Adapted to 1 utterances" in shown and "1 of 2 clips are left out; the first" in error

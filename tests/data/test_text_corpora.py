@@ -4,6 +4,7 @@ import csv
 import gzip
 import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -295,6 +296,15 @@ def test_a_sphere_header_as_it_is_on_the_discs(tmp_path):
     np.testing.assert_allclose(wave, samples / 2**15, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("both", [True, False])
+def test_timit_with_riff_files_added_in_a_folder_below(tmp_path, both):
+    root, texts, _ = timit(tmp_path / "data")
+    for file in list(root.rglob("*.WAV")):
+        shutil.copy(file, f"{file}.wav") if both else file.rename(f"{file}.wav")
+    assert recognise(tmp_path) == "timit" and list(corpora.read("auto", tmp_path).texts) == texts
+
+
 def test_audio_without_text_is_counted(tmp_path):
     root, _, _ = librispeech(tmp_path)
     make(root, "dev-clean/84/121/84-121-0001.flac", "dev-clean/84/121/84-121-0002.flac")
@@ -349,6 +359,11 @@ BAD = {
     "speechbrain": [
         ("train.csv", "ID,duration,wav\na,1,sub/a.wav\n", "line 2: no text, expected one of wrd"),
         ("train.csv", "ID,wav,wrd,start,stop\na,sub/a.wav,x,one,two\n", "start one and stop two are no samples"),
+        (
+            "train.csv",
+            "ID,wav,wrd,start,stop\na,sub/a.wav,x,9,9\n",
+            "start 9 and stop 9 .*the stop is not after the start",
+        ),
         ("train.csv", "ID,wav,wrd\na,,x\n", "line 2: the path is empty"),
     ],
     "audiofolder": [

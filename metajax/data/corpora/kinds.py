@@ -94,7 +94,11 @@ _FOLDERS: dict[str, Callable[[Path], bool]] = {
     "arabic": lambda root: _any(root, "train.csv") and _any(root, "background_noise"),
     "speech_commands": lambda root: _any(root, "validation_list.txt") or _any(root, "*/*_nohash_*"),
     "fsdd": lambda root: _any(root, "recordings/[0-9]_*_*.wav") or _any(root, "[0-9]_*_*.wav"),
-    "timit": lambda root: _any(root, "[Tt][Rr][Aa][Ii][Nn]/[Dd][Rr]*") or _any(root, "[Tt][Ee][Ss][Tt]/[Dd][Rr]*"),
+    "timit": lambda root: any(
+        _any(root, above + part + "/[Dd][Rr]*")
+        for above in ("", "*/")
+        for part in ("[Tt][Rr][Aa][Ii][Nn]", "[Tt][Ee][Ss][Tt]")
+    ),
     "librispeech": lambda root: _any(root, "**/*.trans.txt"),
     "manifest": lambda root: any(_any(root, f"manifest{kind}") for kind in manifest.KINDS),
 }

@@ -51,6 +51,8 @@ def _seconds(file: Path, start: str, stop: str, where: str) -> dict[str, str | N
     try:
         rate = soundfile.info(file).samplerate
         first, last = int(start), int(stop)
+        if last <= first:
+            raise ValueError("the stop is not after the start")
     except (soundfile.LibsndfileError, ValueError) as error:
         raise InputError(f"{where}: start {start} and stop {stop} are no samples of {file} ({error}).") from error
     return {"start": str(first / rate), "duration": str((last - first) / rate)}

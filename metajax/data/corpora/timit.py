@@ -35,7 +35,9 @@ def read(
     if tier not in _TIERS:
         raise InputError(f"tier is {tier!r}, expected one of {', '.join(_TIERS)}.")
     files = [file for file in root.rglob("*") if len(file.relative_to(root).parts) >= 4]
-    audio = {file.with_suffix(""): file for file in sorted(files, reverse=True) if file.suffix.lower() == ".wav"}
+    # some copies add `SA1.WAV.wav`, the same as RIFF
+    found = (file for file in sorted(files, reverse=True) if file.suffix.lower() == ".wav")
+    audio = {file.with_name(file.name.split(".")[0]): file for file in found}
     rows = []
     for source in sorted(file for file in files if file.suffix.lower() == _TIERS[tier]):
         part, dialect, speaker, name = (one.upper() for one in source.relative_to(root).with_suffix("").parts[-4:])

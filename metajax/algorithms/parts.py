@@ -83,12 +83,15 @@ def shifted(params: Params, maps: dict[str, Array], vector: Array) -> Params:
     return changed(params, maps, lambda w, each: w + jnp.tensordot(vector, each, 1))
 
 
-def lora(rank: int, *patterns: str) -> Part:
+def lora(rank: int, *patterns: str, beside: bool = False) -> Part:
     """Low-rank changes of matrices: W + A B, A random and B = 0 in theta; own = (A, B) of each.
 
     Args:
       rank: columns of A and rows of B.
       *patterns: of the kernels `[*taps, in, out]` to change, taken as matrices `[taps * in, out]`; none for all.
+      beside: leave W as it is and let the model add (x A) B, so that no slope of the size of W is computed; the model
+        must look for `lora` beside the kernel, as those of `models.pretrained` do. Convolutions get none. theta and own
+        are the same, so that the part without `beside` joins them to W + A B.
 
     Returns:
       The part; theta gets `lora`, `{"a": [taps * in, rank], "b": [rank, out]}` by dotted name.
@@ -102,14 +105,17 @@ def lora(rank: int, *patterns: str) -> Part:
         raise InputError(f"rank is {rank}, expected 1 or more.")
 
     def init(params: Params, key: KeyArray) -> Theta:
-        chosen = {name: w.reshape(-1, w.shape[-1]) for name, w in _matrices(params, patterns, "lora").items()}
-        pairs = {}
+        found = (_linear if beside else _matrices)(params, patterns, "lora")
+        chosen, pairs = {name: w.reshape(-1, w.shape[-1]) for name, w in found.items()}, {}
         for (name, w), one in zip(chosen.items(), jax.random.split(key, len(chosen)), strict=True):
             a = _normal(one, (len(w), rank), w.dtype) / len(w) ** 0.5
             pairs[name] = {"a": a, "b": jnp.zeros((rank, w.shape[1]), w.dtype)}
         return {"lora": pairs}
 
     def join(theta: Theta, own: Own, count: Array) -> Params:
+        if beside:
+            pairs = {name.removesuffix("kernel") + "lora": pair for name, pair in own.items()}
+            return merged(theta["params"], named(pairs))
         return changed(theta["params"], own, lambda w, pair: w + (pair["a"] @ pair["b"]).reshape(w.shape))
 
     return Part(init, lambda theta: held(theta, "lora"), join)
@@ -197,9 +203,7 @@ def adapters(size: int, *patterns: str) -> Part:
         raise InputError(f"size is {size}, expected 1 or more.")
 
     def init(params: Params, key: KeyArray) -> Theta:
-        leaves = _matrices(params, patterns, "adapters")
-        if not (chosen := {name: w for name, w in leaves.items() if name.endswith("kernel") and w.ndim == 2}):
-            raise InputError(f"adapters follow linear layers, but the patterns match none: {', '.join(leaves)}.")
+        chosen = _linear(params, patterns, "adapters")
         keys, theta = jax.random.split(key, len(chosen)), {}
         for (name, w), one in zip(chosen.items(), keys, strict=True):
             out = w.shape[-1]
@@ -323,6 +327,14 @@ def _matrices(params: Params, patterns: tuple[str, ...], part: str) -> dict[str,
     leaves = match(params, patterns) if patterns else named(params)
     if not (chosen := {name: w for name, w in leaves.items() if w.ndim > 1}):
         raise InputError(f"{part} changes matrices, but the patterns match vectors alone: {', '.join(leaves)}.")
+    return chosen
+
+
+def _linear(params: Params, patterns: tuple[str, ...], part: str) -> dict[str, Array]:
+    """The kernels of linear layers, all or those that match."""
+    leaves = _matrices(params, patterns, part)
+    if not (chosen := {name: w for name, w in leaves.items() if name.endswith("kernel") and w.ndim == 2}):
+        raise InputError(f"{part} goes with linear layers, but the patterns match none: {', '.join(leaves)}.")
     return chosen
 
 

@@ -40,8 +40,8 @@ def from_linen(module: nn.Module) -> Model:
     """
 
     def run(params: Params, x: PyTree, **options: Any) -> Any:
-        if unread := [name for name in named(params) if "adapter" in name.split(".")]:
-            raise InputError(f"params hold {unread[0]}, but this model reads no adapters; pretrained ones do.")
+        if unread := [name for name in named(params) if {"adapter", "lora"} & {*name.split(".")}]:
+            raise InputError(f"params hold {unread[0]}, which this model does not read; pretrained ones do.")
         try:
             return module.apply({"params": params}, x, **options)
         except (errors.ScopeParamShapeError, errors.ScopeParamNotFoundError) as error:

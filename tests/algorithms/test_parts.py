@@ -137,12 +137,17 @@ def test_bad_input():
     ):
         with pytest.raises(InputError, match=told):
             part.init(parameters(), KEY)
-    with pytest.raises(InputError, match=r"adapters follow linear layers, but the patterns match none: conv\.kernel"):
+    with pytest.raises(
+        InputError, match=r"adapters goes with linear layers, but the patterns match none: conv\.kernel"
+    ):
         mj.adapters(2).init({"conv": {"kernel": jnp.zeros((3, 2, 4))}}, KEY)
     with pytest.raises(InputError, match="size is 0, expected 1 or more"):
         mj.adapters(0)
+    with pytest.raises(InputError, match=r"lora goes with linear layers, but the patterns match none: conv\.kernel"):
+        mj.lora(2, beside=True).init({"conv": {"kernel": jnp.zeros((3, 2, 4))}}, KEY)
     model = mlp(2)
     params = model.init(KEY, jnp.zeros((1, 3)))
-    theta = {"params": params} | mj.adapters(2, "head").init(params, KEY)
-    with pytest.raises(InputError, match=r"params hold head\.adapter\..*this model reads no adapters"):
-        model.apply(joined(mj.adapters(2, "head"), None, theta)[0], jnp.zeros((1, 3)))
+    for name, part in (("adapter", mj.adapters(2, "head")), ("lora", mj.lora(2, "head", beside=True))):
+        theta = {"params": params} | part.init(params, KEY)
+        with pytest.raises(InputError, match=rf"params hold head\.{name}\..*this model does not read"):
+            model.apply(joined(part, None, theta)[0], jnp.zeros((1, 3)))

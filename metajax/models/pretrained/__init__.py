@@ -11,7 +11,7 @@ from metajax.core import KeyArray, Params
 from metajax.data.checkpoints import document, read_files, read_tensors, write_files
 from metajax.errors import InputError
 from metajax.models.pretrained import wav2vec2, whisper
-from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split, windowed
+from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split, spread, windowed
 from metajax.models.pretrained.layout import Settings, Shapes, common, fitted, fresh, to_params, to_tensors
 from metajax.models.pretrained.speech_embedding import speech_embedding
 from metajax.models.pretrained.transcriber import Transcriber, transcriber

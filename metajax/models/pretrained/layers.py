@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from metajax.core import KeyArray, Params, Utterances
 from metajax.errors import InputError
 from metajax.models.model import Model, check_shape
+from metajax.parallel import over_examples
 
 
 class Encoded(NamedTuple):
@@ -28,8 +29,8 @@ class Pretrained(NamedTuple):
     apply: Callable[..., Array]
     statistics: Callable[[Params, PyTree], dict[str, Array]]
     encode: Callable[[Params, PyTree], Encoded]  # parameters, samples at 16 kHz `[n, samples]` or `Utterances` of them
-    # the same from a layer on, 0 the first: its x are `Utterances` of the frames that go into it; None without layers
-    above: "Callable[[int], Pretrained] | None" = None
+    # the same from a layer on, 0 the first: its x are the frames that go into it, or `Utterances` of them
+    above: "Callable[[int], Pretrained] | None" = None  # None without layers
 
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -68,7 +69,7 @@ def averaged(model: Pretrained, layer: int | None = None) -> Model:
     return Model(model.init, apply, model.statistics)
 
 
-def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTree], Utterances], Pretrained]:
+def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTree], PyTree], Pretrained]:
     """An encoder in two: what lies below a layer, frozen, and that layer and what lies above it.
 
     Args:
@@ -77,7 +78,7 @@ def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTr
       layer: 0 for the first, so that the convolutions are frozen; the number of layers to freeze all of them.
 
     Returns:
-      `encode(x) -> Utterances` of the frames that go into the layer; a model of these, for the same parameters.
+      `encode(x)`: the frames that go into the layer, `Utterances` where x is; a model of these, for the same params.
 
     Raises:
       InputError: the encoder has no layers, or none of this number.
@@ -95,11 +96,35 @@ def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTr
     if not 0 <= layer <= (most := len(params["encoder"]["layers"])):
         raise InputError(f"layer is {layer}, expected 0..{most}.")
 
-    def encode(x: PyTree) -> Utterances:
+    def encode(x: PyTree) -> PyTree:
         _, layers, lengths = model.encode(params, x)  # those above are computed in vain, but not once it is compiled
-        return Utterances(layers[layer], lengths)
+        # where all frames count, a mask within every attention would cost a tenth of a step
+        return Utterances(layers[layer], lengths) if isinstance(x, Utterances) else layers[layer]
 
     return encode, model.above(layer)
+
+
+def spread(model: Pretrained, mesh: jax.sharding.Mesh) -> Pretrained:
+    """The encoder with its utterances spread over the devices of `mesh`: one large task keeps all CPU cores busy.
+
+    Args:
+      model: the encoder.
+      mesh: `task_mesh(len(x))` of `metajax.parallel`, after `use_all_cores`; theta lies on all of it by `replicate`.
+
+    Returns:
+      The same model, to 1e-5.
+    """
+
+    def above(layer: int) -> Pretrained:
+        return spread(model.above(layer), mesh)
+
+    apply, encode = over_examples(model.apply, mesh), over_examples(model.encode, mesh)
+    return model._replace(apply=apply, encode=encode, above=model.above and above)
+
+
+def frames_of(x: PyTree) -> tuple[Float[Array, "n frames features"], Int[Array, " n"]]:
+    """Frames and how many of them count, all where x is no `Utterances`."""
+    return x if isinstance(x, Utterances) else (x, jnp.full(len(x), x.shape[1]))
 
 
 def last_layers(params: Params, count: int) -> tuple[str, ...]:
@@ -160,8 +185,9 @@ def normalized(wave: Float[Array, "n samples"], lengths: Int[Array, " n"]) -> Fl
 
 
 def linear(p: Params, x: Array) -> Array:
-    """y = x @ kernel + bias, and y + gelu(y @ down + its bias) @ up + its bias where there is an `adapter`."""
+    """y = x @ kernel + (x @ a) @ b of a `lora` + bias; y + gelu(y @ down + bias) @ up + bias of an `adapter`."""
     y = x @ p["kernel"]
+    y = y + (x @ p["lora"]["a"]) @ p["lora"]["b"] if "lora" in p else y
     y = y + p["bias"] if "bias" in p else y
     return y + linear(p["adapter"]["up"], jax.nn.gelu(linear(p["adapter"]["down"], y))) if "adapter" in p else y
 

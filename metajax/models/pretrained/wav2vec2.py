@@ -20,6 +20,7 @@ from metajax.models.pretrained.layers import (
     attention,
     channel_norm,
     conv,
+    frames_of,
     known,
     layer_norm,
     linear,
@@ -138,7 +139,7 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first:
       params: of the model.
       x: samples at 16 kHz, `[n, samples]`, or `Utterances` of them.
       normalize: whether to give each utterance mean 0 and variance 1 first.
-      first: the layer to begin at; x are then `Utterances` of the frames that go into it.
+      first: the layer to begin at; x are then the frames that go into it, or `Utterances` of them.
 
     Returns:
       The encoder's frames; the layers of a model with `do_stable_layer_norm` are those before the last normalisation.
@@ -147,7 +148,7 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first:
       InputError: x is of another shape, or too short for one frame.
     """
     p, stable = params["encoder"], c["do_stable_layer_norm"]
-    hidden, lengths = _entered(c, params, x, normalize) if first is None else x
+    hidden, lengths = _entered(c, params, x, normalize) if first is None else frames_of(x)
     seen = within(lengths, hidden.shape[1])
     bias = None
     if c["model_type"] == "wavlm":

@@ -18,6 +18,7 @@ from metajax.models.pretrained.layers import (
     attend,
     attention,
     conv,
+    frames_of,
     known,
     layer_norm,
     linear,
@@ -85,7 +86,7 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first:
       params: of the model.
       x: samples at 16 kHz within -1..1, `[n, samples]`, or `Utterances` of them.
       normalize: whether to give each utterance mean 0 and variance 1 first.
-      first: the layer to begin at; x are then `Utterances` of the frames that go into it.
+      first: the layer to begin at; x are then the frames that go into it, or `Utterances` of them.
 
     Returns:
       Half a minute of frames, 1,500 of Whisper; those that count touch the utterance. The layers are those before the
@@ -95,7 +96,7 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first:
       InputError: x is of another shape, shorter than a window or longer than what the encoder takes.
     """
     p = params["encoder"]
-    hidden, lengths = _entered(c, p, x, normalize) if first is None else x
+    hidden, lengths = _entered(c, p, x, normalize) if first is None else frames_of(x)
     layers = [hidden]
     for i in range(first or 0, c["encoder_layers"]):
         layers.append(_layer(c, p["layers"][str(i)], layers[-1]))
@@ -191,5 +192,4 @@ def decode(
         hidden = hidden + attend(q["encoder_attn"], x, k, v, heads).reshape(hidden.shape)
         hidden = hidden + _feed(c, q, hidden)
     hidden = layer_norm(p["layer_norm"], hidden, 1e-5)
-    kernel = params["proj_out"]["kernel"] if "proj_out" in params else p["embed_tokens"]["embedding"].T
-    return hidden @ kernel, after
+    return linear(params.get("proj_out", {"kernel": p["embed_tokens"]["embedding"].T}), hidden), after

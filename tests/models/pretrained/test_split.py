@@ -12,8 +12,9 @@ import metajax as mj
 from metajax import InputError, Transcripts, Utterances
 from metajax.losses import ctc
 from metajax.models import pretrained
-from metajax.models.pretrained import last_layers, split
+from metajax.models.pretrained import last_layers, split, spread
 from metajax.names import named
+from metajax.parallel import hoisted, replicate, task_mesh
 from tests.conftest import equations, normal
 from tests.models.pretrained.tiny import config
 
@@ -88,12 +89,38 @@ def test_a_step_of_a_head_costs_a_head(x64):
     assert counts[0] > 20 and counts[1] == 2
 
 
-def test_the_two_halves_are_the_whole(x64):
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_two_halves_are_the_whole(x64, whole):
     model, params = made(**STABLE)
     encode, upper = split(model, params, 1)
-    wanted, found = jax.jit(lambda x: (model.apply(params, x), upper.apply(params, encode(x))))(speech().x)
+    x = speech().x.frames if whole else speech().x
+    assert isinstance(jax.eval_shape(encode, x), jax.ShapeDtypeStruct if whole else Utterances)
+    wanted, found = jax.jit(lambda x: (model.apply(params, x), upper.apply(params, encode(x))))(x)
     np.testing.assert_allclose(found, wanted, rtol=1e-12, atol=1e-12)
     assert np.isfinite(wanted[1]).all()
+
+
+@pytest.mark.slow
+def test_low_rank_changes_beside_kernels_on_utterances_spread_over_devices(x64):
+    """MAML's loss and slopes are those of changed kernels on one device; 3 utterances are no multiple of 2 devices."""
+    model, params = made(**STABLE)
+    names, mesh, found = ("encoder.layers.*.q_proj.kernel", "*.output_dense.kernel"), task_mesh(3), []
+    episode = mj.Episode(speech(), speech(1))
+    assert mesh.size == 2
+    for beside, one in ((False, model), (True, spread(model, mesh))):
+        encode, upper = split(one, params, 0)
+        part = mj.frozen(mj.lora(2, *names, beside=beside), params)
+        learner = mj.cached(mj.descent(upper.apply, ctc, optax.sgd(0.5), part=part), encode)
+        theta = learner.init({"lm_head": params["lm_head"]}, KEY)
+        objective = mj.query_loss(learner, ctc, 2)
+        run = hoisted(jax.value_and_grad(lambda theta, a=objective: a(theta, episode, KEY)[0]))
+        found.append(run(replicate(theta, mesh) if beside else theta))
+    (wanted, slopes), (loss, others) = found
+    np.testing.assert_allclose(loss, wanted, rtol=1e-12)
+    assert set(named(slopes)) == set(named(others))
+    for name, slope in named(slopes).items():
+        assert np.abs(slope).max() > 1e-6
+        np.testing.assert_allclose(named(others)[name], slope, rtol=1e-8, atol=1e-11)
 
 
 @pytest.mark.slow

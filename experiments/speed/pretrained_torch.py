@@ -1,5 +1,6 @@
 """PyTorch's side of `pretrained.py`, free of JAX, and what both sides agree on."""
 
+import importlib.util
 import json
 import resource
 import sys
@@ -88,6 +89,15 @@ def run(s: dict[str, Any]) -> dict[str, Any]:
         hidden = core.feature_projection(core.feature_extractor(x).transpose(1, 2))[0]
         return core.encoder.layer_norm(hidden + core.encoder.pos_conv_embed(hidden))
 
+    def descend(forward: Callable[[], Any], optimizer: Any) -> float:
+        """The loss after the steps."""
+        for _ in range(s["steps"][1]):
+            optimizer.zero_grad()
+            loss(forward()).backward()
+            optimizer.step()
+        with torch.no_grad():
+            return float(loss(forward()))
+
     def adapt(first: int, hold: bool) -> float:
         parameters = [] if first < len(plain) else list(model.lm_head.parameters())
         start = [p.detach().clone() for p in parameters]
@@ -110,21 +120,37 @@ def run(s: dict[str, Any]) -> dict[str, Any]:
                 hidden = hidden[0] if isinstance(hidden, tuple) else hidden
             return model.lm_head(hidden)
 
-        for _ in range(s["steps"][1]):
-            optimizer.zero_grad()
-            loss(forward()).backward()
-            optimizer.step()
+        value = descend(forward, optimizer)
         with torch.no_grad():
-            value = float(loss(forward()))
             for p, before in zip(parameters, start, strict=False):
                 p.copy_(before)
             model.requires_grad_(False)
         return value
 
+    def by_peft() -> float:
+        """peft's own low-rank layers in all layers, those of this call."""
+        options = peft.LoraConfig(r=RANK, lora_alpha=RANK, target_modules=["q_proj", "v_proj"])
+        changed = peft.get_peft_model(model, options)
+        with torch.no_grad():
+            for i, layer in enumerate(core.encoder.layers):
+                for j, one in enumerate((layer.attention.q_proj, layer.attention.v_proj)):
+                    one.lora_A.default.weight.copy_(torch.tensor(factor(i, j).T))
+        optimizer = torch.optim.SGD([p for p in changed.parameters() if p.requires_grad], RATE)
+        value = descend(lambda: changed(x).logits, optimizer)
+        changed.unload()
+        return value
+
     with torch.no_grad():
         found = {"forward": (median(lambda: model(x).logits, s["repeats"])[0], 0.0)}
     found |= {name: median(lambda k=first: adapt(k, False), s["repeats"]) for name, first in cases(s).items()}
-    return found | {"all layers, held": median(lambda: adapt(0, True), s["repeats"])}
+    found |= {"all layers, held": median(lambda: adapt(0, True), s["repeats"])}
+    if importlib.util.find_spec("peft") is None:
+        return found
+    import peft
+
+    for pair, layer in zip(plain, core.encoder.layers, strict=True):
+        layer.attention.q_proj, layer.attention.v_proj = pair
+    return found | {"all layers, by peft": median(by_peft, s["repeats"])}
 
 
 def answer(run: Callable[[dict[str, Any]], dict[str, Any]]) -> None:

@@ -115,11 +115,9 @@ def spread(model: Pretrained, mesh: jax.sharding.Mesh) -> Pretrained:
       The same model, to 1e-5.
     """
 
-    def above(layer: int) -> Pretrained:
-        return spread(model.above(layer), mesh)
-
-    apply, encode = over_examples(model.apply, mesh), over_examples(model.encode, mesh)
-    return model._replace(apply=apply, encode=encode, above=model.above and above)
+    apply, encode, upper = over_examples(model.apply, mesh), over_examples(model.encode, mesh), model.above
+    above = None if upper is None else lambda layer: spread(upper(layer), mesh)
+    return model._replace(apply=apply, encode=encode, above=above)
 
 
 def frames_of(x: PyTree) -> tuple[Float[Array, "n frames features"], Int[Array, " n"]]:

@@ -1,5 +1,6 @@
 """Pretrained encoders of speech, read from disk; their parameters are nested dicts, which any part can address."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +110,18 @@ def save(folder: str | Path, params: Params, settings: Settings) -> None:
       folder: where to; made where it is missing.
       params: of the model.
       settings: as `load` gave them. Tensors have the types that they had, so that float32 is not rounded by what was
-        read from float32, and is by what was read from bfloat16.
+        read from float32, and is by what was read from bfloat16. A CTC head may have another size, such as that of
+        another language's `adapter`: config.json then tells its vocab_size, vocab.json is as it was.
 
     Raises:
       InputError: the parameters are not those of the checkpoint, or the folder cannot be made.
     """
+    bias, size = params.get("lm_head", {}).get("bias"), settings.shapes.get("lm_head.bias")
+    if size and bias is not None and np.shape(bias) != size:
+        head = {"lm_head.weight": (len(bias), settings.shapes["lm_head.weight"][1]), "lm_head.bias": (len(bias),)}
+        config = json.dumps(settings.config | {"vocab_size": len(bias)}, indent=2).encode()
+        files = settings.files._replace(documents=settings.files.documents | {"config.json": config})
+        settings = settings._replace(shapes=settings.shapes | head, files=files)
     tensors = to_tensors(params, settings) | settings.files.tensors
     if _PROJECTION in settings.files.tensors and _TOKENS in settings.names:
         tensors[_PROJECTION] = tensors[settings.names[_TOKENS]]

@@ -158,14 +158,25 @@ def windowed(model: Model, frames: int) -> Model:
 
 
 def samples_of(x: PyTree, reach: int) -> tuple[Float[Array, "n samples"], Int[Array, " n"]]:
-    """Samples, 0 past each utterance's end, and lengths; an `InputError` where they are whole or fewer than `reach`."""
+    """Samples, 0 past each utterance's end, and lengths.
+
+    Raises:
+      InputError: they are integers, of no utterance, or fewer than `reach`; of one in a batch where that is known, so
+        not once it is compiled, and but for one of no sample, which fills up a batch.
+    """
     wave, lengths = x if isinstance(x, Utterances) else (x, None)
     wave = jnp.asarray(wave)
     check_shape(wave, "n samples", reach)
     if not jnp.issubdtype(wave.dtype, jnp.floating):
         raise InputError(f"x is {wave.dtype}, expected samples of floating point within -1..1.")
+    if not len(wave):
+        raise InputError(f"x has shape {wave.shape}, expected one utterance or more.")
     if lengths is None:
         return wave, jnp.full(len(wave), wave.shape[1])
+    if not isinstance(lengths, jax.core.Tracer):
+        for i, length in enumerate(np.asarray(lengths).tolist()):
+            if 0 < length < reach:
+                raise InputError(f"x: utterance {i} has {length} samples, expected {reach} or more for a frame.")
     return jnp.where(within(lengths, wave.shape[1]), wave, 0), jnp.minimum(lengths, wave.shape[1])
 
 

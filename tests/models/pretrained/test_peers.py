@@ -298,6 +298,11 @@ def test_a_language_of_mms_is_what_a_task_learns(tmp_path):
     own = pretrained.adapter(path, settings)
     with torch.no_grad():
         close(jax.jit(model.apply)(replaced(params, own), waves()), told(theirs, waves())[2], 1e-5)
+    pretrained.save(tmp_path / "again", replaced(params, own), settings)
+    again = type(theirs).from_pretrained(tmp_path / "again").eval()
+    assert again.config.vocab_size == 7
+    with torch.no_grad():
+        close(told(again, waves())[2], told(theirs, waves())[2], 1e-6)
     part = mj.only("*.adapter_layer", "lm_head")
     assert part.split({"params": params}).keys() == own.keys()
     assert part.join({"params": params}, own, 0)["lm_head"]["kernel"].shape == (16, 7)

@@ -68,6 +68,10 @@ def test_a_frame_needs_as_many_samples_as_the_convolutions_reach(tmp_path, unche
         model.apply(params, waves()[0])
     with pytest.raises(InputError, match="x is int32, expected samples of floating point"):
         model.apply(params, waves().astype(int))
+    with pytest.raises(InputError, match="x: utterance 1 has 89 samples, expected 90 or more for a frame"):
+        model.apply(params, Utterances(waves(), jnp.array([500, 89, 0])))
+    with pytest.raises(InputError, match=r"x has shape \(0, 500\), expected one utterance or more"):
+        model.apply(params, waves()[:0])
 
 
 def test_mean_over_the_frames_that_count():

@@ -83,6 +83,12 @@ def document(files: Files, name: str) -> dict[str, Any]:
     return value
 
 
+def amended(files: Files, name: str, **values: Any) -> Files:
+    """The files with some values of a JSON document changed."""
+    content = json.dumps(document(files, name) | values, indent=2) + "\n"
+    return files._replace(documents=files.documents | {name: content.encode()})
+
+
 def _weights(folder: Path) -> list[Path]:
     """The files of tensors in a folder."""
     for whole in (WHOLE, "pytorch_model.bin"):

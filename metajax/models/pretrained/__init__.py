@@ -1,6 +1,5 @@
 """Pretrained encoders of speech, read from disk; their parameters are nested dicts, which any part can address."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, DTypeLike, PyTree
 
 from metajax.core import KeyArray, Params
-from metajax.data.checkpoints import document, read_files, read_tensors, write_files
+from metajax.data.checkpoints import amended, document, read_files, read_tensors, write_files
 from metajax.errors import InputError
 from metajax.models.pretrained import wav2vec2, whisper
 from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split, spread, windowed
@@ -119,8 +118,7 @@ def save(folder: str | Path, params: Params, settings: Settings) -> None:
     bias, size = params.get("lm_head", {}).get("bias"), settings.shapes.get("lm_head.bias")
     if size and bias is not None and np.shape(bias) != size:
         head = {"lm_head.weight": (len(bias), settings.shapes["lm_head.weight"][1]), "lm_head.bias": (len(bias),)}
-        config = json.dumps(settings.config | {"vocab_size": len(bias)}, indent=2).encode()
-        files = settings.files._replace(documents=settings.files.documents | {"config.json": config})
+        files = amended(settings.files, "config.json", vocab_size=len(bias))
         settings = settings._replace(shapes=settings.shapes | head, files=files)
     tensors = to_tensors(params, settings) | settings.files.tensors
     if _PROJECTION in settings.files.tensors and _TOKENS in settings.names:

@@ -55,11 +55,8 @@ def in_metajax(s: dict[str, Any]) -> dict[str, Any]:
     x, y = jnp.asarray(wave), mj.Transcripts(jnp.asarray(tokens), jnp.full(len(tokens), TOKENS))
     mesh = task_mesh(len(wave))
     over = jax.NamedSharding(mesh, jax.P("tasks") if len(wave) % mesh.size == 0 else jax.P())
-    x, everywhere, forward = (
-        jax.device_put(x, over),
-        replicate(params, mesh),
-        jax.jit(pretrained.spread(model, mesh).apply),
-    )
+    x, everywhere = jax.device_put(x, over), replicate(params, mesh)
+    forward = jax.jit(pretrained.spread(model, mesh).apply)
     found = {"forward": (median(lambda: jax.block_until_ready(forward(everywhere, x)), s["repeats"])[0], 0.0)}
 
     @cache  # a tiny one's last 2 layers are all

@@ -427,14 +427,10 @@ def test_parameters_of_another_model_get_one_sentence(unchecked):
 
 
 def test_dropout_takes_features_of_the_embedding_where_there_is_a_key():
-    (x, key), plain, dropped = (
-        (normal(6, 20, 5), jax.random.key(0)),
-        tcresnet8(width=0.5),
-        tcresnet8(width=0.5, dropout=0.4),
-    )
-    params = plain.init(key, x)
-    assert_close(dropped.init(key, x), params, 0)
-    whole, some = plain.apply(params, x, key), dropped.apply(params, x, key)
+    x, plain, dropped = normal(6, 20, 5), tcresnet8(width=0.5), tcresnet8(width=0.5, dropout=0.4)
+    params = plain.init(KEY, x)
+    assert_close(dropped.init(KEY, x), params, 0)
+    whole, some = plain.apply(params, x, KEY), dropped.apply(params, x, KEY)
     assert_close(dropped.apply(params, x), whole, 0)
     gone = np.asarray((some == 0) & (whole != 0))
     assert_close(jnp.where(gone, 0, whole / 0.6), some, 1e-6)

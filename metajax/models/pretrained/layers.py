@@ -105,7 +105,9 @@ def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTr
 
 
 def spread(model: Pretrained, mesh: jax.sharding.Mesh) -> Pretrained:
-    """The encoder with its utterances spread over the devices of `mesh`: one large task keeps all CPU cores busy.
+    """The encoder with its utterances spread over the devices of `mesh`, for one large task.
+
+    Each device holds the weights. On two CPU cores, which share out large products anyway, it saves 1 % of LoRA's time.
 
     Args:
       model: the encoder.
@@ -114,7 +116,6 @@ def spread(model: Pretrained, mesh: jax.sharding.Mesh) -> Pretrained:
     Returns:
       The same model, to 1e-5.
     """
-
     apply, encode, upper = over_examples(model.apply, mesh), over_examples(model.encode, mesh), model.above
     above = None if upper is None else lambda layer: spread(upper(layer), mesh)
     return model._replace(apply=apply, encode=encode, above=above)

@@ -5,18 +5,20 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+from jaxtyping import Array, Float
 
 from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
-from metajax.data.speech_embedding import read_words
+from metajax.data.speech_embedding import CONVOLUTIONS, read_words
 from metajax.models.beside import beside
 from metajax.models.model import Model
-from metajax.models.pretrained import averaged, speech_embedding, windowed
+from metajax.models.pretrained import speech_embedding, windowed
+from metajax.models.pretrained.speech_embedding import MELS, convolved, log_mel
 from metajax.models.whitened import whitened
 from metajax.models.wordnet import on_waves, word_net
 
-WEIGHT = 0.5  # of the network's part beside the encoder's: cosines count by its square
+AROUND = 24  # frames of 10 ms before and after a clip, so that the encoder sees it at twelve places
+WEIGHT = 0.5**0.5  # of the network's part beside the encoder's: cosines count by its square
 CLIP, HOP = 20000, 1280  # samples of a clip and of a window, and from one window to the next
 FRAMES = 6  # of the encoder in a clip of 1.25 s, and in a window
 EDGE, PART, APART = 2000, 8000, 3  # samples on both sides that the network leaves out; half a second; hops between two
@@ -38,15 +40,16 @@ class Trained(NamedTuple):
 def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
     """Words of any language as vectors: a network that has heard synthetic speech alone, or Google's encoder beside it.
 
-    x is waves at 16 kHz within -1..1, `[n, 20000]`, as `metajax.data.waves.word_waves` gives them. The encoder's mean
-    over 6 frames is whitened within synthetic words; cosines are those of both, that of the network weighted by 1/4.
+    x is waves at 16 kHz within -1..1, `[n, 20000]`, as `metajax.data.waves.word_waves` gives them. What the encoder
+    gives, `extremes`, is whitened within synthetic words; cosines are those of both, that of the network weighted by 1/2.
 
     Args:
       encoder: whether the encoder is asked, too, whose 200 million clips were real; None for whether the extra
         `encoder` is installed. `Trained.card["what"]` tells which is in use.
       spotting: a model of running audio instead, `[n, 20000 or more]` to `[n, windows, ...]`, of samples 1280 i to
         1280 i + 20000: what the network gives at one tempo for the second in their middle, and for three half seconds
-        240 ms apart; before it, with the encoder, its 6 frames, whitened. In running speech, few share an order.
+        240 ms apart; before it, with the encoder, its 6 frames, whitened as their means are. In running speech, few
+        share an order.
 
     Returns:
       The model, its parameters, numbers for `open_set` that were fitted on synthetic speech, the card, and what tells a
@@ -68,8 +71,10 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
         return Trained(network, net_params, net_unknown | bar, net_card, 0.0)
     frames, weights = speech_embedding()
     tensors, card = read_words()
-    params = {"encoder": weights, "whitening": {name: jnp.asarray(tensors[name]) for name in ("mean", "kernel")}}
+    tensors = {name: tensors[f"frame_{name}" if spotting else name] for name in tensors if "_" not in name}
     unknown = {name: float(tensors[name]) for name in ("scale", "bias", "growth")}
+    white = {name: jnp.asarray(tensors[name], jnp.float32) for name in ("mean", "kernel")}
+    params = {"encoder": weights, "whitening": white}
     if spotting:
         order = windowed(whitened(frames, length=True), FRAMES)
 
@@ -79,8 +84,26 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
             return jnp.concatenate([z, RUNNING**0.5 * known], -1)
 
         return Trained(order._replace(apply=apply), params, unknown | {"bias": unknown["scale"] * ALARM}, card, FAINT)
-    model = beside(whitened(averaged(frames)), lambda wave: network.apply(net_params, wave[None])[0], WEIGHT)
+    clip = Model(frames.init, lambda params, x, key=None: extremes(params, x), frames.statistics)
+    model = beside(whitened(clip), lambda wave: network.apply(net_params, wave[None])[0], WEIGHT)
     return Trained(model, params, unknown, card, 0.0)
+
+
+def extremes(params: Params, waves: Float[Array, "n samples"]) -> Float[Array, "n 192"]:
+    """The largest and the smallest of each of the encoder's values while a clip passes through what a frame of it sees.
+
+    Where in a clip a word lies, and how slowly it is said, counts for less in them than in a mean over time. The bands'
+    minima are put before and after the clip, so that there are frames that see its end or beginning alone.
+
+    Args:
+      params: of the encoder, as `speech_embedding` gives them.
+      waves: at 16 kHz within -1..1, 0.3 s or more.
+    """
+    mels = log_mel(waves)
+    silence = jnp.broadcast_to(mels.min(1, keepdims=True), (len(mels), AROUND, MELS))
+    heard = jnp.concatenate([silence, mels, silence], 1)
+    z = convolved(params, heard[..., None], range(CONVOLUTIONS))[:, :, 0]
+    return jnp.concatenate([z.max(1), z.min(1)], -1)
 
 
 def _network() -> tuple[Model, Params, dict[str, float], dict[str, str]]:

@@ -4,10 +4,11 @@
     python experiments/whiten_words.py --arabic DIR --fsdd DIR --speech-commands DIR      # and tests it
 
 Speaks numbers in 106 languages by eSpeak NG, each clip as from a room, noise and level of its own, and embeds it as the
-largest and smallest values that the frozen encoder gives (the extra `encoder`), and as their mean over time, for running
-audio. Learns a whitening within words of each, and, for that beside the network that comes with metajax, three numbers
-that turn cosines into probabilities, of no taught word too, on episodes half of whose queries are of other words. Writes
-all with a card into one file, which `mj.models.words()` reads. The tests are of words that no part of this has heard, from unheard people. About 5 minutes on 2 CPU cores.
+largest and smallest values that the frozen encoder gives (the extra `encoder`), and, for running audio, as their mean.
+Learns a whitening within words of each, and, for that beside the network that comes with metajax, three numbers that
+turn cosines into probabilities, of no taught word too, on episodes half of whose queries are of other words. Writes all
+with a card into one file, which `mj.models.words()` reads. The tests are of words that no part of this has heard, from
+unheard people. About 5 minutes on 2 CPU cores.
 """
 
 import json
@@ -124,7 +125,8 @@ def run(s: Settings) -> None:
         f"languages, none Semitic, by {count['speaker']} voices, in rooms and noise; no recording. The encoder itself, "
         "of 328,224 parameters that are not in this file, has heard 200 million real clips.",
         "command": f"python experiments/whiten_words.py --clips-per-label {s.clips_per_label} --shrink {s.shrink} "
-        f"--frame-shrink {s.frame_shrink} --ways {s.ways} --shots {s.shots} --outer-steps {s.outer_steps} --seed {s.seed}",
+        f"--frame-shrink {s.frame_shrink} --ways {s.ways} --shots {s.shots} --outer-steps {s.outer_steps} "
+        f"--seed {s.seed}",
         "commit": head.stdout.strip() or "unknown",
         "seed": str(s.seed),
         "date": time.strftime("%Y-%m-%d"),

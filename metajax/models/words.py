@@ -41,7 +41,7 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
     """Words of any language as vectors: a network that has heard synthetic speech alone, or Google's encoder beside it.
 
     x is waves at 16 kHz within -1..1, `[n, 20000]`, as `metajax.data.waves.word_waves` gives them. What the encoder
-    gives, `extremes`, is whitened within synthetic words; cosines are those of both, that of the network weighted by 1/2.
+    gives, `extremes`, is whitened within synthetic words; cosines are those of both, the network's weighted by 1/2.
 
     Args:
       encoder: whether the encoder is asked, too, whose 200 million clips were real; None for whether the extra

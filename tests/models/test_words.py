@@ -46,9 +46,13 @@ def test_what_is_shipped_is_whole_and_told():
     pytest.importorskip("safetensors", reason="safetensors reads the file")
     tensors, card = data.read_words()
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    assert shapes == {"mean": (96,), "kernel": (96, 96), "scale": (), "bias": (), "growth": ()}
-    assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in tensors.values())
-    assert np.linalg.matrix_rank(tensors["kernel"]) == 96 and tensors["scale"] > 0
+    expected = {"mean": (192,), "kernel": (192, 192), "frame_mean": (96,), "frame_kernel": (96, 96)}
+    numbers = ("scale", "bias", "growth")
+    assert shapes == expected | {prefix + name: () for prefix in ("", "frame_") for name in numbers}
+    assert all(np.isfinite(tensor).all() for tensor in tensors.values())
+    for prefix, rank in (("", 192), ("frame_", 96)):
+        kernel = tensors[f"{prefix}kernel"].astype(np.float32)
+        assert np.linalg.matrix_rank(kernel) == rank and tensors[f"{prefix}scale"] > 0
     assert set(card) == TOLD | {"seed"} and "whiten_words.py" in card["command"] and "/" not in card["command"][30:]
     results = json.loads(card["results"])
     for corpus in ("arabic", "fsdd", "speech_commands"):  # whitening is worth it, and so is the network
@@ -60,7 +64,7 @@ def test_what_is_shipped_is_whole_and_told():
     shipped = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert shipped == {"metajax": ["data/words.safetensors", "data/word_net.safetensors", "web.html"]}
     sizes = [(ROOT / name).stat().st_size for name in shipped["metajax"]]
-    assert sizes[0] < 50_000 and sizes[1] < 1_000_000
+    assert sum(sizes[:2]) < 1_000_000
 
 
 def test_without_the_extra_the_network_is_alone_or_the_extra_is_named(monkeypatch):
@@ -100,17 +104,21 @@ def test_a_window_of_running_audio_is_a_clip():
     clips = jnp.stack([wave[0, 1280 * i :][:20000] for i in range(4)])
     assert found.shape == (1, 4, 576 + 512)
     np.testing.assert_allclose(found[0], apply(running.params, clips)[:, 0], atol=1e-3)
-    # the mean of the frames is the embedding of a clip
     order, rest = found[0, :, :576], found[0, :, 576:]
     np.testing.assert_allclose(
         jnp.linalg.norm(rest, axis=-1), words.RUNNING**0.5 * jnp.linalg.norm(order, axis=-1), rtol=1e-4
     )
-    mean = order.reshape(4, 6, 96).mean(1)
-    mean /= jnp.linalg.norm(mean, axis=-1, keepdims=True)
+    # a clip is the largest and smallest of what its frames give, and of frames before and after them
+    frames, params = mj.models.pretrained.speech_embedding()
+    white, z = trained.params["whitening"], jax.jit(words.extremes)(params, clips)
+    six = jax.jit(frames.apply)(params, clips)
+    assert (z[:, :96] >= six.max(1) - 1e-3).all() and (z[:, 96:] <= six.min(1) + 1e-3).all()
     both, network = jax.jit(trained.model.apply)(trained.params, clips), mj.models.words(encoder=False)
-    np.testing.assert_allclose(mean, both[:, :96], atol=1e-4)
+    expected = (z - white["mean"]) @ white["kernel"]
+    expected /= jnp.linalg.norm(expected, axis=-1, keepdims=True)
+    np.testing.assert_allclose(both[:, :192], expected, atol=1e-4)
     known = jax.jit(network.model.apply)(network.params, clips)
-    np.testing.assert_allclose(both[:, 96:], words.WEIGHT * known, atol=1e-4)
+    np.testing.assert_allclose(both[:, 192:], words.WEIGHT * known, atol=1e-4)
     # what is faint is told apart, and the threshold is a cosine's
     assert running.faint > 0 == trained.faint
     assert running.unknown["bias"] / running.unknown["scale"] > trained.unknown["bias"] / trained.unknown["scale"]

@@ -20,6 +20,7 @@ SIZES = "--strings 10 --words 2 3 --outer-steps 2 --tasks 2 --episodes 4"
 def main(digits, tmp_path, monkeypatch):  # noqa: F811
     """Runs the script on tones, at tiny sizes; its exit code."""
     monkeypatch.setattr(script, "recogniser", tiny.recogniser)
+    monkeypatch.setattr("jax.device_count", lambda: 1)
 
     def call(*argv: object) -> int:
         places = ["--corpus", "fsdd", "--root", digits, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
@@ -52,17 +53,25 @@ def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def own_texts(folder):
+    """Arguments for a corpus with texts of the user's own."""
+    draw, lines = np.random.default_rng(0), ["path,text,speaker"]
+    for speaker, take in np.ndindex(SPEAKERS, 9):
+        soundfile.write(folder / f"{speaker}_{take}.wav", 0.1 * draw.normal(size=9000 + 500 * take), 16000)
+        lines.append(f"{speaker}_{take}.wav,{'One two!' if take else 'Two.'},s{speaker}")
+    (folder / "mine.csv").write_text("\n".join(lines), encoding="utf-8")
+    return "--corpus", "auto", "--root", folder / "mine.csv", "--shots", 2
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("more", "arms"),
-    [
-        ((), ("pseudo-labels", "FOMAML, support gradient kept")),
-        (("--shots", 2), ("SUTA", "Meta-SGD")),
-    ],
-)
-def test_a_small_run(main, tmp_path, capsys, more, arms):
+@pytest.mark.parametrize("arms", [("pseudo-labels", "FOMAML, support gradient kept"), ("SUTA", "Meta-SGD")])
+def test_a_small_run(main, tmp_path, capsys, arms):
+    """Of digits, each string adapted to itself, and of a user's own texts, adapted to others."""
+    more = own_texts(tmp_path) if "SUTA" in arms else ()
     assert main("--arms", *arms, *more) == 0
     shown = capsys.readouterr().out
+    own = ("mine, [", "word error (%)", "normaliser letters")
+    assert all((told in shown) == bool(more) for told in own)
     results = json.loads((tmp_path / "out" / "results.json").read_text())
     assert list(results["rows"]) == list(arms) and all(arm in shown for arm in arms)
     assert (tmp_path / "out" / "curve.png").stat().st_size > 10_000
@@ -83,18 +92,3 @@ def test_a_small_run(main, tmp_path, capsys, more, arms):
     assert times == {path: path.stat().st_mtime_ns for path in times}
     assert json.loads(first.read_text())["scenarios"] == cells[first]["scenarios"]
     assert np.isfinite([leaf for leaf in jax.tree.leaves(results["rows"]) if isinstance(leaf, float)]).all()
-
-
-@pytest.mark.slow
-def test_a_corpus_with_texts_of_the_users_own(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(script, "recogniser", tiny.recogniser)
-    draw, lines = np.random.default_rng(0), ["path,text,speaker"]
-    for speaker, take in np.ndindex(SPEAKERS, 9):
-        soundfile.write(tmp_path / f"{speaker}_{take}.wav", 0.1 * draw.normal(size=9000 + 500 * take), 16000)
-        lines.append(f"{speaker}_{take}.wav,{'One two!' if take else 'Two.'},s{speaker}")
-    (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8")
-    places = ["--root", tmp_path / "mine.csv", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
-    argv = [*SIZES.split(), "--corpus", "auto", "--shots", "2", "--arms", "SUTA", *map(str, places)]
-    assert runs.main(script.Settings, script.run, script.__doc__, argv) == 0
-    told = capsys.readouterr().out
-    assert "mine, [" in told and "word error (%)" in told and "normaliser letters" in told

@@ -194,7 +194,6 @@ def test_norm_against_its_definition(normalization, space):
         ("transductive", False),
         pytest.param("layer", False, marks=SLOW),
         pytest.param("support", True, marks=SLOW),
-        pytest.param("support", False, marks=SLOW),  # as transductive, see above
         pytest.param("group", False, marks=SLOW),
     ],
 )

@@ -115,7 +115,7 @@ def test_parts_name_its_layers(tmp_path, part):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", ["lora", "film"])  # whole layers: test_split.py
 def test_slopes_run_through_adaptation_of_its_parts(tmp_path, part):
     model, params = vectors(tmp_path)
     learner, objective = mj.maml(model.apply, classify, optax.sgd(0.1), 1, part=PARTS[part])

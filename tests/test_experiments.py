@@ -311,7 +311,7 @@ def test_a_whole_run_its_files_and_its_resumption(tones, tmp_path, capsys, monke
     monkeypatch.setattr(recipes, "in_phases", lambda of: shares.append([share for share, _ in of]) or phased(of))
     out = tmp_path / "run"
     argv = ["--corpus", "manifest", "--root", str(tones), *SMALL, "--cache", str(tmp_path / "cache"), "--out", str(out)]
-    argv += ["--methods", "maml", "joint"]
+    argv += ["--methods", "maml", "joint", "--augment", "0"]
     assert main(argv) == 0 and shares == [[1.0], [1.0]]
     printed = capsys.readouterr()
     for row in ("maml", "joint, fine-tuned", "from scratch", "chance"):

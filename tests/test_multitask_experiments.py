@@ -165,7 +165,7 @@ def test_a_tiny_run_of_the_weightings(monkeypatch, tmp_path, call, tones, small_
     assert code == 2 and "steps is 61 now but 60 in" in error
 
 
-SMALL = ("--ways", 2, "--queries", 2, "--tasks", 1, "--num-steps", 1, "--adapt-steps", 2, "--episodes", 2)
+SMALL = ("--ways", 2, "--queries", 2, "--tasks", 1, "--num-steps", 1, "--adapt-steps", 2, "--episodes", 20)
 
 
 def run_arms(call, tones, out, *arguments):

@@ -20,7 +20,6 @@ SIZES = "--strings 10 --words 2 3 --outer-steps 2 --tasks 2 --episodes 4"
 def main(digits, tmp_path, monkeypatch):  # noqa: F811
     """Runs the script on tones, at tiny sizes; its exit code."""
     monkeypatch.setattr(script, "recogniser", tiny.recogniser)
-    monkeypatch.setattr("jax.device_count", lambda: 1)
 
     def call(*argv: object) -> int:
         places = ["--corpus", "fsdd", "--root", digits, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]

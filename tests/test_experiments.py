@@ -234,6 +234,7 @@ def test_a_run_is_not_resumed_on_other_data(capsys, manifest_of, tmp_path, monke
     """And `mamlpp` trains in its phases, before which this run ends."""
     argv = [*map(str, manifest_of()), *SMALL, "--out", str(tmp_path / "run"), "--cache", str(tmp_path)]
     argv += ["--methods", "mamlpp"]
+    monkeypatch.setattr(models, "network", tiny.network)
     monkeypatch.setattr(recipes, "in_phases", lambda phases: {}[tuple(share for share, _ in phases)])
     with pytest.raises(KeyError, match=r"\(0.25, 0.25, 0.5\)"):  # its folder is made by then
         main(argv)

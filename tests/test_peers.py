@@ -32,7 +32,7 @@ NETWORKS = {
 }
 
 # of other networks than the first, which has all: one in second order
-METHODS = {"tcresnet8": ("meta_sgd",), "conv4": ("maml",), "crnn": ("maml",), "bilstm": ("maml",)}
+METHODS = {"tcresnet8": ("meta_sgd",), "conv4": ("maml",), "crnn": ("maml",), "bilstm": ("meta_sgd",)}
 
 
 def episode(seed, shape, transcribed=False):

@@ -135,23 +135,6 @@ def over_tasks(f: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., 
     return spread
 
 
-def over_examples(apply: Callable[..., Any], mesh: jax.sharding.Mesh) -> Callable[..., Any]:
-    """`apply(params, x, key)`, or `(params, x)`, of a model whose examples stand alone, spread over devices of `mesh`.
-
-    For one task of few examples and a large network; of many tasks, spread these. Slopes are summed over the devices.
-    """
-
-    def spread(params: PyTree, x: PyTree, key: Array | None = None) -> Any:
-        def own(shared: tuple[PyTree, Array | None], x: PyTree) -> Any:
-            params, key = shared
-            where = jax.lax.axis_index("tasks")  # each device draws for itself
-            return apply(params, x) if key is None else apply(params, x, jax.random.fold_in(key, where))
-
-        return over_tasks(own, mesh)((params, key), x)
-
-    return spread
-
-
 def task_mesh(num_tasks: int) -> jax.sharding.Mesh:
     """A mesh with one axis, `tasks`, over as many devices as finish `num_tasks` soonest: no more than have work."""
     each = -(-num_tasks // jax.device_count())

@@ -5,10 +5,9 @@
 
 A random wav2vec 2.0, the same weights in both libraries, each a process of its own: Transformers' PyTorch with low-rank
 matrices written by hand and, where it is installed, by peft; and metajax, which computes what lies below the first
-layer that adapts once for all steps, and spreads the utterances over cores. q_proj and v_proj change by rank 8, or the
-CTC head alone; SGD, float32; the losses after the steps must agree. `--memory` tells what the compiled gradient of MAML
-needs, from the features on: of the three large encoders by a straight line through one and three layers. 5 minutes each
-on 2 CPU cores.
+layer that adapts once for all steps. q_proj and v_proj change by rank 8, or the CTC head alone; SGD, float32; the
+losses after the steps must agree. `--memory` tells what the compiled gradient of MAML needs, from the features on: of
+the three large encoders by a straight line through one and three layers. 5 minutes each on 2 CPU cores.
 """
 
 import json
@@ -30,7 +29,7 @@ import metajax as mj
 from metajax import report, runs
 from metajax.losses import ctc
 from metajax.models import pretrained
-from metajax.parallel import hoisted, replicate, task_mesh, use_all_cores
+from metajax.parallel import hoisted, use_all_cores
 
 ADAPTED = ("q_proj", "v_proj")
 
@@ -53,27 +52,22 @@ def in_metajax(s: dict[str, Any]) -> dict[str, Any]:
     model, params, _ = pretrained.load(s["folder"], normalize=False)
     wave, tokens, factor = data(s)
     x, y = jnp.asarray(wave), mj.Transcripts(jnp.asarray(tokens), jnp.full(len(tokens), TOKENS))
-    mesh = task_mesh(len(wave))
-    over = jax.NamedSharding(mesh, jax.P("tasks") if len(wave) % mesh.size == 0 else jax.P())
-    x, everywhere = jax.device_put(x, over), replicate(params, mesh)
-    forward = jax.jit(pretrained.spread(model, mesh).apply)
-    found = {"forward": (median(lambda: jax.block_until_ready(forward(everywhere, x)), s["repeats"])[0], 0.0)}
+    forward = jax.jit(model.apply)
+    found = {"forward": (median(lambda: jax.block_until_ready(forward(params, x)), s["repeats"])[0], 0.0)}
 
     @cache  # a tiny one's last 2 layers are all
-    def adapt(first: int, held: bool = True, many: bool = True) -> Any:
-        whole, place = (pretrained.spread(model, mesh), mesh) if many else (model, task_mesh(1))
-        encode, upper = pretrained.split(whole, params, first)
-        used = upper if held else whole
+    def adapt(first: int, held: bool = True, beside: bool = True) -> Any:
+        encode, upper = pretrained.split(model, params, first)
+        used = upper if held else model
         layers = params["encoder"]["layers"]
         names = [(i, which) for i in range(first, len(layers)) for which in ADAPTED]
         patterns = [f"encoder.layers.{i}.*.{w}" for i, w in names]
-        part = mj.frozen(mj.lora(RANK, *patterns, beside=many) if names else mj.only("lm_head"), params)
+        part = mj.frozen(mj.lora(RANK, *patterns, beside=beside) if names else mj.only("lm_head"), params)
         learner = mj.descent(used.apply, ctc, optax.sgd(RATE if names else HEAD_RATE), part=part, first_order=True)
         learner = mj.cached(learner, encode) if held else learner
         theta = learner.init({"lm_head": params["lm_head"]}, jax.random.key(0))
         for i, which in names:
             theta["lora"][f"encoder.layers.{i}.attention.{which}.kernel"]["a"] = factor(i, ADAPTED.index(which))
-        theta, heard = replicate(theta, place), x if many else jax.device_put(wave, jax.devices()[0])
 
         @hoisted
         def run(theta: Any, x: Any) -> Any:
@@ -82,11 +76,11 @@ def in_metajax(s: dict[str, Any]) -> dict[str, Any]:
             phi = phi.phi if held else phi
             return ctc(used.apply(part.join(theta, phi.own, phi.count), features), y)[0]
 
-        return lambda: float(run(theta, heard))
+        return lambda: float(run(theta, x))
 
     found |= {name: median(adapt(first), s["repeats"]) for name, first in cases(s).items()}
     found |= {"all layers, held by neither": median(adapt(0, held=False), s["repeats"])}
-    return found | {"all layers, kernels changed, one device": median(adapt(0, many=False), s["repeats"])}
+    return found | {"all layers, kernels changed": median(adapt(0, beside=False), s["repeats"])}
 
 
 def needed(

@@ -11,7 +11,7 @@ from metajax.core import KeyArray, Params
 from metajax.data.checkpoints import amended, document, read_files, read_tensors, write_files
 from metajax.errors import InputError
 from metajax.models.pretrained import wav2vec2, whisper
-from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split, spread, windowed
+from metajax.models.pretrained.layers import Encoded, Pretrained, averaged, last_layers, split, windowed
 from metajax.models.pretrained.layout import Settings, Shapes, common, fitted, fresh, to_params, to_tensors
 from metajax.models.pretrained.speech_embedding import speech_embedding
 from metajax.models.pretrained.transcriber import Transcriber, transcriber
@@ -49,8 +49,7 @@ def load(
     """
     files = read_files(path)
     config = document(files, "config.json")
-    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
-    reader = _reader(kind, architecture)
+    reader, architecture = _reader(config)
     if reader is whisper:
         head = any(common(name).startswith("decoder.") for name in files.tensors)
     else:
@@ -139,20 +138,20 @@ def random(config: dict[str, Any], *, dtype: DTypeLike = jnp.float32) -> Pretrai
     Raises:
       InputError: an architecture is not read, or a field is missing.
     """
-    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
-    reader, head = _reader(kind, architecture), architecture.endswith("ForCTC")
+    reader, architecture = _reader(config)
     c = reader.checked(config)
-    return _model(c, reader.shapes(c, head), True, dtype)
+    return _model(c, reader.shapes(c, architecture.endswith("ForCTC")), True, dtype)
 
 
-def _reader(kind: Any, architecture: str) -> Any:
-    """The module that reads a kind of model."""
+def _reader(config: dict[str, Any]) -> tuple[Any, str]:
+    """The module that reads a kind of model, and its architecture, "" where config.json tells none."""
+    kind, architecture = config.get("model_type"), (config.get("architectures") or [""])[0]
     if kind not in _READERS or (architecture and not architecture.endswith(_READERS[kind].ARCHITECTURES)):
         raise InputError(
             f"config.json names {architecture or kind!r}, expected a "
             f"{', '.join(dict.fromkeys(wav2vec2.ARCHITECTURES + whisper.ARCHITECTURES))} of {', '.join(_READERS)}."
         )
-    return _READERS[kind]
+    return _READERS[kind], architecture
 
 
 def _model(

@@ -11,7 +11,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from metajax.core import KeyArray, Params, Utterances
 from metajax.errors import InputError
 from metajax.models.model import Model, check_shape
-from metajax.parallel import over_examples
 
 
 class Encoded(NamedTuple):
@@ -102,23 +101,6 @@ def split(model: Pretrained, params: Params, layer: int) -> tuple[Callable[[PyTr
         return Utterances(layers[layer], lengths) if isinstance(x, Utterances) else layers[layer]
 
     return encode, model.above(layer)
-
-
-def spread(model: Pretrained, mesh: jax.sharding.Mesh) -> Pretrained:
-    """The encoder with its utterances spread over the devices of `mesh`, for one large task.
-
-    Each device holds the weights. On two CPU cores, which share out large products anyway, it saves 1 % of LoRA's time.
-
-    Args:
-      model: the encoder.
-      mesh: `task_mesh(len(x))` of `metajax.parallel`, after `use_all_cores`; theta lies on all of it by `replicate`.
-
-    Returns:
-      The same model, to 1e-5.
-    """
-    apply, encode, upper = over_examples(model.apply, mesh), over_examples(model.encode, mesh), model.above
-    above = None if upper is None else lambda layer: spread(upper(layer), mesh)
-    return model._replace(apply=apply, encode=encode, above=above)
 
 
 def frames_of(x: PyTree) -> tuple[Float[Array, "n frames features"], Int[Array, " n"]]:
@@ -247,16 +229,9 @@ def channel_norm(p: Params, x: Array, lengths: Int[Array, " n"]) -> Array:
     return (y * p["scale"] + p["bias"]).astype(x.dtype)
 
 
-def attention(
-    p: Params,
-    x: Float[Array, "n time features"],
-    heads: int,
-    seen: Bool[Array, "n time"] | None = None,
-    bias: Float[Array, "n heads time time"] | None = None,
-) -> Float[Array, "n time features"]:
-    """Self-attention over the frames `seen`."""
-    seen = None if seen is None else seen[:, None, None]
-    return attend(p, x, linear(p["k_proj"], x), linear(p["v_proj"], x), heads, seen, bias)
+def looked_up(p: Params, x: Array) -> tuple[Array, Array]:
+    """Keys and values for `attend`."""
+    return linear(p["k_proj"], x), linear(p["v_proj"], x)
 
 
 def attend(

@@ -17,13 +17,14 @@ from metajax.errors import InputError
 from metajax.models.pretrained.layers import (
     ACTIVATIONS,
     Encoded,
-    attention,
+    attend,
     channel_norm,
     conv,
     frames_of,
     known,
     layer_norm,
     linear,
+    looked_up,
     normalized,
     required,
     samples_of,
@@ -150,12 +151,12 @@ def encode(c: dict[str, Any], params: Params, x: PyTree, normalize: bool, first:
     p, stable = params["encoder"], c["do_stable_layer_norm"]
     hidden, lengths = _entered(c, params, x, normalize) if first is None else frames_of(x)
     seen = within(lengths, hidden.shape[1])
-    bias = None
+    mask, bias = seen[:, None, None] if isinstance(x, Utterances) else None, None
     if c["model_type"] == "wavlm":
         bias = _relative(c, p["layers"]["0"]["attention"]["rel_attn_embed"]["embedding"], hidden.shape[1])
     layers = [hidden]
     for i in range(first or 0, c["num_hidden_layers"]):
-        layers.append(_layer(c, p["layers"][str(i)], layers[-1], seen if isinstance(x, Utterances) else None, bias))
+        layers.append(_layer(c, p["layers"][str(i)], layers[-1], mask, bias))
     output = layer_norm(p["layer_norm"], layers[-1], c["layer_norm_eps"]) if stable else layers[-1]
     output, *layers = (jnp.where(seen[..., None], a, 0) for a in (output, *layers))
     return Encoded(output, tuple(layers), lengths)
@@ -219,23 +220,24 @@ def _positions(c: dict[str, Any], p: Params, x: Array, seen: Bool[Array, "n time
 
 
 def _layer(
-    c: dict[str, Any], p: Params, x: Array, seen: Bool[Array, "n time"] | None, bias: Float[Array, "h t t"] | None
+    c: dict[str, Any], p: Params, x: Array, seen: Bool[Array, "n 1 1 time"] | None, bias: Float[Array, "h t t"] | None
 ) -> Array:
     """Attention and a feed-forward network; normalised before each ("stable") or after."""
     eps, act = c["layer_norm_eps"], ACTIVATIONS[c["hidden_act"]]
 
-    def attend(x: Array) -> Array:
-        gated = None if bias is None else _gate(p["attention"], x, bias)
-        return attention(p["attention"], x, c["num_attention_heads"], seen, gated)
+    def hear(x: Array) -> Array:
+        q = p["attention"]
+        gated = None if bias is None else _gate(q, x, bias)
+        return attend(q, x, *looked_up(q, x), c["num_attention_heads"], seen, gated)
 
     def feed(x: Array) -> Array:
         q = p["feed_forward"]
         return linear(q["output_dense"], act(linear(q["intermediate_dense"], x)))
 
     if not c["do_stable_layer_norm"]:
-        x = layer_norm(p["layer_norm"], x + attend(x), eps)
+        x = layer_norm(p["layer_norm"], x + hear(x), eps)
         return layer_norm(p["final_layer_norm"], x + feed(x), eps)
-    x = x + attend(layer_norm(p["layer_norm"], x, eps))
+    x = x + hear(layer_norm(p["layer_norm"], x, eps))
     x = x + feed(layer_norm(p["final_layer_norm"], x, eps))
     if "adapter_layer" in p:
         q = p["adapter_layer"]

@@ -16,12 +16,12 @@ from metajax.models.pretrained.layers import (
     ACTIVATIONS,
     Encoded,
     attend,
-    attention,
     conv,
     frames_of,
     known,
     layer_norm,
     linear,
+    looked_up,
     normalized,
     required,
     samples_of,
@@ -36,7 +36,7 @@ CARRIED = r"proj_out\.weight$"  # the embedding of tokens once more, where confi
 WINDOW, HOP = 400, 160
 _NEEDED = ("d_model", "encoder_layers", "encoder_attention_heads", "encoder_ffn_dim", "num_mel_bins")
 _DECODER = ("d_model", "decoder_layers", "decoder_attention_heads", "decoder_ffn_dim", "vocab_size")
-Cache: TypeAlias = list[list[Array]]  # keys and values of each layer, [n, positions or frames, features]
+Cache: TypeAlias = list[tuple[Array, Array]]  # keys and values of each layer, [n, positions or frames, features]
 
 
 def checked(config: dict[str, Any]) -> dict[str, Any]:
@@ -143,7 +143,8 @@ def log_mel(wave: Float[Array, "n samples"], num_mels: int, num_frames: int = 30
 
 
 def _layer(c: dict[str, Any], p: Params, x: Array) -> Array:
-    x = x + attention(p["self_attn"], layer_norm(p["self_attn_layer_norm"], x, 1e-5), c["encoder_attention_heads"])
+    q, y = p["self_attn"], layer_norm(p["self_attn_layer_norm"], x, 1e-5)
+    x = x + attend(q, y, *looked_up(q, y), c["encoder_attention_heads"])
     return x + _feed(c, p, x)
 
 
@@ -158,7 +159,7 @@ def caches(
     """What the decoder's layers look up: of the encoder's frames, and room for it of rows of so many tokens."""
     layers = [params["decoder"]["layers"][str(i)]["encoder_attn"] for i in range(c["decoder_layers"])]
     room = jnp.zeros((rows, size, c["d_model"]), frames.dtype)
-    return [[linear(p["k_proj"], frames), linear(p["v_proj"], frames)] for p in layers], [[room, room] for _ in layers]
+    return [looked_up(p, frames) for p in layers], [(room, room) for _ in layers]
 
 
 def decode(
@@ -184,10 +185,10 @@ def decode(
     for i, (pair, (k, v)) in enumerate(zip(cache, heard, strict=True)):
         q = p["layers"][str(i)]
         x = layer_norm(q["self_attn_layer_norm"], hidden, 1e-5)
-        new = [linear(q["self_attn"][which], x) for which in ("k_proj", "v_proj")]
-        new = [jax.lax.dynamic_update_slice_in_dim(*both, start, 1) for both in zip(pair, new, strict=True)]
-        after.append(new)
-        hidden = hidden + attend(q["self_attn"], x, new[0], new[1], heads, seen)
+        new = zip(pair, looked_up(q["self_attn"], x), strict=True)
+        keys, values = (jax.lax.dynamic_update_slice_in_dim(*both, start, 1) for both in new)
+        after.append((keys, values))
+        hidden = hidden + attend(q["self_attn"], x, keys, values, heads, seen)
         x = layer_norm(q["encoder_attn_layer_norm"], hidden, 1e-5).reshape(len(k), -1, c["d_model"])
         hidden = hidden + attend(q["encoder_attn"], x, k, v, heads).reshape(hidden.shape)
         hidden = hidden + _feed(c, q, hidden)

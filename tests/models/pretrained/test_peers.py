@@ -85,13 +85,17 @@ def close(ours, theirs, tolerance):
 
 
 def compare(grads, slopes, settings, tolerance):
-    """Gradients by parameter, relative to the largest of all, with those of PyTorch, by name in the file."""
+    """Gradients, relative to each parameter's largest, with those of PyTorch, by name in the file.
+
+    Some are 0 but for rounding, such as that of the bias of keys, so that none counts as less than 1e-3 of all.
+    """
     grads = named(grads)
-    scale = max(np.abs(g).max() for g in grads.values())
+    least = 1e-3 * max(np.abs(g).max() for g in grads.values())
     for name in (name for name in settings.shapes if settings.names[name] in slopes):
         place = placed(name, settings.shapes[name])
         slope = slopes[settings.names[name]].numpy()
         slope = slope.T if place.endswith("kernel") else slope.reshape(grads[place].shape)
+        scale = max(np.abs(slope).max(), least)
         np.testing.assert_allclose(grads[place] / scale, slope / scale, rtol=0, atol=tolerance, err_msg=name)
 
 
@@ -259,9 +263,11 @@ def test_equals_the_encoder_of_whisper(tmp_path, mels):
         return jnp.square(encoded.output).sum(), encoded
 
     (_, ours), grads = jax.jit(jax.value_and_grad(run, has_aux=True))(params)
-    close(ours.output, encoded.last_hidden_state, 1e-4)  # features in single precision are 1e-5 off
+    close(ours.output, encoded.last_hidden_state, 1e-5)
     for layer, wanted in zip(ours.layers[:-1], encoded.hidden_states[:-1], strict=True):
-        close(layer, wanted, 1e-4)
+        close(layer, wanted, 1e-5)
+    errors = [np.abs(np.asarray(a) - output.numpy()).max() for a in (ours.output, encoded.last_hidden_state.detach())]
+    assert errors[0] < 2 * errors[1]  # as near to double precision, though from the wave
     slopes = {n: p.grad for n, p in theirs.named_parameters() if p.grad is not None}
     inside = [name for name in settings.shapes if name.startswith("encoder.")]
     assert len(slopes) >= len(inside) - 1  # positions are not trained there

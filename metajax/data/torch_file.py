@@ -71,8 +71,8 @@ def read_torch(path: Path) -> dict[str, np.ndarray]:
             tensors = _Reader(archive, path).load()
     except zipfile.BadZipFile as error:
         raise InputError(
-            f"{path} holds no tensors, is damaged or older than PyTorch 1.6; load it there with weights_only=True and "
-            "write it again by safetensors.torch.save_file."
+            f"{path} holds no tensors, is damaged or older than PyTorch 1.6; load it by torch.load(path, "
+            "weights_only=True) and write it again by safetensors.torch.save_file."
         ) from error
     except InputError:
         raise

@@ -14,7 +14,7 @@ from tests.models.pretrained.tiny import SMALL, contents
 
 torch = pytest.importorskip("torch", reason="torch is the oracle")
 transformers = pytest.importorskip("transformers", reason="transformers is the oracle")
-from safetensors.torch import save_file  # noqa: E402
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("ignore")]
 
@@ -224,6 +224,18 @@ def test_reads_what_torch_save_wrote(tmp_path):
     pretrained.save(tmp_path / "out", params, settings)
     assert "wav2vec2.encoder.pos_conv_embed.conv.weight_g" in settings.names.values()
     type(theirs).from_pretrained(tmp_path / "out")
+
+
+def test_what_torch_save_wrote_before_1_6_is_refused_and_what_it_tells_to_do_helps(tmp_path):
+    peer("base", tmp_path)
+    _, wanted, _ = pretrained.load(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    torch.save(load_file(tmp_path / "model.safetensors"), path, _use_new_zipfile_serialization=False)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(InputError, match=r"pytorch_model\.bin .* older than PyTorch 1\.6; load it by torch\.load"):
+        pretrained.load(tmp_path)
+    save_file(torch.load(path, weights_only=True), tmp_path / "model.safetensors")
+    assert jax.tree.all(jax.tree.map(np.array_equal, pretrained.load(tmp_path)[1], wanted))
 
 
 def whisper(folder, **changes):

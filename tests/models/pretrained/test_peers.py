@@ -136,7 +136,10 @@ def test_equals_transformers(tmp_path, name):
         equals(tmp_path, theirs, "float32", 1e-5)
 
 
-@pytest.mark.parametrize("name", ["large", "layer, normalised after", "mms", "hubert large ctc", "wavlm large"])
+UNEQUAL = "large", "layer, normalised after", "mms", "hubert large ctc", "wavlm large", "activations", "eps"
+
+
+@pytest.mark.parametrize("name", [*UNEQUAL, "no projection norm"])
 def test_equals_transformers_on_unequal_lengths(tmp_path, name):
     theirs, lengths = peer(name, tmp_path), [TIME, 433, 105]
     model, params, _ = pretrained.load(tmp_path)

@@ -101,16 +101,16 @@ def run(s: Settings) -> None:
     *parts, known = embed(s, recordings, True)
     columns, tensors = recordings.columns, dict[str, np.ndarray]()
     sizes: dict[str, Any] = {"shots": s.shots, "queries": s.clips_per_label - s.shots, "across": "none", "fewer": True}
-    for x, shrink, weight, prefix in zip(
-        parts, (s.shrink, s.frame_shrink), (WEIGHT, FRAME_WEIGHT), ("", "frame_"), strict=True
-    ):
+    how = {"": (s.shrink, WEIGHT), "frame_": (s.frame_shrink, FRAME_WEIGHT)}
+    for x, (prefix, (shrink, weight)) in zip(parts, how.items(), strict=True):
         white = {k: np.asarray(value, np.float16) for k, value in whitening(x, columns["label"], shrink=shrink).items()}
         both = np.concatenate([scaled((x - white["mean"]) @ white["kernel"]), weight * known], 1)
         sample = embedded.open_episodes(both, columns, ways=s.ways, **sizes)
         unknown = embedded.calibrated(sample, s.ways, s.outer_steps, s.seed)
         found = white | {name: np.array(value, np.float32) for name, value in unknown.items()}
         tensors |= {prefix + name: value for name, value in found.items()}
-        print(f"rejection, {prefix or 'clips'}: " + ", ".join(f"{k} {value:.2f}" for k, value in unknown.items()))
+        numbers = ", ".join(f"{name} {value:.2f}" for name, value in unknown.items())
+        print(f"rejection{' by frames' if prefix else ''}: {numbers}")
     results: dict[str, dict] = {}
     white, unknown = ({k: tensors[k] for k in some} for some in (("mean", "kernel"), ("scale", "bias", "growth")))
     for name in (name for name in TESTS if getattr(s, name)):

@@ -13,7 +13,9 @@ from metajax.data.speech_embedding import CONVOLUTIONS, read_words
 from metajax.models.beside import beside
 from metajax.models.model import Model
 from metajax.models.pretrained import speech_embedding, windowed
-from metajax.models.pretrained.speech_embedding import MELS, convolved, log_mel
+from metajax.models.pretrained.layers import samples_of
+from metajax.models.pretrained.speech_embedding import HOP as STEP
+from metajax.models.pretrained.speech_embedding import MELS, REACH, convolved, log_mel
 from metajax.models.whitened import whitened
 from metajax.models.wordnet import on_waves, word_net
 
@@ -97,9 +99,12 @@ def extremes(params: Params, waves: Float[Array, "n samples"]) -> Float[Array, "
 
     Args:
       params: of the encoder, as `speech_embedding` gives them.
-      waves: at 16 kHz within -1..1, 0.3 s or more.
+      waves: at 16 kHz within -1..1.
+
+    Raises:
+      InputError: they have fewer than 4,720 samples.
     """
-    mels = log_mel(waves)
+    mels = log_mel(samples_of(waves, REACH - 2 * AROUND * STEP)[0])
     silence = jnp.broadcast_to(mels.min(1, keepdims=True), (len(mels), AROUND, MELS))
     heard = jnp.concatenate([silence, mels, silence], 1)
     z = convolved(params, heard[..., None], range(CONVOLUTIONS))[:, :, 0]

@@ -119,6 +119,9 @@ def test_a_window_of_running_audio_is_a_clip():
     np.testing.assert_allclose(both[:, :192], expected, atol=1e-4)
     known = jax.jit(network.model.apply)(network.params, clips)
     np.testing.assert_allclose(both[:, 192:], words.WEIGHT * known, atol=1e-4)
+    assert jax.jit(words.extremes)(params, wave[:, :4720]).shape == (1, 192)
+    with pytest.raises(InputError, match=r"4719.*4720|4720.*4719"):
+        words.extremes(params, wave[:, :4719])
     # what is faint is told apart, and the threshold is a cosine's
     assert running.faint > 0 == trained.faint
     assert running.unknown["bias"] / running.unknown["scale"] > trained.unknown["bias"] / trained.unknown["scale"]

@@ -8,7 +8,7 @@ largest and smallest values that the frozen encoder gives (the extra `encoder`),
 Learns a whitening within words of each, and, for that beside the network that comes with metajax, three numbers that
 turn cosines into probabilities, of no taught word too, on episodes half of whose queries are of other words. Writes all
 with a card into one file, which `mj.models.words()` reads. The tests are of words that no part of this has heard, from
-unheard people. About 5 minutes on 2 CPU cores.
+unheard people. About 10 minutes on a CPU core.
 """
 
 import json

@@ -112,6 +112,8 @@ def test_a_window_of_running_audio_is_a_clip():
     frames, params = mj.models.pretrained.speech_embedding()
     white, z = trained.params["whitening"], jax.jit(words.extremes)(params, clips)
     six = jax.jit(frames.apply)(params, clips)
+    own = running.params["whitening"]
+    np.testing.assert_allclose(order.reshape(4, 6, 96), (six - own["mean"]) @ own["kernel"], rtol=1e-3, atol=1e-2)
     assert (z[:, :96] >= six.max(1) - 1e-3).all() and (z[:, 96:] <= six.min(1) + 1e-3).all()
     both, network = jax.jit(trained.model.apply)(trained.params, clips), mj.models.words(encoder=False)
     expected = (z - white["mean"]) @ white["kernel"]

@@ -2,6 +2,7 @@
 
     PYTHONPATH=. python experiments/speed/accelerator.py --out runs/accelerator
     PYTHONPATH=. python experiments/speed/accelerator.py --small        # everything at tiny sizes, on CPU
+    PYTHONPATH=. python experiments/speed/accelerator.py --prepare --references DIR --minutes 60     # before, elsewhere
 
 Second-order MAML, Adam outside, on the workloads of `workloads.py`, in four sections, each with its share of the time:
 
@@ -43,6 +44,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--section", choices=tuple(SHARES), nargs="+", default=list(SHARES), help="what to run")
     flag("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="next to PyTorch")
     flag("--compile", choices=tuple(WORKLOADS), nargs="*", default=["sinusoid"], help="of which by torch.compile too")
+    flag("--references", type=Path, help="folder of what the CPU computes: used where it is there, else kept there")
+    flag("--prepare", action="store_true", help="compute those references alone, without an accelerator")
     return parser.parse_args(argv)
 
 
@@ -54,8 +57,11 @@ def main(argv: list[str] | None = None) -> int:
         os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     report: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "date": time.strftime("%F"), "sections": {}}
     cache = Path(tempfile.mkdtemp())
-    context = Context(args.out, report, args.small, cache, began + 60 * args.minutes, args.workload, [])
+    deadline = began + 60 * args.minutes
+    context = Context(args.out, report, args.small, cache, deadline, args.workload, [], args.references)
     try:
+        if args.prepare:
+            return sections.prepare(context, args.section)
         first = context.start("metajax", context.workload("sinusoid"))
         report |= first.ask("settings", limit=120)
         report["peak"] = sections.peaks(context, first.ask)

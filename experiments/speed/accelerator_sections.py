@@ -43,7 +43,7 @@ def begin_in_background(context: Context, wanted: Sequence[str], compiled: Seque
 
     def reference(question: str, name: str, precision: str = "float32", **arguments: Any) -> Callable[[], Any]:
         w = context.workload(name, chunk=None if name == "sinusoid" else 1, precision=precision)
-        return partial(context.answer, question, w, "cpu", nice=15, **arguments)
+        return partial(context.reference, question, w, **arguments)
 
     for name in context.workloads if "peers" in wanted else ():
         jobs["check", name] = reference("check", name)
@@ -64,6 +64,16 @@ def begin_in_background(context: Context, wanted: Sequence[str], compiled: Seque
     names = [name for name in compiled if ("check", name) in futures]
     builds = at_once([partial(compile, name) for name in names], 1)
     return futures | {("compiled", name): build for name, build in zip(names, builds, strict=True)}
+
+
+def prepare(context: Context, wanted: Sequence[str]) -> int:
+    """Compute and keep what a CPU computes; 1 where something of it failed."""
+    if context.references is None:
+        raise mj.InputError("--prepare keeps what it computes in the folder --references, which is missing.")
+    found = {key: future.result() for key, future in begin_in_background(context, wanted, ()).items()}
+    for key, value in found.items():
+        print(*key, value if isinstance(value, str) else "kept")
+    return int(any(isinstance(value, str) for value in found.values()))
 
 
 def variants(context: Context, section: str, each: Sequence[tuple[str, Workload]], background: Any) -> list[Any]:

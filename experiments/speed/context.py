@@ -1,7 +1,9 @@
 """What the sections of `accelerator.py` share: processes, tables, and time."""
 
 import json
+import pickle
 import time
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -13,6 +15,7 @@ from peers import rounds
 from processes import Ask, Child, start
 from workloads import WORKLOADS, Workload, num_cores
 
+from metajax.checkpoint import write_bytes
 from metajax.report import markdown
 
 SIDE_BY_SIDE = min(5, num_cores())  # processes that compile; on 16 cores seven took three times as long
@@ -28,6 +31,7 @@ class Context(NamedTuple):
     deadline: float  # of `time.monotonic`
     workloads: Sequence[str]
     processes: list[Child]  # all that were started, to be ended with the script
+    references: Path | None = None  # folder of what a CPU computed before
 
     def workload(self, name: str, **changed: Any) -> Workload:
         """A workload for an accelerator: all tasks at a time; few and small ones, if small."""
@@ -53,6 +57,17 @@ class Context(NamedTuple):
             return process.ask(question, limit=self.left(), **arguments)
         finally:
             process.stop()
+
+    def reference(self, question: str, w: Workload, **arguments: Any) -> Any:
+        """A CPU's answer, which stands back behind all else: from the folder of references, or computed and kept."""
+        if self.references is None:
+            return self.answer(question, w, "cpu", nice=15, **arguments)
+        asked = zlib.crc32(repr((w, sorted(arguments.items()))).encode())
+        path = self.references / f"{question}-{w.model}-{w.precision}-{asked:08x}.pickle"
+        if not path.exists():
+            value = self.answer(question, w, "cpu", nice=15, **arguments)
+            write_bytes(path, pickle.dumps(value))
+        return pickle.loads(path.read_bytes())
 
 
 def within(context: Context, share: float) -> Context:

@@ -42,7 +42,8 @@ def made_up(monkeypatch, walk=WALK, fails=lambda side, w, name: False):
 
 def ran(tmp_path, *arguments):
     code = accelerator.main(["--small", "--out", str(tmp_path), *arguments])
-    return code, json.loads((tmp_path / "accelerator.json").read_text())["sections"]
+    report = tmp_path / "accelerator.json"
+    return code, json.loads(report.read_text())["sections"] if report.exists() else {}
 
 
 def test_all_sections(monkeypatch, tmp_path, capsys):
@@ -95,3 +96,17 @@ def test_a_process_past_its_limit_is_ended_and_says_so():
     process = start("nothing", WORKLOADS["sinusoid"], "cpu")
     with pytest.raises(InputError, match="not done with 'make' in its 0 s"):
         process.ask("outer", limit=0)
+
+
+def test_what_a_cpu_computed_before_is_not_computed_again(monkeypatch, tmp_path):
+    monkeypatch.setenv("XLA_FLAGS", "")
+    made_up(monkeypatch)
+    kept = ["--references", str(tmp_path / "kept")]
+    assert ran(tmp_path, "--prepare", *kept, "--minutes", "1")[0] == 0
+    by_cpu = {"float64"} | {"check", "work"}
+    made_up(monkeypatch, fails=lambda side, w, name: side == "metajax" and {name, w.precision} & by_cpu)
+    code, found = ran(tmp_path, *kept)
+    assert code == 0 and {row[5] for row in found["checks"]["rows"]} == {"ok"}
+    assert next(row for row in found["peers"]["rows"] if row[0] == "ctc")[5] == "20"
+    with pytest.raises(InputError, match="--references, which is missing"):
+        ran(tmp_path, "--prepare")

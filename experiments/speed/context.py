@@ -112,7 +112,7 @@ def at_once(jobs: Iterable[Callable[[], Any]], most: int) -> list["Future[Any]"]
 
 def started(context: Context, workloads: Sequence[Workload]) -> list[Any]:
     """For each a process that has compiled its outer step, or the reason why there is none."""
-    limit = time.monotonic() + 0.7 * context.left()
+    limit = time.monotonic() + 0.8 * context.left()
 
     def begin(w: Workload) -> Child:
         process = context.start("metajax", w)

@@ -50,7 +50,7 @@ def test_all_sections(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("XLA_FLAGS", "")
     made_up(monkeypatch)
     code, found = ran(tmp_path)
-    assert code == 0 and list(found) == ["formulations", "peers", "checks", "scaling"]
+    assert code == 0 and list(found) == ["checks", "formulations", "peers", "scaling"]
     for section in found.values():
         assert all(len(row) == len(section["header"]) for row in section["rows"])
     by_name = {row[0]: row for row in found["peers"]["rows"]}

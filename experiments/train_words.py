@@ -6,18 +6,16 @@
 Trains a `word_net` on what eSpeak NG says in 106 languages: numbers and invented words, and, where they are installed,
 on what the voices of Festival and SVOX Pico, made from real speakers, say in theirs. An outer step takes two clips of
 each of many words by different voices, and asks which two belong together; in two of five steps one is by a real
-speaker's voice and one by eSpeak's. Each is stretched, shifted, warped, heard in a room, by another microphone and in
-noise. Then learns three numbers that turn cosines into probabilities, of no taught word too, on such words. Writes
-all with a card into one file; the one that comes with metajax is what `mj.models.words(encoder=False)` reads. The tests
-are of real words by unheard speakers, of whatever corpora are given; English digits are not among what it heard. Goes
-on where it stopped. 100 minutes of training on one CPU core, after 20, estimated, in which all is spoken.
+speaker's voice. Each is stretched, shifted, warped, heard in a room, by another microphone and in noise. Then learns
+three numbers that turn cosines into probabilities, of no taught word too, on such words. Writes all with a card into
+one file; the one that comes with metajax is what `mj.models.words(encoder=False)` reads. The tests are of real words by
+unheard speakers; English digits are not among what it heard. Goes on where it stopped. 100 minutes of training on one
+CPU core, after some 20 in which all is spoken.
 """
 
 import json
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,14 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from metajax import checkpoint, embedded, recipes, runs
-from metajax.core import Apply, Episode, KeyArray, Objective, Sampler, Theta
+from metajax.core import Apply, Episode, KeyArray, Objective, Params, Sampler, Theta
 from metajax.data import augment as change
 from metajax.data import corpora
 from metajax.data.cache import default_folder
+from metajax.data.checkpoints import read_tensors
 from metajax.data.corpora import espeak, festival, pico
 from metajax.data.corpus import Corpus, load
+from metajax.data.speech_embedding import by_layer
 from metajax.losses import classify
-from metajax.models.wordnet import FRONT_END, at_tempos, word_net
+from metajax.models import Model
+from metajax.models.wordnet import FRONT_END, at_tempos, with_cepstra, word_net
 from metajax.parallel import hoisted, use_all_cores
 from metajax.tasks.episodes import episodes, with_inputs
 
@@ -59,6 +60,7 @@ class Settings:
     seconds: float = 6000.0  # of training
     outer_steps: int | None = None  # a number of outer steps in place of them
     outer_rate: float = 2e-3
+    network: Path | None = None  # a file that this made: calibrated and tested again, in place of training
     taught: int = 5  # words of an episode when the three numbers are learned; as many others are asked for
     arabic: Path | None = None  # folder of Arabic Speech Commands to test on; None for no test
     fsdd: Path | None = None  # of the Free Spoken Digit Dataset
@@ -125,26 +127,28 @@ def matched(apply: Apply) -> Objective:
 def tests(s: Settings, embed: Callable[[jax.Array], np.ndarray], unknown: dict[str, float]) -> dict[str, Any]:
     """On each corpus, for 1 and 5 clips of each word: accuracy, and rejection where words are enough."""
     found: dict[str, Any] = {}
-    for name in ("arabic", "fsdd", "speech_commands"):
-        if (root := getattr(s, name)) is None:
-            continue
-        corpus: Corpus = load(corpora.read(name, root), FRONT_END, cache=s.cache)
+    for name in (name for name in ("arabic", "fsdd", "speech_commands") if getattr(s, name)):
+        corpus: Corpus = load(corpora.read(name, getattr(s, name)), FRONT_END, cache=s.cache)
         chosen = np.arange(len(corpus.features))
         if name == "arabic":  # the speakers of the official validation list
             listed = corpus.names["official_split"].index("validation")
             chosen = np.flatnonzero(corpus.columns["official_split"] == listed)
         columns = {column: corpus.columns[column][chosen] for column in ("label", "speaker")}
-        z = embed(np.asarray(corpus.features)[chosen])
-        for shots in (1, 5):
-            queries = 2 if name == "speech_commands" else 15  # there, a word has ten clips
-            sizes: dict[str, Any] = {"ways": 5, "shots": shots, "queries": queries, "across": "speaker"}
-            sample = episodes(z, columns["label"], columns["speaker"], **sizes)
-            row = {"accuracy": embedded.accuracy(sample, 5, s.episodes, s.seed + 1)}
-            if name == "arabic":
-                opened = embedded.open_episodes(z, columns, **sizes | {"queries": 5})
-                row |= embedded.rejection(opened, 5, unknown, s.episodes, s.seed + 1)
-            found[f"{name}, {shots}-shot"] = row
+        by = {"accuracy": embed(np.asarray(corpus.features)[chosen])}
+        found |= embedded.tested(name, by, columns, unknown, s.episodes, s.seed + 1)
     return found
+
+
+def trained(s: Settings, model: Model, sample: Sampler) -> Params:
+    """Parameters in half precision."""
+    key = jax.random.key(s.seed)
+    theta = {"params": recipes.fresh(model.init, sample, key), "scale": jnp.log(10.0)}
+    theta, _ = recipes.trained_once(
+        s.out.with_suffix(".theta"), [(1.0, matched(model.apply))], theta, sample, key, s.outer_steps or 1000,
+        optimizer=recipes.adamw(s.outer_rate, 1e-2), num_tasks=1, average=0.995, title="words",
+        seconds=None if s.outer_steps else s.seconds,
+    )  # fmt: skip
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), theta["params"])
 
 
 def run(s: Settings) -> None:
@@ -155,17 +159,15 @@ def run(s: Settings) -> None:
     use_all_cores(s.cache / "compiled")
     checkpoint.make_folder(s.out.parent)
     x, columns, heard = synthetic(s)
-    key, model = jax.random.key(s.seed), word_net(width=s.width)
-    sample = with_inputs(words(s, jnp.asarray(x), columns), distort)
-    theta = {"params": recipes.fresh(model.init, sample, key), "scale": jnp.log(10.0)}
-    print(f"{heard}; {sum(leaf.size for leaf in jax.tree.leaves(theta['params'])):,} parameters")
-    theta, _ = recipes.trained_once(
-        s.out.with_suffix(".theta"), [(1.0, matched(model.apply))], theta, sample, key, s.outer_steps or 1000,
-        optimizer=recipes.adamw(s.outer_rate, 1e-2), num_tasks=1, average=0.995, title="words",
-        seconds=None if s.outer_steps else s.seconds,
-    )  # fmt: skip
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), theta["params"])
-    program = hoisted(lambda x: at_tempos(model).apply(jax.tree.map(jnp.float32, params), x))
+    model = word_net(width=s.width)
+    old: dict[str, str] | None = None
+    if s.network:
+        tensors, old = read_tensors(s.network)
+        params = {name: leaves for name, leaves in by_layer(tensors).items() if name != "unknown"}
+    else:
+        params = trained(s, model, with_inputs(words(s, jnp.asarray(x), columns), distort))
+    heard_so = with_cepstra(at_tempos(model))
+    program = hoisted(lambda x: heard_so.apply(jax.tree.map(jnp.float32, params), x.astype(jnp.float32)))
     embed = partial(embedded.vectors, program, batch=256)
     few = np.flatnonzero(np.isin(columns["label"], np.unique(columns["label"])[1::8]))  # enough to calibrate on
     some = {name: column[few] for name, column in columns.items()}
@@ -175,20 +177,18 @@ def run(s: Settings) -> None:
     results = tests(s, embed, unknown)
     if results:
         print("", embedded.table(results), sep="\n")
-    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    settings = runs.config(s, ("out", "cache", "arabic", "fsdd", "speech_commands", "episodes"))
-    card = {
-        "what": "a word_net, an embedding of words, and calibrated rejection",
-        "heard": f"{heard}; in 106 languages, none Semitic, without the English digits; no recording of speech",
-        "command": "python experiments/train_words.py",
-        "commit": head.stdout.strip() or "unknown",
-        "settings": json.dumps(settings),
-        "date": time.strftime("%Y-%m-%d"),
-        "licence": "Apache-2.0, as metajax",
-        "results": json.dumps(results),
-        "limits": "Words of up to a second, heard below 3.8 kHz. Rejection was calibrated on synthetic words, "
+    settings = runs.config(s, ("out", "cache", "network", "arabic", "fsdd", "speech_commands", "episodes"))
+    card = runs.card(
+        results,
+        what="a word_net, an embedding of words, and calibrated rejection",
+        heard=f"{heard}; in 106 languages, none Semitic, without the English digits; no recording of speech",
+        command="python experiments/train_words.py",
+        settings=json.dumps(settings),
+        limits="Words of up to a second, heard below 3.8 kHz. Rejection was calibrated on synthetic words, "
         f"{s.taught} taught at a time; running speech was not tested.",
-    }
+    )
+    card["calibrated"] = f"commit {card['commit']}, on {heard}"
+    card |= {name: old[name] for name in ("heard", "settings", "commit") if old}  # of the training
     flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     flat |= {f"unknown/{name}": np.array(value, np.float32) for name, value in unknown.items()}
     checkpoint.write_bytes(s.out, save(flat, card))

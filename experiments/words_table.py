@@ -31,7 +31,7 @@ from metajax.data.waves import word_waves
 from metajax.models import pretrained
 from metajax.models.wordnet import FRONT_END
 
-RATE, WIDTH, WAYS, BATCH = 16000, 192, 5, 60  # Hz; values of the encoder; words taught in noise; clips at a time
+RATE, WIDTH, WAYS, BATCH = 16000, 288, 5, 60  # Hz; values of the encoder; words taught in noise; clips at a time
 ROOMS = {"small room": (0.3, 3.0), "large room": (0.8, -3.0)}  # RT60 in seconds, dB of the direct sound above the rest
 LANGUAGES = ["de", "en", "es", "fi", "fr", "id", "it", "pl", "sw", "tr"]  # of invented words
 TAUGHT = ("clean", "alike")  # the clips taught: clean, or in noise or a room as those asked

@@ -125,6 +125,35 @@ def accuracy(sample: Sampler, ways: int, num_tasks: int, seed: int = 0) -> dict[
     return over_runs([np.asarray(found["accuracy"])[:, -1]])
 
 
+def tested(
+    name: str, by: dict[str, Embeddings], columns: dict[str, np.ndarray], unknown: Numbers, num_tasks: int,
+    seed: int = 0,
+) -> dict[str, dict[str, Any]]:  # fmt: skip
+    """On a corpus of real words, by 1 and 5 clips of each of five: accuracy, and rejection by Arabic ones.
+
+    Args:
+      name: of the corpus.
+      by: embeddings of all clips by each method; those of the last must reject, too.
+      columns: `label` and `speaker` of each clip.
+      unknown: the numbers of `open_set` for the last.
+      num_tasks: number of episodes.
+      seed: of the episodes.
+    """
+    found = {}
+    for shots in (1, 5):
+        sizes: dict[str, Any] = {"ways": 5, "shots": shots, "across": "speaker"}
+        queries = 2 if name == "speech_commands" else 15  # there, a word has ten clips
+        row: dict[str, Any] = {}
+        for how, z in by.items():
+            sample = episodes(z, columns["label"], columns["speaker"], queries=queries, **sizes)
+            row[how] = accuracy(sample, 5, num_tasks, seed)
+        if name == "arabic":
+            opened = open_episodes(list(by.values())[-1], columns, queries=5, **sizes)
+            row |= rejection(opened, 5, unknown, num_tasks, seed)
+        found[f"{name}, {shots}-shot"] = row
+    return found
+
+
 class Draws(NamedTuple):
     """Episodes as clips."""
 

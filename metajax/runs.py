@@ -4,7 +4,9 @@ import dataclasses
 import json
 import os
 import re
+import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
@@ -163,6 +165,13 @@ def complete(
             raise InputError(f"{path} holds another cell, whose name differs in special characters alone.")
         checkpoint.write_json(path, done[cell])
     return done
+
+
+def card(results: dict[str, Any], **told: str) -> dict[str, str]:
+    """What a file that comes with metajax says of itself: what is told, results, commit, date and licence."""
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+    made = {"commit": head.stdout.strip() or "unknown", "date": time.strftime("%Y-%m-%d")}
+    return told | made | {"licence": "Apache-2.0, as metajax", "results": json.dumps(results)}
 
 
 class Cell(NamedTuple):

@@ -1,6 +1,7 @@
 """The script that trains the network of words, on few words and for a few steps."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -36,6 +37,15 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     assert trained.keys() == again.keys()
     for name, tensor in trained.items():
         np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+    train_words.run(replace(s, network=s.out, clips_per_label=4, out=tmp_path / "other.safetensors"))
+    other = numpy.load_file(tmp_path / "other.safetensors")
+    changed = {name for name, tensor in trained.items() if (other[name] != tensor).any()}
+    assert (
+        other.keys() == trained.keys() and changed and changed <= {f"unknown/{n}" for n in ("scale", "bias", "growth")}
+    )
+    with safetensors.safe_open(tmp_path / "other.safetensors", "numpy") as file:
+        told = file.metadata()
+    assert told["heard"] == card["heard"] and told["calibrated"] != card["calibrated"]
 
 
 def test_what_makes_no_sense_is_refused():

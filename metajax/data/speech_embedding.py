@@ -58,3 +58,12 @@ def read_words(name: Literal["words", "word_net"] = "words") -> tuple[dict[str, 
     """
     tensors, card = read_tensors(Path(__file__).with_name(f"{name}.safetensors"))
     return tensors, card or {}
+
+
+def by_layer(tensors: dict[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Tensors named `layer/leaf` as parameters."""
+    params: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in tensors.items():
+        layer, leaf = name.split("/")
+        params.setdefault(layer, {})[leaf] = tensor
+    return params

@@ -65,10 +65,14 @@ def whitened(model: Model | Pretrained, *, length: bool = False) -> Model:
         return {"encoder": encoder, "whitening": {"mean": jnp.zeros(size), "kernel": jnp.eye(size)}}
 
     def apply(params: Params, x: PyTree, key: KeyArray | None = None) -> Float[Array, "*n features"]:
-        mean, kernel = params["whitening"]["mean"], params["whitening"]["kernel"]
         if "adapter" in params["whitening"]:
             raise InputError("params hold whitening.adapter, which this map does not read; adapt the encoder's layers.")
-        white = (model.apply(params["encoder"], x, key) - mean) @ kernel
-        return white if length else unit(white)
+        z = white(params["whitening"], model.apply(params["encoder"], x, key))
+        return z if length else unit(z)
 
     return Model(init, apply, model.statistics)
+
+
+def white(params: Params, z: Float[Array, "*n features"]) -> Float[Array, "*n features"]:
+    """(z - m) W, by a map that `whitening` made."""
+    return (z - params["mean"]) @ params["kernel"]

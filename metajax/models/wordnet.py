@@ -8,13 +8,15 @@ from jaxtyping import Array, Float
 from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
 from metajax.data.augment import among_speech, stretch
-from metajax.data.features import FeatureSettings, log_mel
+from metajax.data.features import FeatureSettings, endpointed, log_mel
+from metajax.models.beside import beside
 from metajax.models.frames import frame_norm
 from metajax.models.layers import Conv
 from metajax.models.model import Model, check_shape, from_linen
 
 FRONT_END = FeatureSettings(high=3800.0)  # so that telephone lines and 8 kHz recordings look like others
 TEMPO = 1.18  # by which a word is heard slower and faster
+CEPSTRA = 0.1  # what their cosine counts beside the network's
 
 
 class WordNet(nn.Module):
@@ -68,13 +70,22 @@ def at_tempos(model: Model) -> Model:
     return model._replace(apply=apply)
 
 
+def with_cepstra(model: Model) -> Model:
+    """An embedding of log-mels beside `endpointed` cepstra, which noise and rooms disturb otherwise, of length 1.
+
+    Its cosine is (cos f + `CEPSTRA` cos c) / (1 + `CEPSTRA`). x is log-mels `[n, time, mel]` that are not normalised.
+    """
+    both = beside(model, endpointed, CEPSTRA**0.5)
+    return both._replace(apply=lambda params, x, key=None: unit(both.apply(params, x, key)))
+
+
 def on_waves(model: Model, settings: FeatureSettings = FRONT_END, *, tempos: bool = True) -> Model:
     """The model of log-mels on waves `[n, samples]` at `settings.sample_rate`, each normalised by its own speech.
 
     Args:
       model: of log-mels.
       settings: of the log-mels.
-      tempos: whether each is heard `at_tempos`, which takes three times as long.
+      tempos: whether each is heard `at_tempos`, which takes three times as long, and `with_cepstra`.
     """
 
     def seen(waves: Float[Array, "n samples"]) -> Float[Array, "n time mel"]:
@@ -82,6 +93,8 @@ def on_waves(model: Model, settings: FeatureSettings = FRONT_END, *, tempos: boo
 
     def apply(params: Params, waves: Float[Array, "n samples"], key: KeyArray | None = None) -> Array:
         x = seen(waves)
-        return at_tempos(model).apply(params, x, key) if tempos else model.apply(params, jax.vmap(among_speech)(x), key)
+        if not tempos:
+            return model.apply(params, jax.vmap(among_speech)(x), key)
+        return with_cepstra(at_tempos(model)).apply(params, x, key)
 
     return Model(lambda key, waves: model.init(key, seen(waves)), apply, lambda params, waves: {})

@@ -3,24 +3,27 @@
 from importlib.util import find_spec
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from metajax.algorithms.heads import unit
 from metajax.core import KeyArray, Params
-from metajax.data.speech_embedding import CONVOLUTIONS, read_words
-from metajax.models.beside import beside
+from metajax.data.speech_embedding import CONVOLUTIONS, by_layer, read_words
 from metajax.models.model import Model
 from metajax.models.pretrained import speech_embedding, windowed
 from metajax.models.pretrained.layers import samples_of
-from metajax.models.pretrained.speech_embedding import HOP as STEP
 from metajax.models.pretrained.speech_embedding import MELS, REACH, convolved, log_mel
-from metajax.models.whitened import whitened
+from metajax.models.whitened import white, whitened
 from metajax.models.wordnet import on_waves, word_net
 
 AROUND = 24  # frames of 10 ms before and after a clip, so that the encoder sees it at twelve places
-WEIGHT = 0.5**0.5  # of the network's part beside the encoder's: cosines count by its square
+WITHIN = slice(3, -3)  # those at which it sees the clip alone
+MOST = 3  # places whose values are an extreme, so that one alone counts less
+# what a cosine counts beside that of the extremes: of the mean of the clip alone, which noise disturbs less, and of the
+# network's
+MIDDLE, NETWORK = 0.25, 0.44
 CLIP, HOP = 20000, 1280  # samples of a clip and of a window, and from one window to the next
 FRAMES = 6  # of the encoder in a clip of 1.25 s, and in a window
 EDGE, PART, APART = 2000, 8000, 3  # samples on both sides that the network leaves out; half a second; hops between two
@@ -43,7 +46,8 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
     """Words of any language as vectors: a network that has heard synthetic speech alone, or Google's encoder beside it.
 
     x is waves at 16 kHz within -1..1, `[n, 20000]`, as `metajax.data.waves.word_waves` gives them. What the encoder
-    gives, `extremes`, is whitened within synthetic words; cosines are those of both, the network's weighted by 1/2.
+    gives, `extremes` and a mean over time, is whitened within synthetic words. Cosines are weighted: of the extremes by
+    1, of the mean by `MIDDLE`, of the network, which has cepstra beside it, by `NETWORK`.
 
     Args:
       encoder: whether the encoder is asked, too, whose 200 million clips were real; None for whether the extra
@@ -73,11 +77,11 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
         return Trained(network, net_params, net_unknown | bar, net_card, 0.0)
     frames, weights = speech_embedding()
     tensors, card = read_words()
-    tensors = {name: tensors[f"frame_{name}" if spotting else name] for name in tensors if "_" not in name}
-    unknown = {name: float(tensors[name]) for name in ("scale", "bias", "growth")}
-    white = {name: jnp.asarray(tensors[name], jnp.float32) for name in ("mean", "kernel")}
-    params = {"encoder": weights, "whitening": white}
+    of = "frame_" if spotting else ""
+    unknown = {name: float(tensors[of + name]) for name in ("scale", "bias", "growth")}
+    clips, means = ({k: jnp.asarray(tensors[of + k], jnp.float32) for k in ("mean", "kernel")} for of in ("", "frame_"))
     if spotting:
+        params = {"encoder": weights, "whitening": means}
         order = windowed(whitened(frames, length=True), FRAMES)
 
         def apply(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
@@ -86,38 +90,43 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
             return jnp.concatenate([z, RUNNING**0.5 * known], -1)
 
         return Trained(order._replace(apply=apply), params, unknown | {"bias": unknown["scale"] * ALARM}, card, FAINT)
-    clip = Model(frames.init, lambda params, x, key=None: extremes(params, x), frames.statistics)
-    model = beside(whitened(clip), lambda wave: network.apply(net_params, wave[None])[0], WEIGHT)
-    return Trained(model, params, unknown, card, 0.0)
+
+    def parts(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
+        largest, smallest, middle = extremes(params["encoder"], waves)
+        first = unit(white(params["extremes"], jnp.concatenate([largest, smallest], -1)))
+        second = MIDDLE**0.5 * unit(white(params["middle"], middle))
+        return jnp.concatenate([first, second, NETWORK**0.5 * network.apply(net_params, waves)], -1)
+
+    params = {"encoder": weights, "extremes": clips, "middle": means}
+    return Trained(Model(frames.init, parts, frames.statistics), params, unknown, card, 0.0)
 
 
-def extremes(params: Params, waves: Float[Array, "n samples"]) -> Float[Array, "n 192"]:
-    """The largest and the smallest of each of the encoder's values while a clip passes through what a frame of it sees.
+def extremes(params: Params, waves: Float[Array, "n samples"]) -> tuple[Float[Array, "n 96"], ...]:
+    """The largest and smallest of each of the encoder's values while a clip passes by; their mean over the clip alone.
 
-    Where in a clip a word lies, and how slowly it is said, counts for less in them than in a mean over time. The bands'
-    minima are put before and after the clip, so that there are frames that see its end or beginning alone.
+    Where in a clip a word lies, and how slowly it is said, counts for less in the extremes than in a mean over time;
+    the mean is disturbed less by noise. The bands' minima are put before and after the clip, so that there are places
+    at which the encoder sees its end or beginning alone. Extremes are means of the `MOST` largest and smallest.
 
     Args:
       params: of the encoder, as `speech_embedding` gives them.
       waves: at 16 kHz within -1..1.
 
     Raises:
-      InputError: they have fewer than 4,720 samples.
+      InputError: they have fewer than 12,400 samples.
     """
-    mels = log_mel(samples_of(waves, REACH - 2 * AROUND * STEP)[0])
+    mels = log_mel(samples_of(waves, REACH)[0])
     silence = jnp.broadcast_to(mels.min(1, keepdims=True), (len(mels), AROUND, MELS))
     heard = jnp.concatenate([silence, mels, silence], 1)
     z = convolved(params, heard[..., None], range(CONVOLUTIONS))[:, :, 0]
-    return jnp.concatenate([z.max(1), z.min(1)], -1)
+    ordered = jnp.sort(z, 1)
+    return ordered[:, -MOST:].mean(1), ordered[:, :MOST].mean(1), z[:, WITHIN].mean(1)
 
 
 def _network() -> tuple[Model, Params, dict[str, float], dict[str, str]]:
     """The network, its parameters, numbers for `open_set` and card."""
     tensors, card = read_words("word_net")
-    params: dict[str, dict[str, Array]] = {}
-    for name, tensor in tensors.items():
-        layer, leaf = name.split("/")
-        params.setdefault(layer, {})[leaf] = jnp.asarray(tensor, jnp.float32)
+    params: Params = jax.tree.map(lambda tensor: jnp.asarray(tensor, jnp.float32), by_layer(tensors))
     unknown = {name: float(value) for name, value in params.pop("unknown").items()}
     features, width = params["map"]["kernel"].shape[1], params["conv0"]["kernel"].shape[2]
     return word_net(features, width=width), params, unknown, card

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from metajax.data.augment import among_speech
-from metajax.data.features import log_mel
+from metajax.data.features import endpointed, log_mel
 from metajax.errors import InputError
-from metajax.models.wordnet import FRONT_END, on_waves, word_net
+from metajax.models.wordnet import CEPSTRA, FRONT_END, on_waves, word_net
 from tests.conftest import normal
 
 
@@ -30,7 +30,12 @@ def test_clips_have_vectors_of_length_1_each_of_its_own_and_the_level_of_a_wave_
         one = [[np.interp(at, place, band) for band in clip.T] for clip in frames]
         one = np.where(inside, np.swapaxes(one, 1, 2), frames.min(1, keepdims=True))
         mean = mean + np.asarray(plain(params, one.astype(np.float32)))
-    np.testing.assert_allclose(found, mean / np.linalg.norm(mean, axis=1, keepdims=True), atol=1e-4)
+    mean /= np.linalg.norm(mean, axis=1, keepdims=True)
+    known = np.stack([endpointed(jnp.asarray(clip)) for clip in frames])
+    known /= np.linalg.norm(known, axis=1, keepdims=True)
+    cosines = (mean @ mean.T + CEPSTRA * known @ known.T) / (1 + CEPSTRA)
+    np.testing.assert_allclose(found @ found.T, cosines, atol=1e-4)
+    np.testing.assert_allclose(found[:, :6], mean / (1 + CEPSTRA) ** 0.5, atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-4)
     assert np.abs(found[0] - found[1]).max() > 1e-3
     other = np.where(

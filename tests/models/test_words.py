@@ -56,10 +56,13 @@ def test_what_is_shipped_is_whole_and_told():
     assert set(card) == TOLD | {"seed"} and "whiten_words.py" in card["command"] and "/" not in card["command"][30:]
     results = json.loads(card["results"])
     for corpus in ("arabic", "fsdd", "speech_commands"):  # whitening is worth it, and so is the network
-        row = {how: results[f"{corpus}, 1-shot"][how]["mean"] for how in ("encoder alone", "whitened", "both")}
-        assert row["encoder alone"] < row["whitened"] and row["encoder alone"] < row["both"]
+        row = {how: results[f"{corpus}, 1-shot"][how]["mean"] for how in ("encoder alone", "encoder", "all")}
+        assert row["encoder alone"] < row["encoder"] and row["encoder alone"] < row["all"]
     net, net_card = data.read_words("word_net")
-    assert all(np.isfinite(tensor).all() for tensor in net.values()) and set(net_card) == TOLD | {"settings"}
+    assert all(np.isfinite(tensor).all() for tensor in net.values()) and set(net_card) == TOLD | {
+        "settings",
+        "calibrated",
+    }
     assert {name.split("/")[0] for name in net} > {"conv0", "conv4b", "attention", "map", "unknown"}
     shipped = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert shipped == {"metajax": ["data/words.safetensors", "data/word_net.safetensors", "web.html"]}
@@ -108,22 +111,28 @@ def test_a_window_of_running_audio_is_a_clip():
     np.testing.assert_allclose(
         jnp.linalg.norm(rest, axis=-1), words.RUNNING**0.5 * jnp.linalg.norm(order, axis=-1), rtol=1e-4
     )
-    # a clip is the largest and smallest of what its frames give, and of frames before and after them
+    # a clip is the three largest and smallest of what its frames give, and of frames before and after them, and a mean
     frames, params = mj.models.pretrained.speech_embedding()
-    white, z = trained.params["whitening"], jax.jit(words.extremes)(params, clips)
-    six = jax.jit(frames.apply)(params, clips)
+    largest, smallest, mean = jax.jit(words.extremes)(params, clips)
+    six = np.asarray(jax.jit(frames.apply)(params, clips))
     own = running.params["whitening"]
     np.testing.assert_allclose(order.reshape(4, 6, 96), (six - own["mean"]) @ own["kernel"], rtol=1e-3, atol=1e-2)
-    assert (z[:, :96] >= six.max(1) - 1e-3).all() and (z[:, 96:] <= six.min(1) + 1e-3).all()
+    np.testing.assert_allclose(mean, six.mean(1), rtol=1e-4, atol=1e-3)
+    ordered = np.sort(six, 1)
+    assert (largest >= ordered[:, -3:].mean(1) - 1e-3).all() and (smallest <= ordered[:, :3].mean(1) + 1e-3).all()
     both, network = jax.jit(trained.model.apply)(trained.params, clips), mj.models.words(encoder=False)
-    expected = (z - white["mean"]) @ white["kernel"]
-    expected /= jnp.linalg.norm(expected, axis=-1, keepdims=True)
-    np.testing.assert_allclose(both[:, :192], expected, atol=1e-4)
+    start = 0
+    for kind, z, share in (("extremes", np.concatenate([largest, smallest], 1), 1.0), ("middle", mean, words.MIDDLE)):
+        white = trained.params[kind]
+        expected = (z - white["mean"]) @ white["kernel"]
+        expected *= share**0.5 / jnp.linalg.norm(expected, axis=-1, keepdims=True)
+        np.testing.assert_allclose(both[:, start : start + expected.shape[1]], expected, atol=1e-4)
+        start += expected.shape[1]
     known = jax.jit(network.model.apply)(network.params, clips)
-    np.testing.assert_allclose(both[:, 192:], words.WEIGHT * known, atol=1e-4)
-    assert jax.jit(words.extremes)(params, wave[:, :4720]).shape == (1, 192)
-    with pytest.raises(InputError, match=r"4719.*4720|4720.*4719"):
-        words.extremes(params, wave[:, :4719])
+    np.testing.assert_allclose(both[:, start:], words.NETWORK**0.5 * known, atol=1e-4)
+    assert [z.shape for z in jax.jit(words.extremes)(params, wave[:, :12400])] == 3 * [(1, 96)]
+    with pytest.raises(InputError, match=r"12399.*12400|12400.*12399"):
+        words.extremes(params, wave[:, :12399])
     # what is faint is told apart, and the threshold is a cosine's
     assert running.faint > 0 == trained.faint
     assert running.unknown["bias"] / running.unknown["scale"] > trained.unknown["bias"] / trained.unknown["scale"]

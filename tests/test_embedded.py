@@ -107,3 +107,14 @@ def test_an_alignment_costs_what_the_best_path_costs():
             assert embedded._costs(query, support)[a, b] == pytest.approx(min(costs))
     drawn = embedded.Draws(np.array([[[0], [1], [2]]]), np.array([[[0], [1], [2]]]))
     assert embedded.shares(support, support, [drawn]).tolist() == [[1.0]]  # what is alike costs nothing
+
+
+def test_a_corpus_is_told_by_1_and_5_clips_and_rejection_by_the_last_embedding_of_arabic_alone():
+    label, speaker = np.repeat(np.arange(12), 40), np.tile(np.repeat(np.arange(10), 4), 12)
+    clear, vague = ((MEANS[label] + s * RNG.normal(size=(480, 16))).astype(np.float32) for s in (0.05, 0.35))
+    by, columns = {"vague": vague, "clear": clear}, {"label": label, "speaker": speaker}
+    found = embedded.tested("arabic", by, columns, NUMBERS, 20)
+    assert list(found) == ["arabic, 1-shot", "arabic, 5-shot"]
+    for row in found.values():
+        assert row["vague"]["mean"] < row["clear"]["mean"] == 1.0 and row["area under the curve"] == 1.0
+    assert list(embedded.tested("fsdd", by, columns, NUMBERS, 2)["fsdd, 5-shot"]) == ["vague", "clear"]

@@ -138,3 +138,9 @@ def test_a_cell_is_not_written_over_another_of_like_name(tmp_path):
         runs.complete(tmp_path, {}, cells, lambda cell: {"accuracy": 0.5})
     (path,) = (tmp_path / "cells").iterdir()
     assert json.loads(path.read_text())["method"] == "a b"
+
+
+def test_a_card_tells_what_was_told_and_where_it_comes_from():
+    card = runs.card({"accuracy": 0.5}, what="a file")
+    assert card.pop("commit") and len(card.pop("date")) == 10
+    assert card == {"what": "a file", "licence": "Apache-2.0, as metajax", "results": '{"accuracy": 0.5}'}

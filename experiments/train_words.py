@@ -36,6 +36,7 @@ from metajax.data.checkpoints import read_tensors
 from metajax.data.corpora import espeak, festival, pico
 from metajax.data.corpus import Corpus, load
 from metajax.data.speech_embedding import by_layer
+from metajax.errors import InputError
 from metajax.losses import classify
 from metajax.models import Model
 from metajax.models.wordnet import FRONT_END, at_tempos, with_cepstra, word_net
@@ -128,14 +129,10 @@ def tests(s: Settings, embed: Callable[[jax.Array], np.ndarray], unknown: dict[s
     """On each corpus, for 1 and 5 clips of each word: accuracy, and rejection where words are enough."""
     found: dict[str, Any] = {}
     for name in (name for name in ("arabic", "fsdd", "speech_commands") if getattr(s, name)):
-        corpus: Corpus = load(corpora.read(name, getattr(s, name)), FRONT_END, cache=s.cache)
-        chosen = np.arange(len(corpus.features))
-        if name == "arabic":  # the speakers of the official validation list
-            listed = corpus.names["official_split"].index("validation")
-            chosen = np.flatnonzero(corpus.columns["official_split"] == listed)
-        columns = {column: corpus.columns[column][chosen] for column in ("label", "speaker")}
-        by = {"accuracy": embed(np.asarray(corpus.features)[chosen])}
-        found |= embedded.tested(name, by, columns, unknown, s.episodes, s.seed + 1)
+        how: dict[str, Any] = {"parts": ("validation",)} if name == "arabic" else {}  # the official list's speakers
+        corpus: Corpus = load(corpora.read(name, getattr(s, name), **how), FRONT_END, cache=s.cache)
+        by = {"accuracy": embed(np.asarray(corpus.features))}
+        found |= embedded.tested(name, by, corpus.columns, unknown, s.episodes, s.seed + 1)
     return found
 
 
@@ -163,7 +160,10 @@ def run(s: Settings) -> None:
     old: dict[str, str] | None = None
     if s.network:
         tensors, old = read_tensors(s.network)
+        if "unknown/scale" not in tensors:
+            raise InputError(f"{s.network} holds no word_net, expected a file that this script made.")
         params = {name: leaves for name, leaves in by_layer(tensors).items() if name != "unknown"}
+        model = word_net(params["map"]["kernel"].shape[1], width=params["conv0"]["kernel"].shape[2])
     else:
         params = trained(s, model, with_inputs(words(s, jnp.asarray(x), columns), distort))
     heard_so = with_cepstra(at_tempos(model))
@@ -187,8 +187,9 @@ def run(s: Settings) -> None:
         limits="Words of up to a second, heard below 3.8 kHz. Rejection was calibrated on synthetic words, "
         f"{s.taught} taught at a time; running speech was not tested.",
     )
-    card["calibrated"] = f"commit {card['commit']}, on {heard}"
-    card |= {name: old[name] for name in ("heard", "settings", "commit") if old}  # of the training
+    card["calibrated"] = f"on {heard}, --pseudowords {s.pseudowords} --more {s.more}"
+    card["trained"] = f"commit {(old or card)['commit']}"
+    card |= {name: old[name] for name in ("heard", "settings") if old}
     flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     flat |= {f"unknown/{name}": np.array(value, np.float32) for name, value in unknown.items()}
     checkpoint.write_bytes(s.out, save(flat, card))

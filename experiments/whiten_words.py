@@ -40,7 +40,7 @@ class Settings:
     clips_per_label: int = 6  # synthetic clips of each of the 2,489 words, all by different speakers
     shrink: float = 0.5  # how far the covariance within words is drawn to a multiple of the identity, of clips
     frame_shrink: float = 0.3  # and of frames
-    ways: int = 5  # words taught in an episode; as many others are asked for
+    ways: int = 5  # words taught in an episode, as many others asked for, when the three numbers are learned
     shots: int = 4  # at most, clips a word, when the three numbers are learned
     outer_steps: int = 400  # for these
     arabic: Path | None = None  # folder of Arabic Speech Commands to test on; None for no test

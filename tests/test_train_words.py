@@ -46,6 +46,10 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     with safetensors.safe_open(tmp_path / "other.safetensors", "numpy") as file:
         told = file.metadata()
     assert told["heard"] == card["heard"] and told["calibrated"] != card["calibrated"]
+    assert told["trained"] == card["trained"] == f"commit {card['commit']}"
+    numpy.save_file({"kernel": np.zeros(1)}, tmp_path / "odd.safetensors")
+    with pytest.raises(InputError, match=r"odd.safetensors holds no word_net"):
+        train_words.run(replace(s, network=tmp_path / "odd.safetensors"))
 
 
 def test_what_makes_no_sense_is_refused():

@@ -14,7 +14,8 @@ Second-order MAML, Adam outside, on the workloads of `workloads.py`, in four sec
 - scaling: tasks per second, memory and the share of the peak against tasks per outer step.
 
 Every variant is a process of its own; those of a section compile side by side, and are timed one after the other. What
-is computed on CPU, and PyTorch's compiler, run in the background and stand back. A variant that fails or is not
+is computed on CPU, and PyTorch's compiler, run in the background and stand back; without `--references`, prepared
+before, the checks come too early for most of it. A variant that fails or is not
 compiled in time has its reason in the table. `accelerator.json` and `accelerator.md` are written after every row.
 """
 
@@ -44,7 +45,11 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     flag("--section", choices=tuple(SHARES), nargs="+", default=list(SHARES), help="what to run")
     flag("--workload", choices=tuple(WORKLOADS), nargs="+", default=list(WORKLOADS), help="next to PyTorch")
     flag("--compile", choices=tuple(WORKLOADS), nargs="*", default=["sinusoid"], help="of which by torch.compile too")
-    flag("--references", type=Path, help="folder of what the CPU computes: used where it is there, else kept there")
+    flag(
+        "--references",
+        type=Path,
+        help="folder of what the CPU computes: used where it is there, else kept there; empty it when the code changes",
+    )
     flag("--prepare", action="store_true", help="compute those references alone, without an accelerator")
     return parser.parse_args(argv)
 

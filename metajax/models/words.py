@@ -21,10 +21,10 @@ from metajax.models.wordnet import on_waves, word_net
 
 AROUND = 24  # frames of 10 ms before and after a clip, so that the encoder sees it at twelve places
 WITHIN = slice(3, -3)  # those at which it sees the clip alone
-FASTER = 1.45  # that it hears the clip, too, at six more places
+FASTER = 1.45  # times as fast it hears the clip, too: six more places
 MOST = 3  # places whose values are an extreme, so that one alone counts less
-# what a cosine counts beside that of the extremes: of the mean of the clip alone, which noise disturbs less, and of the
-# network's
+# what cosines count beside the extremes' 1: that of the mean of the clip alone, which noise disturbs less, and that of
+# the network
 MIDDLE, NETWORK = 0.25, 0.44
 CLIP, HOP = 20000, 1280  # samples of a clip and of a window, and from one window to the next
 FRAMES = 6  # of the encoder in a clip of 1.25 s, and in a window
@@ -100,7 +100,11 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
         return jnp.concatenate([first, second, NETWORK**0.5 * network.apply(net_params, waves)], -1)
 
     params = {"encoder": weights, "extremes": clips, "middle": means}
-    return Trained(Model(frames.init, parts, frames.statistics), params, unknown, card, 0.0)
+
+    def init(key: KeyArray, waves: Array) -> Params:
+        return params | {"encoder": frames.init(key, waves)}
+
+    return Trained(Model(init, parts, frames.statistics), params, unknown, card, 0.0)
 
 
 def extremes(params: Params, waves: Float[Array, "n samples"]) -> tuple[Float[Array, "n 96"], ...]:

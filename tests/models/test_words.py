@@ -59,10 +59,8 @@ def test_what_is_shipped_is_whole_and_told():
         row = {how: results[f"{corpus}, 1-shot"][how]["mean"] for how in ("encoder alone", "encoder", "all")}
         assert row["encoder alone"] < row["encoder"] and row["encoder alone"] < row["all"]
     net, net_card = data.read_words("word_net")
-    assert all(np.isfinite(tensor).all() for tensor in net.values()) and set(net_card) == TOLD | {
-        "settings",
-        "calibrated",
-    }
+    assert all(np.isfinite(tensor).all() for tensor in net.values())
+    assert set(net_card) == TOLD | {"settings", "calibrated", "trained"}
     assert {name.split("/")[0] for name in net} > {"conv0", "conv4b", "attention", "map", "unknown"}
     shipped = tomllib.loads((ROOT.parent / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
     assert shipped == {"metajax": ["data/words.safetensors", "data/word_net.safetensors", "web.html"]}
@@ -137,6 +135,8 @@ def test_a_window_of_running_audio_is_a_clip():
         expected *= share**0.5 / jnp.linalg.norm(expected, axis=-1, keepdims=True)
         np.testing.assert_allclose(both[:, start : start + expected.shape[1]], expected, atol=1e-4)
         start += expected.shape[1]
+    made = trained.model.init(jax.random.key(0), clips)
+    assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, trained.params)
     known = jax.jit(network.model.apply)(network.params, clips)
     np.testing.assert_allclose(both[:, start:], words.NETWORK**0.5 * known, atol=1e-4)
     assert [z.shape for z in jax.jit(words.extremes)(params, wave[:, :12400])] == 3 * [(1, 96)]

@@ -131,7 +131,7 @@ def test_slopes_run_through_adaptation_of_its_parts(tmp_path, part):
         return classify(model.apply(theta["params"], waves()), batch.y)[0], *run(theta)
 
     before, after, slopes = both(theta)
-    assert after < before - 0.005
+    assert after < before - (0.01 if part in ("lora", "film") else 0.005)
     assert np.isfinite(norm := float(optax.tree.norm(slopes))) and norm > 0
 
 

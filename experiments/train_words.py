@@ -10,7 +10,7 @@ speaker's voice. Each is stretched, shifted, warped, heard in a room, by another
 three numbers that turn cosines into probabilities, of no taught word too, on such words. Writes all with a card into
 one file; the one that comes with metajax is what `mj.models.words(encoder=False)` reads. The tests are of real words by
 unheard speakers; English digits are not among what it heard. Goes on where it stopped. 100 minutes of training on one
-CPU core, after some 20 in which all is spoken.
+CPU core, after 20, estimated, in which all is spoken.
 """
 
 import json

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import metajax as mj
@@ -59,8 +58,7 @@ def embed(s: Settings, recordings: Recordings, disturb: bool) -> tuple[np.ndarra
     @jax.jit
     def program(x: jax.Array, key: jax.Array) -> tuple[jax.Array, ...]:
         x = disturbed(x, key, RATE) if disturb else x
-        largest, smallest, mean = extremes(weights, x)
-        return jnp.concatenate([largest, smallest], 1), mean, network.model.apply(network.params, x)
+        return *extremes(weights, x), network.model.apply(network.params, x)
 
     return embedded.vectors(program, word_waves(recordings), s.batch, seed=0, title=f"embedding {recordings.name}")
 

@@ -15,8 +15,8 @@ Second-order MAML, Adam outside, on the workloads of `workloads.py`, in four sec
 
 Every variant is a process of its own; those of a section compile side by side, and are timed one after the other. What
 is computed on CPU, and PyTorch's compiler, run in the background and stand back; without `--references`, prepared
-before, the checks come too early for most of it. A variant that fails or is not
-compiled in time has its reason in the table. `accelerator.json` and `accelerator.md` are written after every row.
+before, the checks come too early for most of it. A variant that fails or is not compiled in time has its reason in the
+table. `accelerator.json` and `accelerator.md` are written after every row.
 """
 
 import argparse

@@ -94,8 +94,8 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
         return Trained(order._replace(apply=apply), params, unknown | {"bias": unknown["scale"] * ALARM}, card, FAINT)
 
     def parts(params: Params, waves: Array, key: KeyArray | None = None) -> Array:
-        largest, smallest, middle = extremes(params["encoder"], waves)
-        first = unit(white(params["extremes"], jnp.concatenate([largest, smallest], -1)))
+        ends, middle = extremes(params["encoder"], waves)
+        first = unit(white(params["extremes"], ends))
         second = MIDDLE**0.5 * unit(white(params["middle"], middle))
         return jnp.concatenate([first, second, NETWORK**0.5 * network.apply(net_params, waves)], -1)
 
@@ -107,7 +107,7 @@ def words(encoder: bool | None = None, *, spotting: bool = False) -> Trained:
     return Trained(Model(init, parts, frames.statistics), params, unknown, card, 0.0)
 
 
-def extremes(params: Params, waves: Float[Array, "n samples"]) -> tuple[Float[Array, "n 96"], ...]:
+def extremes(params: Params, waves: Float[Array, "n samples"]) -> tuple[Float[Array, "n 192"], Float[Array, "n 96"]]:
     """The largest and smallest of each of the encoder's values while a clip passes by; their mean over the clip alone.
 
     Where in a clip a word lies, and how slowly it is said, counts for less in the extremes than in a mean over time;
@@ -128,7 +128,7 @@ def extremes(params: Params, waves: Float[Array, "n samples"]) -> tuple[Float[Ar
     ways = jnp.concatenate([silence, mels, silence], 1), faster
     z, quick = (convolved(params, heard[..., None], range(CONVOLUTIONS))[:, :, 0] for heard in ways)
     ordered = jnp.sort(jnp.concatenate([z, quick], 1), 1)
-    return ordered[:, -MOST:].mean(1), ordered[:, :MOST].mean(1), z[:, WITHIN].mean(1)
+    return jnp.concatenate([ordered[:, -MOST:].mean(1), ordered[:, :MOST].mean(1)], 1), z[:, WITHIN].mean(1)
 
 
 def _network() -> tuple[Model, Params, dict[str, float], dict[str, str]]:

@@ -103,7 +103,7 @@ def test_what_a_cpu_computed_before_is_not_computed_again(monkeypatch, tmp_path)
     made_up(monkeypatch)
     kept = ["--references", str(tmp_path / "kept")]
     assert ran(tmp_path, "--prepare", *kept, "--minutes", "1")[0] == 0
-    by_cpu = {"float64"} | {"check", "work"}
+    by_cpu = {"float64", "check", "work"}
     made_up(monkeypatch, fails=lambda side, w, name: side == "metajax" and {name, w.precision} & by_cpu)
     code, found = ran(tmp_path, *kept)
     assert code == 0 and {row[5] for row in found["checks"]["rows"]} == {"ok"}

@@ -60,6 +60,7 @@ class Settings:
         None  # folder of Arabic Speech Commands, heard by speakers not tested on in place of all that
     )
     real: float = 0.4  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
+    alike: float = 0.0  # of the steps, in which both are by real speakers' voices
     ways: int = 128  # words of an outer step
     width: int = 96  # channels of the network
     seconds: float = 6000.0  # of training
@@ -95,15 +96,23 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
 
 
 def words(s: Settings, x: jax.Array, columns: dict[str, np.ndarray]) -> Sampler:
-    """Episodes of two clips of each word, in some of them one by a real speaker's voice and one by another."""
+    """Episodes of two clips of each word: of any voices, or one or both by real speakers' voices."""
     sizes: dict[str, Any] = {"ways": s.ways, "shots": 1, "queries": 1, "name": "synthetic words"}
     label, real = columns["label"], columns["real"]
     drawn = episodes(x, label, columns["speaker"], **sizes, across="none")  # a word's clips have voices of their own
     by_both = np.isin(label, np.intersect1d(label[real == 1], label[real == 0]))
-    if not s.real or not by_both.any():
+    if not by_both.any():
         return drawn
     mixed = episodes(x, np.where(by_both, label, -1), real, **sizes, across="speaker")
-    return lambda key: jax.lax.cond(jax.random.uniform(jax.random.fold_in(key, 1)) < s.real, mixed, drawn, key)
+    alike = (
+        episodes(x, np.where(real == 1, label, -1), columns["speaker"], **sizes, across="none") if s.alike else drawn
+    )
+
+    def sample(key: KeyArray) -> Episode:
+        part = jax.random.uniform(jax.random.fold_in(key, 1))
+        return jax.lax.switch((part > s.real).astype(int) + (part > s.real + s.alike), (mixed, alike, drawn), key)
+
+    return sample
 
 
 def distort(x: jax.Array, key: KeyArray) -> jax.Array:
@@ -153,7 +162,7 @@ def run(s: Settings) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
     least = {"pseudowords": 0, "more": 0, "clips_per_label": 2, "taught": 2, "ways": 2, "width": 8, "episodes": 2}
-    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, **least)
+    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, alike=0.0, **least)
     use_all_cores(s.cache / "compiled")
     checkpoint.make_folder(s.out.parent)
     x, columns, heard = synthetic(s)

@@ -59,8 +59,8 @@ class Settings:
     instead: Path | None = (
         None  # folder of Arabic Speech Commands, heard by speakers not tested on in place of all that
     )
-    real: float = 0.4  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
-    alike: float = 0.0  # of the steps, in which both are by real speakers' voices
+    real: float = 0.3  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
+    alike: float = 0.3  # of the steps, in which both are by real speakers' voices
     ways: int = 128  # words of an outer step
     width: int = 96  # channels of the network
     seconds: float = 6000.0  # of training

@@ -4,12 +4,15 @@ import json
 from dataclasses import replace
 from functools import partial
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_words
 from train_words import Settings
 
 from metajax import InputError
+from metajax.data import synthesisers
 
 
 @pytest.mark.slow
@@ -22,7 +25,7 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     )
     calibrated = train_words.embedded.calibrated
     monkeypatch.setattr(train_words.embedded, "calibrated", lambda *of: calibrated(*of[:2], 20, of[3]))
-    s = Settings(pseudowords=0, clips_per_label=3, others=False, ways=8, width=8, outer_steps=2, taught=2,
+    s = Settings(pseudowords=0, more=0, clips_per_label=3, others=False, ways=8, width=8, outer_steps=2, taught=2,
                  cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
     train_words.run(s)
     with safetensors.safe_open(s.out, "numpy") as file:
@@ -50,6 +53,33 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     numpy.save_file({"kernel": np.zeros(1)}, tmp_path / "odd.safetensors")
     with pytest.raises(InputError, match=r"odd.safetensors holds no word_net"):
         train_words.run(replace(s, network=tmp_path / "odd.safetensors"))
+
+
+@pytest.mark.parametrize(("one", "both"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
+def test_two_clips_of_a_word_are_by_any_voices_or_one_or_both_by_real_ones(one, both):
+    label, real = np.repeat(np.arange(6), 4), np.tile([0, 0, 1, 1], 6)
+    columns = {"label": label, "real": real, "speaker": np.arange(24)}
+    sample = jax.jit(train_words.words(Settings(ways=4, real=one, alike=both), jnp.arange(24), columns))
+    found = set()
+    for i in range(24):
+        episode = sample(jax.random.key(i))
+        first, second = (np.asarray(of.x) for of in (episode.support, episode.query))
+        np.testing.assert_array_equal(label[first], label[second])
+        assert (first != second).all()
+        found |= set((real[first] + real[second]).tolist())
+    assert found == {(1.0, 0.0): {1}, (0.0, 1.0): {2}, (0.0, 0.0): {0, 1, 2}, (0.5, 0.5): {1, 2}}[one, both]
+
+
+def test_recordings_can_be_heard_in_place_of_synthetic_speech(tmp_path, monkeypatch):
+    heard = synthesisers.Heard(
+        np.zeros((4, 9, 40), np.float16), *np.array([["a", "a", "b", "b"], list("wxyz"), ["r"] * 4])
+    )
+    monkeypatch.setattr(train_words.corpora, "read", lambda name, folder, parts: (name, folder, parts))
+    asked = []
+    monkeypatch.setattr(train_words, "listened", lambda *of: asked.append(of) or heard)
+    x, columns, what = train_words.synthetic(Settings(instead=tmp_path))
+    assert asked[0][0] == [("arabic", tmp_path, ("train", "test"))] and len(x) == 4
+    assert columns["label"].tolist() == [0, 0, 1, 1] and what == "2 words, clips: 4 by 4 voices of r"
 
 
 def test_what_makes_no_sense_is_refused():

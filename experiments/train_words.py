@@ -5,11 +5,10 @@
 
 Trains a `word_net` on what eSpeak NG says in 106 languages, numbers and invented words, and, where they are there, on
 what Festival, SVOX Pico and Kokoro, whose voices are made from real speakers, say of them. An outer step asks which two
-clips of many words, by two voices each, belong together; in two of five steps one is by a real speaker's voice. Each is
-stretched, shifted, warped, heard in a room, by another microphone and in noise. Then learns three numbers that turn
-cosines into probabilities, of no taught word too. Writes all with a card into one file; the one that comes with metajax
-is what `mj.models.words(encoder=False)` reads. The tests are of real words by unheard speakers. Goes on where it
-stopped. 100 minutes of training on a CPU core, 8 on a GPU, after 20 in which all is spoken.
+clips of many words, by two voices each, belong together, all stretched, shifted, warped, heard in a room, by another
+microphone and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word too. All is
+written into one file, for `mj.models.words(encoder=False)`. Tests are of real words by unheard speakers. Goes on where
+it stopped. After 20 minutes of speaking, 100 of training on a CPU core; 40 s on a GPU made the file of metajax.
 """
 
 import json
@@ -56,9 +55,7 @@ class Settings:
     others: bool | None = None  # whether Festival and SVOX Pico are heard, too; None: each where it is installed
     kokoro: Path | None = None  # folder of Kokoro's model and voices, to be heard, too; None for not
     kept: Path | None = None  # file of what those have said: written, or read, so that they need not be there
-    instead: Path | None = (
-        None  # folder of Arabic Speech Commands, heard by speakers not tested on in place of all that
-    )
+    instead: Path | None = None  # folder of Arabic Speech Commands: heard, by speakers not tested on, in place of that
     real: float = 0.3  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
     alike: float = 0.3  # of the steps, in which both are by real speakers' voices
     ways: int = 128  # words of an outer step
@@ -84,12 +81,10 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
         return heard.x, columns_of(heard), f"{len(np.unique(heard.label))} words, clips: {told(heard)}"
     plain = [espeak.read(pseudowords=s.pseudowords, clips_per_label=s.clips_per_label, seed=s.seed)]
     if s.more:
-        languages = festival.LANGUAGES
-        plain.append(espeak.read(languages=languages, pseudowords=s.more, clips_per_label=3, seed=s.seed + 1))
+        plain.append(espeak.read(languages=festival.LANGUAGES, pseudowords=s.more, clips_per_label=3, seed=s.seed + 1))
     real = partial(made_from_speakers, plain, installed=s.others, model=s.kokoro, seed=s.seed)
     by_real = once(s.kept, lambda: listened(real(), FRONT_END, s.cache))
-    by_espeak = listened(plain, FRONT_END, s.cache)
-    heard = joined([by_espeak, by_real] if len(by_real.x) else [by_espeak])
+    heard = joined([listened(plain, FRONT_END, s.cache), *[by_real] * bool(len(by_real.x))])
     columns = columns_of(heard, ENGLISH)
     counts = f"{len(np.unique(columns['label']))} synthetic words, clips: {told(heard)}"
     return heard.x, columns, f"{counts}; in 106 languages, none Semitic, without English digits; no recording of speech"
@@ -104,9 +99,8 @@ def words(s: Settings, x: jax.Array, columns: dict[str, np.ndarray]) -> Sampler:
     if not by_both.any():
         return drawn
     mixed = episodes(x, np.where(by_both, label, -1), real, **sizes, across="speaker")
-    alike = (
-        episodes(x, np.where(real == 1, label, -1), columns["speaker"], **sizes, across="none") if s.alike else drawn
-    )
+    by_real = np.where(real == 1, label, -1)
+    alike = episodes(x, by_real, columns["speaker"], **sizes, across="none") if s.alike else drawn
 
     def sample(key: KeyArray) -> Episode:
         part = jax.random.uniform(jax.random.fold_in(key, 1))
@@ -166,8 +160,7 @@ def run(s: Settings) -> None:
     use_all_cores(s.cache / "compiled")
     checkpoint.make_folder(s.out.parent)
     x, columns, heard = synthetic(s)
-    model = word_net(width=s.width)
-    old: dict[str, str] = {}
+    model, old = word_net(width=s.width), dict[str, str]()
     if s.network:
         tensors, old = read_tensors(s.network)
         if "unknown/scale" not in tensors:
@@ -179,8 +172,7 @@ def run(s: Settings) -> None:
     heard_so = with_cepstra(at_tempos(model))
     program = hoisted(lambda x: heard_so.apply(jax.tree.map(jnp.float32, params), x.astype(jnp.float32)))
     embed = partial(embedded.vectors, program, batch=256)
-    distinct = np.unique(columns["label"])
-    few = np.isin(columns["label"], distinct[1 :: min(8, max(1, len(distinct) // 20))])  # enough to calibrate on
+    few = np.isin(columns["label"], np.unique(columns["label"])[1 :: 2 if s.instead else 8])  # enough to calibrate on
     some = {name: column[few] for name, column in columns.items()}
     opened = embedded.open_episodes(embed(x[few]), some, ways=s.taught, shots=2, queries=1, across="none", fewer=True)
     unknown = embedded.calibrated(opened, s.taught, 400, s.seed)
@@ -189,17 +181,15 @@ def run(s: Settings) -> None:
     if results:
         print("", embedded.table(results), sep="\n")
     card = runs.card(
-        results,
-        what="a word_net, an embedding of words, and calibrated rejection",
-        heard=heard,
-        command="python experiments/train_words.py",
-        settings=json.dumps(runs.config(s, (*PATHS, "episodes"))),
+        results, what="a word_net, an embedding of words, and calibrated rejection", heard=heard,
+        command="python experiments/train_words.py", settings=json.dumps(runs.config(s, (*PATHS, "episodes"))),
         limits="Words of up to a second, heard below 3.8 kHz. Rejection was calibrated on what was heard, "
         f"{s.taught} taught at a time; running speech was not tested.",
-    )
+    )  # fmt: skip
     card["calibrated"] = f"on {heard}, --pseudowords {s.pseudowords} --more {s.more}"
-    card["trained"] = f"commit {(old or card)['commit']}"
-    card |= {name: old[name] for name in ("heard", "settings") if old}
+    card |= {"trained": f"commit {(old or card)['commit']}"} | {
+        name: old[name] for name in ("heard", "settings") if old
+    }
     flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     flat |= {f"unknown/{name}": np.array(value, np.float32) for name, value in unknown.items()}
     checkpoint.write_bytes(s.out, save(flat, card))

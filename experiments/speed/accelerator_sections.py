@@ -13,7 +13,7 @@ from workloads import WORKLOADS, Workload, num_cores
 
 import metajax as mj
 
-NOISE = 6.0  # of the checks' corpus, so that accuracy is neither chance nor perfect
+NOISE = 1.0  # of the checks' corpus: accuracy is then neither chance nor perfect, 92 % on CPU
 # largest distance from float64's theta over the way of 20 outer steps; on CPU float32 ends 0.010 and bfloat16 0.034
 # away on TC-ResNet8, as every ReLU that rounding turns on or off moves the gradient by up to 0.002
 TOLERANCE = {"float32": 0.05, "tf32": 0.1, "bfloat16": 0.2}

@@ -1,7 +1,7 @@
 """Words by every synthesiser that is there, as one set of clips: eSpeak NG's voices, and those of real speakers."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
@@ -57,7 +57,8 @@ def listened(recordings: Sequence[Recordings], settings: FeatureSettings, folder
 
 def joined(pieces: Sequence[Heard]) -> Heard:
     """The clips of one after the other; of none, none."""
-    return Heard(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else Heard(*[np.zeros(0)] * 4)
+    nothing = Heard(np.zeros((0, 0, 0), np.float16), *[np.zeros(0, str)] * 3)
+    return Heard(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else nothing
 
 
 def once(path: Path | None, hear: Callable[[], Heard]) -> Heard:
@@ -77,7 +78,7 @@ def told(heard: Heard) -> str:
     return ", ".join(f"{(heard.engine == name).sum()} by {count} voices of {name}" for name, count in voices.items())
 
 
-def columns_of(heard: Heard, unheard: Sequence[str] = ()) -> dict[str, Int[np.ndarray, " clips"]]:
+def columns_of(heard: Heard, unheard: Collection[str] = ()) -> dict[str, Int[np.ndarray, " clips"]]:
     """Label, of `unheard` words -1, and speaker by numbers, and `real`: 1 where a voice is made from a real speaker."""
     columns = {name: np.unique(getattr(heard, name), return_inverse=True)[1] for name in ("label", "speaker")}
     columns["label"][np.isin(heard.label, list(unheard))] = -1

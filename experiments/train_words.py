@@ -3,12 +3,12 @@
     python experiments/train_words.py
     python experiments/train_words.py --arabic DIR --fsdd DIR --speech-commands DIR       # and tests it
 
-Trains a `word_net` on what eSpeak NG says in 106 languages, numbers and invented words, and, where they are there, on
-what Festival, SVOX Pico and Kokoro, whose voices are made from real speakers, say of them. An outer step asks which two
-clips of many words, by two voices each, belong together, all stretched, shifted, warped, heard in a room, by another
-microphone and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word too. All is
-written into one file, for `mj.models.words(encoder=False)`. Tests are of real words by unheard speakers. Goes on where
-it stopped. After 20 minutes of speaking, 100 of training on a CPU core; 40 s on a GPU made the file of metajax.
+Trains a `word_net` on what eSpeak NG says in 106 languages, numbers and invented words, and on what Festival and Pico,
+where they are installed, and Kokoro (`--kokoro`), whose voices are made from people's, say of them. An outer step asks
+which two clips of many words belong together, all stretched, shifted, warped, heard in a room, by another microphone
+and in noise. Then learns three numbers that turn cosines into probabilities, of no taught word too. All is written into
+one file, for `mj.models.words(encoder=False)`. Tests are of real words by unheard speakers. Goes on where it stopped.
+After 20 minutes of speaking, estimated (and 50 by Kokoro), 100 on a CPU core; 40 s on a GPU made the file of metajax.
 """
 
 import json
@@ -38,13 +38,14 @@ from metajax.losses import classify
 from metajax.models import Model
 from metajax.models.wordnet import FRONT_END, at_tempos, with_cepstra, word_net
 from metajax.parallel import hoisted, use_all_cores
-from metajax.tasks.episodes import episodes, with_inputs
+from metajax.tasks.episodes import with_inputs
+from metajax.tasks.pairs import word_pairs
 
 ENGLISH = {f"en:{number}" for number in range(10)}  # which FSDD and Speech Commands say
 PARTS = change.Augmentation(warp=0.15, stretch=0.3, shift=15, gain=0, noise=0.7, noise_low=0, noise_high=35,
                             time_mask=10, frequency_mask=6, room=0.4)  # fmt: skip
 TILT = 3.0  # dB of another microphone
-PATHS = ("out", "cache", "kept", "instead", "network", "arabic", "fsdd", "speech_commands")
+PATHS = ("out", "cache", "kept", "kokoro", "instead", "network", "arabic", "fsdd", "speech_commands")
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ class Settings:
     more: int = 1200  # invented words of each language that Festival reads, by eSpeak's voices and all of Festival's
     others: bool | None = None  # whether Festival and SVOX Pico are heard, too; None: each where it is installed
     kokoro: Path | None = None  # folder of Kokoro's model and voices, to be heard, too; None for not
-    kept: Path | None = None  # file of what those have said: written, or read, so that they need not be there
-    instead: Path | None = None  # folder of Arabic Speech Commands: heard, by speakers not tested on, in place of that
+    kept: Path | None = None  # file of what those three have said: written, or read, so that they need not be there
+    instead: Path | None = None  # folder of Arabic Speech Commands: its other speakers in place of all that; --ways 20
     real: float = 0.3  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
     alike: float = 0.3  # of the steps, in which both are by real speakers' voices
     ways: int = 128  # words of an outer step
@@ -83,30 +84,12 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
     if s.more:
         plain.append(espeak.read(languages=festival.LANGUAGES, pseudowords=s.more, clips_per_label=3, seed=s.seed + 1))
     real = partial(made_from_speakers, plain, installed=s.others, model=s.kokoro, seed=s.seed)
-    by_real = once(s.kept, lambda: listened(real(), FRONT_END, s.cache))
+    key = f"--pseudowords {s.pseudowords} --clips-per-label {s.clips_per_label} --more {s.more} --seed {s.seed}"
+    by_real = once(s.kept, key, lambda: listened(real(), FRONT_END, s.cache))
     heard = joined([listened(plain, FRONT_END, s.cache), *[by_real] * bool(len(by_real.x))])
     columns = columns_of(heard, ENGLISH)
     counts = f"{len(np.unique(columns['label']))} synthetic words, clips: {told(heard)}"
     return heard.x, columns, f"{counts}; in 106 languages, none Semitic, without English digits; no recording of speech"
-
-
-def words(s: Settings, x: jax.Array, columns: dict[str, np.ndarray]) -> Sampler:
-    """Episodes of two clips of each word: of any voices, or one or both by real speakers' voices."""
-    sizes: dict[str, Any] = {"ways": s.ways, "shots": 1, "queries": 1, "name": "synthetic words"}
-    label, real = columns["label"], columns["real"]
-    drawn = episodes(x, label, columns["speaker"], **sizes, across="none")  # a word's clips have voices of their own
-    by_both = np.isin(label, np.intersect1d(label[real == 1], label[real == 0]))
-    if not by_both.any():
-        return drawn
-    mixed = episodes(x, np.where(by_both, label, -1), real, **sizes, across="speaker")
-    by_real = np.where(real == 1, label, -1)
-    alike = episodes(x, by_real, columns["speaker"], **sizes, across="none") if s.alike else drawn
-
-    def sample(key: KeyArray) -> Episode:
-        part = jax.random.uniform(jax.random.fold_in(key, 1))
-        return jax.lax.switch((part > s.real).astype(int) + (part > s.real + s.alike), (mixed, alike, drawn), key)
-
-    return sample
 
 
 def distort(x: jax.Array, key: KeyArray) -> jax.Array:
@@ -140,6 +123,11 @@ def tests(s: Settings, embed: Callable[[jax.Array], np.ndarray], unknown: dict[s
     return found
 
 
+def pairs_of(s: Settings, x: np.ndarray, columns: dict[str, np.ndarray]) -> Sampler:
+    """Two clips of each word of an outer step."""
+    return word_pairs(jnp.asarray(x), **columns, ways=s.ways, mixed=s.real, alike=s.alike)
+
+
 def trained(s: Settings, model: Model, sample: Sampler) -> Params:
     """Parameters in half precision."""
     key = jax.random.key(s.seed)
@@ -156,10 +144,14 @@ def run(s: Settings) -> None:
     from safetensors.numpy import save  # of the extra `encoder`
 
     least = {"pseudowords": 0, "more": 0, "clips_per_label": 2, "taught": 2, "ways": 2, "width": 8, "episodes": 2}
-    runs.check(s, ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, alike=0.0, **least)
+    runs.check(
+        s, [] if s.instead else ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, alike=0.0, **least
+    )
     use_all_cores(s.cache / "compiled")
-    checkpoint.make_folder(s.out.parent)
+    if s.real + s.alike > 1:
+        raise InputError(f"real is {s.real} and alike {s.alike}, expected shares of the steps whose sum is at most 1.")
     x, columns, heard = synthetic(s)
+    settings = runs.config(s, (*PATHS, "episodes"))
     model, old = word_net(width=s.width), dict[str, str]()
     if s.network:
         tensors, old = read_tensors(s.network)
@@ -168,7 +160,9 @@ def run(s: Settings) -> None:
         params = {name: leaves for name, leaves in by_layer(tensors).items() if name != "unknown"}
         model = word_net(params["map"]["kernel"].shape[1], width=params["conv0"]["kernel"].shape[2])
     else:
-        params = trained(s, model, with_inputs(words(s, jnp.asarray(x), columns), distort))
+        known = (s.out.parent / "config.json").exists()
+        runs.open_folder(s.out.parent, settings | {"heard": heard}, resume=known)
+        params = trained(s, model, with_inputs(pairs_of(s, x, columns), distort))
     heard_so = with_cepstra(at_tempos(model))
     program = hoisted(lambda x: heard_so.apply(jax.tree.map(jnp.float32, params), x.astype(jnp.float32)))
     embed = partial(embedded.vectors, program, batch=256)
@@ -182,7 +176,7 @@ def run(s: Settings) -> None:
         print("", embedded.table(results), sep="\n")
     card = runs.card(
         results, what="a word_net, an embedding of words, and calibrated rejection", heard=heard,
-        command="python experiments/train_words.py", settings=json.dumps(runs.config(s, (*PATHS, "episodes"))),
+        command="python experiments/train_words.py", settings=json.dumps(settings),
         limits="Words of up to a second, heard below 3.8 kHz. Rejection was calibrated on what was heard, "
         f"{s.taught} taught at a time; running speech was not tested.",
     )  # fmt: skip

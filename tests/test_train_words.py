@@ -4,8 +4,6 @@ import json
 from dataclasses import replace
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import train_words
@@ -55,21 +53,6 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
         train_words.run(replace(s, network=tmp_path / "odd.safetensors"))
 
 
-@pytest.mark.parametrize(("one", "both"), [(1.0, 0.0), (0.0, 1.0), (0.0, 0.0), (0.5, 0.5)])
-def test_two_clips_of_a_word_are_by_any_voices_or_one_or_both_by_real_ones(one, both):
-    label, real = np.repeat(np.arange(6), 4), np.tile([0, 0, 1, 1], 6)
-    columns = {"label": label, "real": real, "speaker": np.arange(24)}
-    sample = jax.jit(train_words.words(Settings(ways=4, real=one, alike=both), jnp.arange(24), columns))
-    found = set()
-    for i in range(24):
-        episode = sample(jax.random.key(i))
-        first, second = (np.asarray(of.x) for of in (episode.support, episode.query))
-        np.testing.assert_array_equal(label[first], label[second])
-        assert (first != second).all()
-        found |= set((real[first] + real[second]).tolist())
-    assert found == {(1.0, 0.0): {1}, (0.0, 1.0): {2}, (0.0, 0.0): {0, 1, 2}, (0.5, 0.5): {1, 2}}[one, both]
-
-
 def test_recordings_can_be_heard_in_place_of_synthetic_speech(tmp_path, monkeypatch):
     heard = synthesisers.Heard(
         np.zeros((4, 9, 40), np.float16), *np.array([["a", "a", "b", "b"], list("wxyz"), ["r"] * 4])
@@ -85,3 +68,5 @@ def test_recordings_can_be_heard_in_place_of_synthetic_speech(tmp_path, monkeypa
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(InputError, match="clips_per_label is 1"):
         train_words.run(Settings(clips_per_label=1))
+    with pytest.raises(InputError, match=r"real is 0.7 and alike 0.4, expected shares .* at most 1"):
+        train_words.run(Settings(real=0.7, alike=0.4))

@@ -13,9 +13,9 @@ from workloads import WORKLOADS, Workload, num_cores
 
 import metajax as mj
 
-NOISE = 1.0  # of the checks' corpus: accuracy is then neither chance nor perfect, 92 % on CPU
-# largest distance from float64's theta over the way of 20 outer steps; on CPU float32 ends 0.010 and bfloat16 0.034
-# away on TC-ResNet8, as every ReLU that rounding turns on or off moves the gradient by up to 0.002
+NOISE = 1.0  # of the checks' corpus: accuracy is then neither chance nor perfect (CPU: 91.7 %, 200 tasks)
+# largest distance from float64's theta over the way of 20 outer steps; on CPU, on words of finer patterns, float32
+# ended 0.010 and bfloat16 0.034 away on TC-ResNet8, as every ReLU that rounding turns moves the gradient by up to 0.002
 TOLERANCE = {"float32": 0.05, "tf32": 0.1, "bfloat16": 0.2}
 LOSSES = 0.01  # that the losses of both libraries may differ by, in TF32
 PEERS = ("torch", "torch_graph", "torch_func", "torch_func_graph", "torch_compiled", "torch_compiled_graph")
@@ -181,7 +181,9 @@ def checks(context: Context, background: Any) -> None:
             add(context, "checks", "theta", name, precision, told, f"<= {TOLERANCE[precision]}", verdict)
         else:
             mean, ci, wanted, its = (float(a[0]) for scores in (ours, truth) for a in mj.mean_ci95(scores[:, None]))
-            verdict = "ok" if abs(mean - wanted) <= np.hypot(ci, its) else "FAILED"
+            # at chance all agree, whatever is wrong
+            learned = context.small or wanted - its > 1 / context.workload(name).ways
+            verdict = "ok" if learned and abs(mean - wanted) <= np.hypot(ci, its) else "FAILED"
             told = [f"{100 * m:.1f} ± {100 * c:.1f} %" for m, c in ((mean, ci), (wanted, its))]
             add(context, "checks", question, name, precision, *told, verdict)
 

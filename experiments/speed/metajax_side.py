@@ -135,7 +135,7 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         return flat(theta), flat(after)
 
     def accuracy(num_steps: int, num_tasks: int, noise: float) -> np.ndarray:
-        """Of each of the test tasks, words of another corpus, after meta-training; both under much noise."""
+        """Of each of the test tasks, words of another corpus, after meta-training; both under noise."""
         # the program of `outer`, on another corpus
         after = hoisted(block_on(sampler(w, 0, noise)))(state_of(), jnp.asarray(num_steps)).theta
         test, chunk = sampler(w, 1, noise), w.chunk or 50

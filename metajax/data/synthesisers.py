@@ -13,6 +13,7 @@ from metajax.data import cache
 from metajax.data.corpora import festival, kokoro, pico
 from metajax.data.corpus import Recordings, load
 from metajax.data.features import FeatureSettings
+from metajax.errors import InputError
 
 
 class Heard(NamedTuple):
@@ -61,14 +62,31 @@ def joined(pieces: Sequence[Heard]) -> Heard:
     return Heard(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else nothing
 
 
-def once(path: Path | None, hear: Callable[[], Heard]) -> Heard:
-    """What a file keeps; where there is none, what is heard, which it then keeps for machines that cannot hear it."""
-    if path and (arrays := cache.read(path)):
-        return Heard(**arrays)
-    heard = hear()
-    if path:
-        cache.write(path, heard._asdict())
-    return heard
+def once(path: Path | None, key: str, hear: Callable[[], Heard]) -> Heard:
+    """What a file keeps; where there is none, what is heard, which it then keeps for a machine that cannot hear it.
+
+    Args:
+        path: of the file; None for none.
+        key: what was asked for, in words that a message can show.
+        hear: what is kept.
+
+    Raises:
+        InputError: the file holds something else, or was made for another key; or nothing was heard, and nothing kept.
+    """
+    if path is None:
+        return hear()
+    arrays = cache.read(path)
+    if arrays is None:
+        heard = hear()
+        if not len(heard.x):
+            raise InputError(f"{path} is not there and nothing speaks that it could keep, expected the file.")
+        cache.write(path, heard._asdict() | {"key": np.array(key)})
+        return heard
+    if {*arrays} != {*Heard._fields, "key"}:
+        raise InputError(f"{path} holds {', '.join(arrays)}, expected what synthesisers said, as `once` keeps it.")
+    if (old := str(arrays.pop("key"))) != key:
+        raise InputError(f"{path} was made with {old}, expected {key}.")
+    return Heard(**arrays)
 
 
 def told(heard: Heard) -> str:

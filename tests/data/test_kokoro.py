@@ -77,6 +77,13 @@ def test_what_cannot_be_read_is_told(folder, monkeypatch):
         kokoro.read(words(), folder, clips_per_label=4)
     with pytest.raises(InputError, match="holds 0 models"):
         kokoro.read(words(), folder / "voices")
+    with pytest.raises(InputError, match="espeak has no texts"):
+        kokoro.read(words()._replace(texts=None), folder)
+    np.zeros(10, np.float32).tofile(folder / "voices" / "am_two.bin")
+    with pytest.raises(InputError, match=r"am_two.bin has 40 bytes, expected 510 x 256 float32"):
+        kokoro.read(words(), folder)
+    with pytest.raises(InputError, match="holds 0 models"):
+        kokoro.read(words(), folder / "nothing")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match="ONNX Runtime is not installed"):
         kokoro.read(words(), folder)

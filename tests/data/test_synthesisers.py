@@ -5,7 +5,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from metajax.data import synthesisers
+from metajax.data import cache, synthesisers
 from metajax.data.corpora.files import tabulate
 from metajax.data.corpus import Recordings
 from metajax.data.features import FeatureSettings
@@ -39,17 +39,23 @@ def test_the_clips_of_all_are_one_set_whose_voices_of_real_speakers_are_marked()
 
 
 def test_what_was_heard_is_kept_for_a_machine_that_cannot_hear_it(tmp_path):
-    heard = once(
-        tmp_path / "kept", lambda: listened([says("pico", [("de:eins", "a"), ("de:zwei", "b")])], SETTINGS, None)
-    )
-    again = once(tmp_path / "kept", lambda: pytest.fail("nothing is to be heard again"))
+    path, corpus = tmp_path / "kept", says("pico", [("de:eins", "a"), ("de:zwei", "b")])
+    hear, never = lambda: listened([corpus], SETTINGS, None), lambda: pytest.fail("nothing is to be heard again")
+    heard, again = once(path, "--more 1", hear), once(path, "--more 1", never)
     for a, b in zip(heard, again, strict=True):
         np.testing.assert_array_equal(a, b)
-    nothing = once(tmp_path / "none", lambda: listened([], SETTINGS, None))
-    assert len(nothing.x) == 0 and len(once(tmp_path / "none", lambda: pytest.fail("kept")).x) == 0
-    (tmp_path / "kept").write_bytes((tmp_path / "kept").read_bytes()[:-1])
+    np.testing.assert_array_equal(once(None, "", hear).x, heard.x)
+    with pytest.raises(InputError, match=r"kept was made with --more 1, expected --more 2\."):
+        once(path, "--more 2", never)
+    with pytest.raises(InputError, match="none is not there and nothing speaks"):
+        once(tmp_path / "none", "", lambda: listened([], SETTINGS, None))
+    assert not (tmp_path / "none").exists() and len(once(None, "", lambda: listened([], SETTINGS, None)).x) == 0
+    cache.write(tmp_path / "other", {"features": np.zeros(3)})
+    with pytest.raises(InputError, match="other holds features, expected what synthesisers said"):
+        once(tmp_path / "other", "", never)
+    path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(InputError, match="kept is damaged"):
-        once(tmp_path / "kept", lambda: heard)
+        once(path, "--more 1", never)
 
 
 def test_each_says_the_words_that_it_is_to_say(monkeypatch, tmp_path):

@@ -33,6 +33,7 @@ AS_ONE = {"tʃ": "ʧ", "dʒ": "ʤ", "ts": "ʦ", "dz": "ʣ", "g": "ɡ", "ɫ": "l"
 VOWELS = "aeiouyɑɐɒæɔəɛɜɨɪɯøœʊʌɤᵻ"
 RATES = (0.75, 1.25)  # of speech, times as fast
 _RATE, _CHUNK = 24000, 16  # Hz, words at a time
+_ROWS, _STYLE = 510, 256  # of a voice: styles, one for each number of symbols
 
 
 def read(
@@ -58,8 +59,8 @@ def read(
         workers: words at a time; None for one per core.
 
     Raises:
-        InputError: ONNX Runtime is not installed, the folder holds no model or too few voices, or the model knows no
-            word.
+        InputError: ONNX Runtime is not installed, the folder holds no model or too few voices, a voice is of another
+            size, or the model knows no word.
 
     Example:
         ``more = read(espeak.read(pseudowords=100), Path("kokoro"))``
@@ -72,8 +73,13 @@ def read(
             f"{folder} holds {len(models)} models *.onnx and {len(voices)} voices voices/*.bin, expected one model and "
             f"at least {clips_per_label} voices."
         )
+    for path in voices.values():
+        if path.stat().st_size != 4 * _ROWS * _STYLE:
+            raise InputError(f"{path} has {path.stat().st_size} bytes, expected {_ROWS} x {_STYLE} float32.")
+    if words.texts is None:
+        raise InputError(f"{words.name} has no texts, expected the phonemes of its words.")
     labels = [words.names["label"][i] for i in words.columns["label"]]
-    spelt = {label: spelling(text) for label, text in zip(labels, words.texts or (), strict=True)}
+    spelt = {label: spelling(text) for label, text in zip(labels, words.texts, strict=True)}
     known = sorted(label for label, text in spelt.items() if text and set(text) <= set(SYMBOLS) - {" "})
     if not known:
         raise InputError(f"Kokoro knows the phonemes of none of {len(spelt)} words.")
@@ -86,7 +92,7 @@ def read(
     rows = [(label, voice, label.partition(":")[0]) for voice, label in cast]
     session = lru_cache(1)(partial(_session, models[0]))
     say = partial(_say, session, voices, spelt, seed)
-    model = hashlib.sha256(models[0].read_bytes()).hexdigest()
+    model = [hashlib.sha256(path.read_bytes()).hexdigest() for path in (models[0], *voices.values())]
     return said("kokoro", rows, _CHUNK, say, workers, (seed, model, RATES, [spelt[row[0]] for row in rows]))
 
 
@@ -114,7 +120,7 @@ def _say(
         vowels = [i for i, symbol in enumerate(text) if symbol in VOWELS]
         place = draw.choice(vowels or [0])
         numbers = [SYMBOLS.index(symbol) for symbol in text[:place] + "ˈ" + text[place:]]
-        style = np.fromfile(voices[voice], np.float32).reshape(-1, 256)[len(numbers) - 1]
+        style = np.fromfile(voices[voice], np.float32).reshape(_ROWS, _STYLE)[len(numbers) - 1]
         tokens, styles, rate = (given.name for given in session().get_inputs())
         given = {
             tokens: np.array([[0, *numbers, 0]]),

@@ -24,7 +24,7 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     calibrated = train_words.embedded.calibrated
     monkeypatch.setattr(train_words.embedded, "calibrated", lambda *of: calibrated(*of[:2], 20, of[3]))
     s = Settings(pseudowords=0, more=0, clips_per_label=3, others=False, ways=8, width=8, outer_steps=2, taught=2,
-                 cache=tmp_path, out=tmp_path / "net.safetensors")  # fmt: skip
+                 cache=tmp_path, out=tmp_path / "run" / "net.safetensors")  # fmt: skip
     train_words.run(s)
     with safetensors.safe_open(s.out, "numpy") as file:
         card, names = file.metadata(), set(file.keys())
@@ -38,6 +38,8 @@ def test_a_tiny_training_leaves_a_file_that_tells_what_it_is_and_another_goes_on
     assert trained.keys() == again.keys()
     for name, tensor in trained.items():
         np.testing.assert_array_equal(again[name], tensor, err_msg=name)
+    with pytest.raises(InputError, match=r"ways is 4 now but 8 in"):
+        train_words.run(replace(s, ways=4))
     train_words.run(replace(s, network=s.out, clips_per_label=4, out=tmp_path / "other.safetensors"))
     other = numpy.load_file(tmp_path / "other.safetensors")
     changed = {name for name, tensor in trained.items() if (other[name] != tensor).any()}

@@ -37,7 +37,8 @@ from metajax.models import pretrained
 from metajax.models.pretrained.layers import linear
 from metajax.parallel import use_all_cores
 
-STEPS, RATES = (0, 1, 2, 5, 10), (0.01, 0.03, 0.1, 0.3, 1.0)  # after which the error is told; to choose from
+STEPS = (0, 1, 2, 5, 10)  # after which the error is told
+RATES = (0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
 ARMS = ("zero start", "joint start", "MAML", "Meta-SGD")
 NOTHING = {
     "model_type": "wav2vec2", "architectures": ["Wav2Vec2Model"], "hidden_size": 48, "num_hidden_layers": 2,

@@ -57,7 +57,7 @@ class Settings:
     kokoro: Path | None = None  # folder of Kokoro's model and voices, to be heard, too; None for not
     kept: Path | None = None  # file of what those three have said: written, or read, so that they need not be there
     instead: Path | None = None  # folder of Arabic Speech Commands: its other speakers in place of all that; --ways 20
-    real: float = 0.3  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
+    mixed: float = 0.3  # of the steps, in which every word is by a real speaker's voice and by eSpeak's
     alike: float = 0.3  # of the steps, in which both are by real speakers' voices
     ways: int = 128  # words of an outer step
     width: int = 96  # channels of the network
@@ -86,7 +86,9 @@ def synthetic(s: Settings) -> tuple[np.ndarray, dict[str, np.ndarray], str]:
     real = partial(made_from_speakers, plain, installed=s.others, model=s.kokoro, seed=s.seed)
     key = f"--pseudowords {s.pseudowords} --clips-per-label {s.clips_per_label} --more {s.more} --seed {s.seed}"
     by_real = once(s.kept, key, lambda: listened(real(), FRONT_END, s.cache))
-    heard = joined([listened(plain, FRONT_END, s.cache), *[by_real] * bool(len(by_real.x))])
+    if s.kokoro and "kokoro" not in by_real.engine:
+        raise InputError(f"kokoro is {s.kokoro}, but {s.kept} was made without it, expected another file.")
+    heard = joined([listened(plain, FRONT_END, s.cache), by_real])
     columns = columns_of(heard, ENGLISH)
     counts = f"{len(np.unique(columns['label']))} synthetic words, clips: {told(heard)}"
     return heard.x, columns, f"{counts}; in 106 languages, none Semitic, without English digits; no recording of speech"
@@ -123,11 +125,6 @@ def tests(s: Settings, embed: Callable[[jax.Array], np.ndarray], unknown: dict[s
     return found
 
 
-def pairs_of(s: Settings, x: np.ndarray, columns: dict[str, np.ndarray]) -> Sampler:
-    """Two clips of each word of an outer step."""
-    return word_pairs(jnp.asarray(x), **columns, ways=s.ways, mixed=s.real, alike=s.alike)
-
-
 def trained(s: Settings, model: Model, sample: Sampler) -> Params:
     """Parameters in half precision."""
     key = jax.random.key(s.seed)
@@ -145,11 +142,11 @@ def run(s: Settings) -> None:
 
     least = {"pseudowords": 0, "more": 0, "clips_per_label": 2, "taught": 2, "ways": 2, "width": 8, "episodes": 2}
     runs.check(
-        s, [] if s.instead else ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, real=0.0, alike=0.0, **least
+        s, [] if s.instead else ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, mixed=0.0, alike=0.0, **least
     )
     use_all_cores(s.cache / "compiled")
-    if s.real + s.alike > 1:
-        raise InputError(f"real is {s.real} and alike {s.alike}, expected shares of the steps whose sum is at most 1.")
+    if s.mixed + s.alike > 1:
+        raise InputError(f"mixed is {s.mixed} and alike {s.alike}, expected shares with a sum of at most 1.")
     x, columns, heard = synthetic(s)
     settings = runs.config(s, (*PATHS, "episodes"))
     model, old = word_net(width=s.width), dict[str, str]()
@@ -162,7 +159,8 @@ def run(s: Settings) -> None:
     else:
         known = (s.out.parent / "config.json").exists()
         runs.open_folder(s.out.parent, settings | {"heard": heard}, resume=known)
-        params = trained(s, model, with_inputs(pairs_of(s, x, columns), distort))
+        pairs = word_pairs(jnp.asarray(x), **columns, ways=s.ways, mixed=s.mixed, alike=s.alike)
+        params = trained(s, model, with_inputs(pairs, distort))
     heard_so = with_cepstra(at_tempos(model))
     program = hoisted(lambda x: heard_so.apply(jax.tree.map(jnp.float32, params), x.astype(jnp.float32)))
     embed = partial(embedded.vectors, program, batch=256)

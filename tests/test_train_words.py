@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -67,8 +68,16 @@ def test_recordings_can_be_heard_in_place_of_synthetic_speech(tmp_path, monkeypa
     assert columns["label"].tolist() == [0, 0, 1, 1] and what == "2 words, clips: 4 by 4 voices of r"
 
 
+def test_a_file_without_kokoro_does_not_take_its_place(monkeypatch):
+    heard = synthesisers.Heard(np.zeros((1, 9, 40), np.float16), *np.array([["a"], ["w"], ["pico"]]))
+    monkeypatch.setattr(train_words.espeak, "read", lambda **how: None)
+    monkeypatch.setattr(train_words, "once", lambda *of: heard)
+    with pytest.raises(InputError, match=r"kokoro is voices, but kept was made without it"):
+        train_words.synthetic(Settings(more=0, kokoro=Path("voices"), kept=Path("kept")))
+
+
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(InputError, match="clips_per_label is 1"):
         train_words.run(Settings(clips_per_label=1))
-    with pytest.raises(InputError, match=r"real is 0.7 and alike 0.4, expected shares .* at most 1"):
-        train_words.run(Settings(real=0.7, alike=0.4))
+    with pytest.raises(InputError, match=r"mixed is 0.7 and alike 0.4, expected shares .* at most 1"):
+        train_words.run(Settings(mixed=0.7, alike=0.4))

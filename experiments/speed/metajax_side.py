@@ -40,11 +40,11 @@ def model_of(w: Workload) -> tuple[models.Model, Apply]:
     return model, apply
 
 
-def sampler(w: Workload, seed: int = 0, noise: float = 1.0) -> Sampler:
+def sampler(w: Workload, seed: int = 0) -> Sampler:
     """Sinusoids, or clips of a random corpus on the device, augmented and normalised."""
     if w.model == "mlp":
         return sinusoids(w.shots, w.queries)
-    clips, tokens = map(jnp.asarray, wl.corpus(w, seed, noise))
+    clips, tokens = map(jnp.asarray, wl.corpus(w, seed))
 
     def prepare(x: jax.Array, key: jax.Array) -> jax.Array:
         return normalized(augment(Augmentation(**wl.AUGMENTATION))(x, key))
@@ -134,11 +134,11 @@ def metajax_side(w: Workload, device: str, cache: Path | None) -> Side:
         after = run(mj.init_state(theta, optimizer, count), items).theta
         return flat(theta), flat(after)
 
-    def accuracy(num_steps: int, num_tasks: int, noise: float) -> np.ndarray:
-        """Of each of the test tasks, words of another corpus, after meta-training; both under noise."""
+    def accuracy(num_steps: int, num_tasks: int) -> np.ndarray:
+        """Of each of the test tasks, words of another corpus, after meta-training."""
         # the program of `outer`, on another corpus
-        after = hoisted(block_on(sampler(w, 0, noise)))(state_of(), jnp.asarray(num_steps)).theta
-        test, chunk = sampler(w, 1, noise), w.chunk or 50
+        after = hoisted(block_on(sampler(w)))(state_of(), jnp.asarray(num_steps)).theta
+        test, chunk = sampler(w, 1), w.chunk or 50
         over = task_mesh(num_tasks)
 
         def curves(theta: Any) -> Any:

@@ -48,13 +48,13 @@ WORKLOADS = {
 }
 
 
-def corpus(w: Workload, seed: int = 0, noise: float = 1.0) -> tuple[np.ndarray, np.ndarray]:
+def corpus(w: Workload, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Log-mels `[CLASSES * CLIPS, time, 40]`, a random pattern of each class under noise, class by class, and random
     transcripts `[CLASSES * CLIPS, TOKENS]`. A pattern is of patches of 16 frames and 8 bands, which a shift leaves."""
     generator = np.random.default_rng(seed)
     patches = generator.standard_normal((CLASSES, -(-w.time // 16), 5), np.float32)
     pattern = np.repeat(patches.repeat(16, 1)[:, : w.time].repeat(8, 2), CLIPS, 0)
-    clips = pattern + np.float32(noise) * generator.standard_normal(pattern.shape, np.float32)
+    clips = pattern + generator.standard_normal(pattern.shape, np.float32)
     return clips, generator.integers(1, VOCABULARY, (len(clips), TOKENS))
 
 

@@ -58,8 +58,10 @@ def listened(recordings: Sequence[Recordings], settings: FeatureSettings, folder
 
 def joined(pieces: Sequence[Heard]) -> Heard:
     """The clips of one after the other; of none, none."""
-    nothing = Heard(np.zeros((0, 0, 0), np.float16), *[np.zeros(0, str)] * 3)
-    return Heard(*map(np.concatenate, zip(*pieces, strict=True))) if pieces else nothing
+    pieces = [one for one in pieces if len(one.x)]
+    if not pieces:
+        return Heard(np.zeros((0, 0, 0), np.float16), *[np.zeros(0, str)] * 3)
+    return Heard(*map(np.concatenate, zip(*pieces, strict=True)))
 
 
 def once(path: Path | None, key: str, hear: Callable[[], Heard]) -> Heard:

@@ -21,7 +21,7 @@ def word_pairs(
 ) -> Sampler:
     """Episodes of one support and one query clip of each word, drawn in one of three ways.
 
-    Where all clips are real, or none, all episodes are of any voices.
+    Where no word is said by both kinds of voices, all episodes are of any voices.
 
     Args:
         x: inputs of all clips.

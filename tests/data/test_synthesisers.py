@@ -30,6 +30,7 @@ def test_the_clips_of_all_are_one_set_whose_voices_of_real_speakers_are_marked()
     real = says("pico", [("de:eins", "pico de"), ("de:zwei", "pico de")])
     heard = joined([listened([plain], SETTINGS, None), listened([real], SETTINGS, None)])
     assert heard.x.dtype == np.float16 and len(heard.x) == 5
+    assert len(joined([heard, listened([], SETTINGS, None)]).x) == 5
     assert told(heard) == "3 by 2 voices of espeak, 2 by 1 voices of pico"
     columns = columns_of(heard, ["en:1"])
     assert columns["label"].tolist() == [0, 1, -1, 0, 1] and columns["real"].tolist() == [0, 0, 0, 1, 1]

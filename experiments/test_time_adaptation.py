@@ -73,6 +73,8 @@ ARMS = {
     "FOMAML, support gradient kept": Arm("kept", SUTA),
     "fine-tuned": Arm("joint", TEXT, "film", LONG),
     "Meta-SGD": Arm("meta_sgd", TEXT),
+    "fine-tuned, all parameters": Arm("joint", TEXT, "all", LONG),
+    "FOMAML, all parameters": Arm("fomaml", TEXT, "all", LONG),
 }
 
 

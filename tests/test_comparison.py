@@ -25,6 +25,7 @@ def main(argv):
     return runs.main(compare.Settings, compare.run, compare.__doc__, argv)
 
 
+@pytest.mark.slow
 def test_the_template_is_proto_maml():
     model, key = mlp(None, hidden=(8,)), jax.random.key(0)
     episode = blobs(WAYS, 2, 3)(key)

@@ -270,6 +270,7 @@ def test_the_evaluation_curve_is_a_loop_of_adapt():
             np.testing.assert_allclose(curve["loss"][task, steps], wanted, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_evaluation_in_chunks_and_over_devices_changes_nothing_and_other_learners_meet_the_same_tasks():
     def curve(learner, chunk, mesh=None):
         options = {"chunk": chunk, "mesh": mesh}

@@ -109,6 +109,7 @@ def test_an_alignment_costs_what_the_best_path_costs():
     assert embedded.shares(support, support, [drawn]).tolist() == [[1.0]]  # what is alike costs nothing
 
 
+@pytest.mark.slow
 def test_a_corpus_is_told_by_1_and_5_clips_and_rejection_by_the_last_embedding_of_arabic_alone():
     label, speaker = np.repeat(np.arange(12), 40), np.tile(np.repeat(np.arange(10), 4), 12)
     clear, vague = ((MEANS[label] + s * RNG.normal(size=(480, 16))).astype(np.float32) for s in (0.05, 0.35))

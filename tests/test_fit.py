@@ -37,6 +37,7 @@ def test_a_resumed_run_is_an_uninterrupted_one(tmp_path):
     identical(again.state, whole.state)
 
 
+@pytest.mark.slow
 def test_a_state_with_random_keys_of_its_own_resumes(tmp_path):
     """Here that of noise on the outer gradients."""
     noisy = optax.chain(optax.add_noise(0.1, 0.5, jax.random.key(5)), OUTER)
@@ -51,6 +52,7 @@ def test_a_state_with_random_keys_of_its_own_resumes(tmp_path):
     identical(trained_for(4, folder=tmp_path, resume=True).theta, whole)
 
 
+@pytest.mark.slow
 def test_a_training_in_phases_resumes_within_its_second_and_keeps_its_average(tmp_path):
     """A tenth of the gradient from the fourth step on."""
 
@@ -79,6 +81,7 @@ def test_a_training_in_phases_resumes_within_its_second_and_keeps_its_average(tm
         assert differs(alone.theta, whole.theta, 1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_where_theta_alone_was_placed(tmp_path):
     mesh = task_mesh(2)
     step = meta_step(CHEAP, ADAM, sample, 2, mesh=mesh)
@@ -94,6 +97,7 @@ def test_a_run_resumes_where_theta_alone_was_placed(tmp_path):
     assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(resumed.state)} == {2}
 
 
+@pytest.mark.slow
 def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
     seen = []
     identical(trained(init_state(THETA, ADAM, 1, average=0.3)), THETA)
@@ -120,6 +124,7 @@ def test_the_average_of_theta_is_validated_kept_and_resumed(tmp_path):
         init_state(THETA, ADAM, 0)
 
 
+@pytest.mark.slow
 def test_a_block_that_does_not_divide_validate_every_validates_at_the_end_of_a_block(tmp_path):
     for folder, block, steps, wanted in (("a", 3, 8, [6, 8]), ("b", 100, 4, [4]), ("c", 2, 6, [2, 4, 6])):
         options = {"validate_every": 1 if folder == "c" else 4, "folder": tmp_path / folder}
@@ -140,6 +145,7 @@ def taken(state, items, key):
     return outer_step(CHEAP, ADAM)(state, items, jax.random.split(key)[1])
 
 
+@pytest.mark.slow
 def test_streamed_episodes_give_what_drawn_ones_give_and_resume_where_they_stopped(tmp_path):
     drawn = run(8)
     given = run(8, taken, episodes=streamed(8))

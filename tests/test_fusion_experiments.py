@@ -89,6 +89,7 @@ def test_degraded_leaves_clean_clips_as_they_are_and_adds_noise_at_the_level():
     np.testing.assert_array_equal(found["text"][:3], x["text"][:3])
 
 
+@pytest.mark.slow
 def test_tables_of_fusion_compare_models_on_the_same_episodes(main, tmp_path, monkeypatch):
     """With models whose every score is known: what is told of them, over episodes and over seeds."""
 

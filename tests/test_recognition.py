@@ -37,6 +37,7 @@ def transcripts(texts):
     return mj.Transcripts(jnp.asarray(tokens), jnp.asarray([len(text) for text in texts]))
 
 
+@pytest.mark.slow
 def test_curves_are_the_error_rates_of_what_is_heard_after_each_step():
     """A learner that hears something else after each step, on two tasks."""
     said = (["ab c", "b"], ["c a", "aa"])

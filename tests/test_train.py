@@ -63,7 +63,15 @@ def plain_step(tasks):
     return jax.jit(meta_step(OBJECTIVE, OUTER, sample, tasks))(init_state(THETA, OUTER, 1), KEY)
 
 
-@pytest.mark.parametrize(("tasks", "chunk", "devices"), [(4, 2, 1), (4, 1, 2), (4, None, 2), (5, None, 2), (3, 1, 2)])
+@pytest.mark.parametrize(
+    ("tasks", "chunk", "devices"),
+    [
+        (4, 2, 1),
+        (4, 1, 2),
+        (4, None, 2),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((5, None, 2), (3, 1, 2))),
+    ],
+)
 def test_chunks_and_devices_change_nothing(tasks, chunk, devices):
     if jax.device_count() < devices:
         pytest.skip(f"{jax.device_count()} device, needs {devices}")
@@ -197,7 +205,7 @@ def test_fit_is_a_loop_of_steps_keyed_by_their_number():
     assert_close(run(5, block=4, validate_every=4).theta, result.theta, 1e-6)  # blocks change nothing
 
 
-@pytest.mark.parametrize(("chunk", "devices"), [(None, 1), (1, 1), (1, 2)])
+@pytest.mark.parametrize(("chunk", "devices"), [(None, 1), (1, 1), pytest.param(1, 2, marks=pytest.mark.slow)])
 def test_no_corpus_becomes_a_constant_of_the_program(monkeypatch, chunk, devices):
     """Else it is compiled in, hashed and kept in the cache once for every program, and takes as much memory again."""
     if jax.device_count() < devices:
@@ -305,7 +313,9 @@ def test_bad_arguments_of_fit_are_refused(tmp_path):
         run(4, resume=True, folder=tmp_path)
 
 
-@pytest.mark.parametrize(("labels", "learns"), [("corpus", True), ("episode", False)])
+@pytest.mark.parametrize(
+    ("labels", "learns"), [("corpus", True), pytest.param("episode", False, marks=pytest.mark.slow)]
+)
 def test_joint_training_learns_corpus_labels_and_stays_at_chance_on_episode_labels(labels, learns):
     """Episode labels are dealt anew in every episode: nothing that holds for all of them can be learned."""
     label, speaker = words(classes=4, speakers=4, takes=3)

@@ -71,7 +71,9 @@ def test_equal_weights_take_the_steps_of_the_plain_sum():
     assert (float(metrics["weight_0"]), float(metrics["weight_1"]), int(state.count)) == (1, 1, 5)
 
 
-@pytest.mark.parametrize("name", ["gradnorm", "pcgrad", "nash"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("gradnorm", marks=pytest.mark.slow), "pcgrad", pytest.param("nash", marks=pytest.mark.slow)]
+)
 def test_a_step_combines_shared_gradients_and_leaves_heads_to_their_losses(name, x64):
     weighting, optimizer, params = ALL[name], optax.sgd(1.0), hand_made_params()
     step = jax.jit(weighted_step(hand_made, weighting, optimizer, sample))
@@ -111,6 +113,7 @@ def test_a_step_that_is_not_finite_changes_nothing(name):
     assert np.isnan(metrics["loss"])
 
 
+@pytest.mark.slow
 def test_fit_runs_the_step_and_resumes_exactly(tmp_path):
     optimizer, weighting = optax.adam(1e-2), gradnorm()
     step = weighted_step(hand_made, weighting, optimizer, sample)

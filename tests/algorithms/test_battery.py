@@ -146,7 +146,9 @@ def goes_with(name, parts):
 EVERYDAY = ("lora", "warped")  # factors of some leaves, and all that there is; others are in the slow test below
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize(
+    "name", [name if name == "maml" else pytest.param(name, marks=pytest.mark.slow) for name in GRADIENT]
+)
 def test_a_method_goes_with_every_part(name):
     parts = [part for other, part in PAIRS if other == name]
     goes_with(name, [part for part in parts if name == "maml" or part in EVERYDAY] or [None])
@@ -186,7 +188,14 @@ def slopes(algorithm, episode):
     return along, float(up - down) / 2e-5
 
 
-@pytest.mark.parametrize("name", [name for name in GRADIENT if name not in ("fomaml", "reptile", "imaml")])
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("maml", "meta_sgd") else pytest.param(name, marks=pytest.mark.slow)
+        for name in GRADIENT
+        if name not in ("fomaml", "reptile", "imaml")
+    ],
+)
 def test_the_meta_gradient_of_a_method_is_its_finite_difference(x64, name):
     """The others are no derivatives of a value: each has an oracle of its own."""
     np.testing.assert_allclose(*slopes(*made(name)), rtol=1e-6, atol=1e-9)
@@ -196,7 +205,9 @@ def test_the_meta_gradient_of_a_method_is_its_finite_difference(x64, name):
 CHECKED = {"everything": "rates_by_step", "context": "rates", "lora": "curvature", "norms_by_step": "plain"}
 
 
-@pytest.mark.parametrize("part", CHECKED)
+@pytest.mark.parametrize(
+    "part", [pytest.param(part, marks=pytest.mark.slow if part in ("lora", "context") else ()) for part in CHECKED]
+)
 def test_the_meta_gradient_of_a_part_under_a_rule_is_its_finite_difference(x64, part):
     np.testing.assert_allclose(*slopes(*made("maml", PARTS[part], RULES[CHECKED[part]])), rtol=1e-6, atol=1e-9)
 
@@ -219,6 +230,7 @@ def test_an_unlabelled_support_set_trains_through_an_error_without_labels(x64):
     )
 
 
+@pytest.mark.slow
 def test_scores_are_those_of_evaluate_and_a_graft_has_a_head_of_zeros():
     built, _, test = on_probe("maml")
     theta = theta_of(built, test)
@@ -262,6 +274,7 @@ def test_a_choice_that_a_method_does_not_leave_is_refused():
             on_probe(name, **options)
 
 
+@pytest.mark.slow
 def test_normalisation_by_the_support_set_reaches_what_the_model_sees():
     """The statistics are those of the warped network, and the objective takes them; others are refused."""
 
@@ -303,7 +316,7 @@ def test_normalisation_by_the_support_set_reaches_what_the_model_sees():
             build(METHODS[name], network_of, episode.support.x, **options)
 
 
-KINDS = ("maml", "imaml", "in_context")
+KINDS = ("maml",)
 
 
 @pytest.mark.parametrize(

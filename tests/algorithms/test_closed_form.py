@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("x64")
 FEATURES = 4
 
 
-@pytest.mark.parametrize("weights", (ridge_weights, logistic_weights))
+@pytest.mark.parametrize("weights", (ridge_weights, pytest.param(logistic_weights, marks=pytest.mark.slow)))
 def test_no_batch_of_systems_is_factorised_at_once_on_cpu(weights):
     """jaxlib's batched LU waits for ever where the devices are as many as the cores."""
 

@@ -112,6 +112,7 @@ def test_a_rule_that_would_not_be_learned_is_refused():
             made(factory, rule=rates())
 
 
+@pytest.mark.slow
 def test_any_method_mixes_with_the_joint_loss(x64):
     """The value of both and the gradient of both, whatever else theta holds."""
     other = joint(network, squared_error).objective

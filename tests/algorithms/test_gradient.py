@@ -265,6 +265,7 @@ def test_the_multi_step_loss_is_for_any_learner(x64):
     np.testing.assert_allclose(metrics["loss"], (mean - 0.3).sum(), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_mamlpp_anneals_by_phases(x64):
     np.testing.assert_allclose(multi_step_weights(0.0, 4), [0.25] * 4)
     np.testing.assert_allclose(multi_step_weights(0.5, 4), [0.125, 0.125, 0.125, 0.625])
@@ -285,7 +286,7 @@ def test_mamlpp_anneals_by_phases(x64):
     [
         (maml, optax.sgd(RATE)),
         pytest.param(maml, optax.sgd(0.1, momentum=0.9), marks=pytest.mark.slow),
-        (maml, optax.adam(0.05, eps_root=1e-8)),
+        pytest.param(maml, optax.adam(0.05, eps_root=1e-8), marks=pytest.mark.slow),
         pytest.param(tnet, optax.sgd(RATE), marks=pytest.mark.slow),
         (cavia, optax.sgd(RATE)),
     ],
@@ -299,6 +300,7 @@ def test_mixed_mode_is_reverse_mode(x64, factory, inner):
     assert_close(*results, 1e-10)
 
 
+@pytest.mark.slow
 def test_rematerialisation_changes_nothing(x64):
     """Five steps: two segments of two, and one; each with a key of its own, the losses of all carried along."""
 
@@ -338,6 +340,7 @@ def doubled(x):
 doubled.defvjp(lambda x: (doubled(x), None), lambda _, cotangent: (doubled(cotangent),))
 
 
+@pytest.mark.slow
 def test_a_loss_with_a_custom_vjp_needs_reverse_mode(x64):
     def custom(params, x, key):
         return network(params | {"head": jax.tree.map(doubled, params["head"])}, x)

@@ -77,7 +77,7 @@ def slope(z, y, strength):
 
 @pytest.mark.parametrize("strength", [1.0, 1e-6])
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-@pytest.mark.parametrize(("n", "features", "classes"), [(10, 3, 2), (10, 12, 5)])
+@pytest.mark.parametrize(("n", "features", "classes"), [(10, 3, 2), pytest.param(10, 12, 5, marks=pytest.mark.slow)])
 def test_logistic_weights_are_exact_in_single_precision(n, features, classes, scale, strength):
     """Classes far apart, hardly any strength, more examples than features and fewer."""
     z = (scale * np.random.default_rng(0).normal(size=(n, features))).astype(np.float32)

@@ -57,6 +57,7 @@ def test_the_fused_logits_are_what_the_formula_says(x64):
     assert len(means) == 2
 
 
+@pytest.mark.slow
 def test_a_modality_learns_what_it_would_learn_alone(x64):
     """Its slopes are those of ProtoNet on it alone, whatever the others are, and 0 where it is missing."""
     (algorithm, theta), episode = made(temperature=1.0), drawn(missing=False)
@@ -83,6 +84,7 @@ def test_what_is_held_teaches_trust_and_nothing_else(x64):
         assert [name for name in found if any(np.any(leaf) for leaf in jax.tree.leaves(found[name]))] == learns
 
 
+@pytest.mark.slow
 def test_noise_is_not_listened_to_and_two_that_err_apart_are_better_than_each():
     """A modality of noise, and two that are each right for the most part: what is learned of trust, on new tasks."""
     algorithm, theta = made(jnp.float32)

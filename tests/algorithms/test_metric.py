@@ -115,6 +115,9 @@ def arrays(task):
     return z, np.asarray(task.support.y.episode), q, np.asarray(task.query.y.episode)
 
 
+EVERYDAY = ("protonet", "matching", "ridge")
+
+
 def nats(scores, labels):
     return np.mean([np.log(np.exp(s).sum()) - s[label] for s, label in zip(scores, labels, strict=True)])
 
@@ -123,7 +126,9 @@ def unit(z):
     return z / np.linalg.norm(z, axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "name", [name if name in EVERYDAY else pytest.param(name, marks=pytest.mark.slow) for name in METHODS]
+)
 def test_meta_gradient_is_its_finite_difference(name):
     objective, task, theta = METHODS[name].objective, episode(0), theta_of(name)
     assert {leaf.dtype for leaf in jax.tree.leaves(theta)} == {np.dtype("float64")}
@@ -194,7 +199,8 @@ def test_protonet_and_matching_are_loops():
         np.testing.assert_allclose(metrics["accuracy"], np.mean(np.argmax(scores, 1) == wanted))
 
 
-@pytest.mark.parametrize("metric", ("euclidean", pytest.param("cosine", marks=pytest.mark.slow)))
+@pytest.mark.slow
+@pytest.mark.parametrize("metric", ("euclidean", "cosine"))
 def test_soft_kmeans_is_a_loop_over_examples(metric):
     """Two refinements by the examples without a label; without such examples exactly ProtoNet, gradient too."""
     refined = mj.protonet(embed, classify, WAYS, metric=metric, temperature=0.5, refinements=2).objective
@@ -277,6 +283,7 @@ def test_implicit_gradient_of_the_logistic_head():
     np.testing.assert_allclose((slopes[0] * direction).sum() + slopes[1], (peer(1e-3) - peer(-1e-3)) / 2e-3, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_logistic_weights_stay_sane_in_single_precision_where_classes_are_far_apart():
     z, y = 10 * np.random.default_rng(0).normal(size=(25, 48)), np.eye(5)[np.arange(25) % 5]
     wide, narrow = (
@@ -285,6 +292,7 @@ def test_logistic_weights_stay_sane_in_single_precision_where_classes_are_far_ap
     assert jnp.abs(narrow).max() < 1.5 * jnp.abs(wide).max()
 
 
+@pytest.mark.slow
 def test_proto_maml_without_steps_is_protonet_and_every_part_adapts():
     task, theta = episode(1), {"params": model_params()}
     protonet = PROTONET

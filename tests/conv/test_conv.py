@@ -84,9 +84,10 @@ VMAPS = {
 @pytest.mark.parametrize(
     ("name", "space", "taps", "stride"),
     [
-        *((name, (4,), (3,), 1) for name in VMAPS),
+        *((name, (4,), (3,), 1) for name in ("x", "kernel")),
+        *(pytest.param(name, (4,), (3,), 1, marks=pytest.mark.slow) for name in VMAPS if name not in ("x", "kernel")),
         pytest.param("both", (5,), (2,), 2, marks=pytest.mark.slow),
-        ("both", (3, 2), (2, 2), 1),
+        pytest.param("both", (3, 2), (2, 2), 1, marks=pytest.mark.slow),
     ],
 )
 def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps, stride):
@@ -105,7 +106,7 @@ def test_derivatives_of_conv_under_vmap_are_those_of_lax(x64, name, space, taps,
         pytest.param((8,), (3,), 6, "direct", marks=pytest.mark.slow),
         ((5, 4), (3, 3), 5, "direct"),
         pytest.param((6, 5), (3, 2), 1, "direct", marks=pytest.mark.slow),
-        ((5, 4), (3, 3), 5, "winograd"),
+        pytest.param((5, 4), (3, 3), 5, "winograd", marks=pytest.mark.slow),
     ],
 )
 def test_blocks_of_examples_change_nothing(x64, monkeypatch, space, taps, features, name):

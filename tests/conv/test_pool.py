@@ -30,7 +30,9 @@ def test_moments_keep_their_digits_in_single_precision():
     np.testing.assert_allclose(variance, np.square(np.asarray(kernel)[0, 0, 0]) * np.asarray(x).var(), rtol=1e-3)
 
 
-@pytest.mark.parametrize("block", [None, 0, 2 * 6 * 7 * 3 * 8])
+@pytest.mark.parametrize(
+    "block", [pytest.param(None, marks=pytest.mark.slow), pytest.param(0, marks=pytest.mark.slow), 2 * 6 * 7 * 3 * 8]
+)
 def test_pooled_convolution_is_the_two_one_after_the_other(x64, monkeypatch, block):
     """As a whole, an example at a time, and two; values, first and second derivatives, also with weights per task."""
     if block is not None:

@@ -47,6 +47,7 @@ def decibel(ratio):
     return 10 * np.log10(ratio)
 
 
+@pytest.mark.slow
 def test_parts_depend_on_the_key_and_differ_between_examples():
     function = jax.jit(lambda x, key: {name: augment(settings)(x, key) for name, settings in ALONE.items()})
     x = jnp.asarray(np.stack([clip()] * 6))

@@ -129,6 +129,7 @@ def test_where_phonemes_stand_apart_and_no_token_parts_words_each_is_one():
         "w n", "n"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_text_of_pieces_has_the_tokens_and_times_of_greedy_decoding():
     """Tokens and frames of `spans`, which merges on the device, shifted to where each piece begins."""
     draw = np.random.default_rng(2)

@@ -59,6 +59,7 @@ def test_clips_do_not_depend_on_the_order_of_reading(small, waves):
         np.testing.assert_array_equal(small.read([clip], 16000)[0], waves[clip], err_msg=small.clip_names[clip])
 
 
+@pytest.mark.slow
 @needs_engine
 def test_another_process_makes_the_same_clips(small, waves):
     program = f"""
@@ -91,6 +92,7 @@ def test_clips_are_trimmed_scaled_and_distinct(small, waves):
     assert len(half) == pytest.approx(len(waves[3]) / 2, abs=1)
 
 
+@pytest.mark.slow
 @needs_engine
 def test_default_counts(default):
     names = {"languages": "language", "speakers": "speaker", "labels": "label"}

@@ -38,6 +38,7 @@ def test_counts_splits_and_sizes(phonemes):
     assert all(4 <= len(text) <= 80 for text in phonemes.texts) and len({*phonemes.texts}) == len(phonemes.texts)
 
 
+@pytest.mark.slow
 def test_texts_are_what_is_read_in_the_letters_of_the_language(phonemes):
     some = sorted({*phonemes.names["language"][::4], *SCRIPTS})
     few, characters = (espeak_phrases.read(languages=some, text=text) for text in ("phonemes", "characters"))

@@ -148,6 +148,7 @@ def test_texts_are_tokens_and_tasks_are_speakers(speech):
     assert np.isfinite(loud.query.x.frames).all()
 
 
+@pytest.mark.slow
 def test_waves_are_kept_and_heard_as_the_corpus_and_a_task_may_adapt_to_what_it_recognises(speech):
     strings = joined(
         single(), dict.fromkeys(WORDS, "") | {"one": "ab", "two": "b", "six": "a"}, strings=6, words=(1, 6)
@@ -204,6 +205,7 @@ def test_utterances_that_cannot_be_are_counted_and_listed(speech):
         load_speech(strings._replace(texts=None), cache=None, progress=False)
 
 
+@pytest.mark.slow
 def test_utterances_as_an_encoder_gives_them():
     """Here one that gives the samples themselves, 320 a frame; it sees whole seconds, and what counts of them."""
     strings = joined(single(broken=(4,)), {"one": "ab", "six": "a"}, strings=3, words=(1, 4))
@@ -262,6 +264,7 @@ def _subsets(ends, most):
     ]
 
 
+@pytest.mark.slow
 def test_bucketed_outputs_and_losses_are_those_without_buckets():
     model = bilstm(4, width=8, num_layers=1)
     generator = np.random.default_rng(0)

@@ -83,7 +83,9 @@ def trained(episodes, steps, folder=None, **options):
     return mj.fit(mj.outer_step(learner.objective, optimizer), state, jax.random.key(1), episodes=episodes, **options)
 
 
-@pytest.mark.parametrize("together", [1, 2, 8])  # outer steps in one call
+@pytest.mark.parametrize(
+    "together", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(8, marks=pytest.mark.slow)]
+)  # outer steps in one call
 def test_a_killed_run_goes_on_to_the_same_losses_and_reads_no_step_again(folder, tmp_path, monkeypatch, together):
     monkeypatch.setattr("metajax.train._TOGETHER", together)
     at, asked = stream.episodes(stream.open(folder, LIKE), **DRAWN), []

@@ -55,6 +55,7 @@ def test_splits_share_no_name(words):
     assert words.data.startswith("tones: 98 clips, 7 labels, 7 speakers, 0 skipped, digest ")
 
 
+@pytest.mark.slow
 def test_augmentation_changes_the_clips_by_the_key(words):
     plain, changed = (jax.jit(sampler(words, "train", **SIZES, augmentation=a)) for a in (0.0, 0.5))
     key = jax.random.key(1)

@@ -70,6 +70,7 @@ def test_losses_against_their_definition(several):
     np.testing.assert_allclose(total(losses), sum(wanted), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_error_is_the_weighted_sum_and_serves_any_method(several):
     params, batch = several
     x, y = parts(batch)

@@ -68,6 +68,7 @@ def test_an_unlabelled_step_is_one_call():
     assert np.isfinite(slope["params"]["w"]).all() and slope["params"]["w"].any()
 
 
+@pytest.mark.slow
 def test_pseudo_labels_are_what_is_heard_and_count_from_the_floor_on(x64):
     """Of three utterances one is sure, one is not, and one is silent: the loss is CTC of the first alone."""
     p = np.full((3, 5, 4), 0.02)

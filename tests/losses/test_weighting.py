@@ -218,7 +218,7 @@ def test_two_orthogonal_gradients_of_very_different_sizes(precision):
 
 
 @pytest.mark.parametrize("precision", ["float32", "float64"])
-@pytest.mark.parametrize("tasks", [2, 3, 6])
+@pytest.mark.parametrize("tasks", [pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow), 6])
 def test_directions_are_exact_whatever_the_sizes_of_the_gradients(tasks, precision):
     with jax.enable_x64(precision == "float64"):
         exact, searched = {"float32": (3e-6, 3e-6), "float64": (1e-13, 1e-7)}[precision]

@@ -66,6 +66,7 @@ TINY = conformer(4, **SMALL)
 EPISODE = Episode(utterances(0, 2), utterances(1, 2))
 
 
+@pytest.mark.slow
 def test_an_adaptation_step_by_ctc_lowers_the_support_error():
     learner, _ = mj.maml(TINY.apply, ctc, optax.sgd(0.05), 1, part=PARTS["head"])
 

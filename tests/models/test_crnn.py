@@ -72,7 +72,7 @@ def test_recurrent_layer_against_a_loop(x64, cell, both):
     np.testing.assert_allclose(apply(params, jnp.asarray(x)), wanted, rtol=1e-12, atol=1e-14)
 
 
-@pytest.mark.parametrize("cell", ("rnn", "lstm"))
+@pytest.mark.parametrize("cell", (pytest.param("rnn", marks=pytest.mark.slow), "lstm"))
 def test_derivatives_of_first_and_second_order_against_finite_differences(x64, cell):
     apply, params = layer(cell, both=True)
     params = jax.tree.map(lambda a: a.astype(jnp.float64), params)
@@ -141,7 +141,7 @@ def test_an_unknown_cell_is_refused_with_those_known(unchecked):
 
 @pytest.mark.parametrize(
     "normalization",  # the others are those of conv4, everyday
-    [n if n in ("transductive", "support") else pytest.param(n, marks=pytest.mark.slow) for n in NORMALIZATIONS],
+    [n if n == "support" else pytest.param(n, marks=pytest.mark.slow) for n in NORMALIZATIONS],
 )
 def test_crnn(normalization):
     model, embed = crnn(3, normalization=normalization, width=4), crnn(normalization=normalization, width=4)

@@ -18,6 +18,7 @@ MODEL = judged(conformer(None, **SMALL), 5, hidden=4)
 X = Utterances(normal(3, 23, 6), jnp.array([23, 9, 14]))
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing_of_the_verdict_and_the_logits_are_the_recognisers():
     params = drawn(MODEL, X)
     apply = jax.jit(MODEL.apply)

@@ -191,7 +191,7 @@ def test_norm_against_its_definition(normalization, space):
 @pytest.mark.parametrize(
     ("normalization", "placed"),
     [
-        ("transductive", False),
+        pytest.param("transductive", False, marks=SLOW),
         pytest.param("layer", False, marks=SLOW),
         pytest.param("support", True, marks=SLOW),
         pytest.param("group", False, marks=SLOW),
@@ -270,7 +270,8 @@ def test_initialisation_depends_on_the_key_alone():
     assert np.abs(a["conv0"]["kernel"] - c["conv0"]["kernel"]).max() > 1e-2
 
 
-@pytest.mark.parametrize("make", (conv4, pytest.param(tcresnet8, marks=SLOW)))
+@SLOW
+@pytest.mark.parametrize("make", (conv4, tcresnet8))
 def test_compiled_gradients_are_those_of_the_parts_compiled_one_by_one(x64, make):
     """XLA may compute an activation twice, rounded differently; a maximum found by equality then loses its gradient."""
     model = make(3, width=0.25 if make is tcresnet8 else 3)
@@ -325,7 +326,7 @@ def everyday(*slow):
     return pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW if name in slow else ()) for name in ALL])
 
 
-@everyday("tcresnet8", "image_encoder", "bilstm", "in_bfloat16", "support", "utterances", "multitask", "crnn")
+@everyday("tcresnet8", "conv4", "image_encoder", "bilstm", "in_bfloat16", "support", "utterances", "multitask", "crnn")
 def test_an_outer_step_lowers_for_every_platform(name):
     """The gradient through an inner step of gradient descent, of two tasks at once."""
     model, x = ALL[name]()
@@ -425,6 +426,7 @@ def test_parameters_of_another_model_get_one_sentence(unchecked):
             bilstm(3, width=width)
 
 
+@pytest.mark.slow
 def test_dropout_takes_features_of_the_embedding_where_there_is_a_key():
     x, plain, dropped = normal(6, 20, 5), tcresnet8(width=0.5), tcresnet8(width=0.5, dropout=0.4)
     params = plain.init(KEY, x)

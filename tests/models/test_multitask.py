@@ -62,6 +62,7 @@ def cross_entropy(logits, labels):
     return np.mean([np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, labels, strict=True)])
 
 
+@pytest.mark.slow
 def test_the_reference_model_against_its_definition(table):
     """One embedding per token, their mean over what is not padding, a linear head per task, the sum of the losses."""
     apply, wanted = jax.jit(TABLE.apply), []
@@ -127,6 +128,7 @@ def test_padding_and_order_change_nothing_and_only_padding_is_nothing(table):
     assert not embed_of_table(table, "speech", np.zeros((1, 0), np.int32)).any()
 
 
+@pytest.mark.slow
 def test_masked_examples_change_nothing(several):
     """Value and gradient are those of a batch without them."""
     params, batch = several
@@ -235,6 +237,7 @@ def test_the_image_encoder_sees_each_example_alone():
         assert np.abs(np.asarray(apply(params, other))[0] - y[0]).max() > 1e-4
 
 
+@pytest.mark.slow
 def test_the_error_is_the_weighted_sum_and_serves_joint_training(several):
     params, batch = several
     x, y = ({task: examples[i] for task, examples in batch.items()} for i in range(2))

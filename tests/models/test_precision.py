@@ -30,7 +30,8 @@ def dtypes(names, f, *args):
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow if n in ("crnn", "bilstm", "conv4") else ()) for n in MODELS]
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in ("crnn", "bilstm", "conv4", "tcresnet8") else ()) for n in MODELS],
 )
 def test_layers_run_in_bfloat16_and_parameters_stay_in_single_precision(name):
     model, shape = MODELS[name]
@@ -67,6 +68,7 @@ def test_statistics_are_taken_in_single_precision(make, shape, normalization):
     assert dtypes(reduced, model.apply, params, x) == {"float32"}
 
 
+@pytest.mark.slow
 def test_statistics_of_a_support_set_keep_their_digits():
     """They lie among the parameters, but are not rounded with them: a mean of 100 would be by 0.25."""
     model = in_bfloat16(tcresnet8(3, normalization="support", width=0.5))

@@ -30,10 +30,10 @@ def recogniser(**way):
     "way",
     [
         {"error": "learned", "part": "film", "rate": 0.3, "steps": 1, "learned_rates": True},
-        {"error": "suta", "part": "lora", "rate": 1e-3, "adam": True},
-        {"part": "context", "learned_rates": True},
-        {"part": "lhuc", "learned_rates": True},
-        {"part": "head"},
+        pytest.param({"error": "suta", "part": "lora", "rate": 1e-3, "adam": True}, marks=pytest.mark.slow),
+        pytest.param({"part": "context", "learned_rates": True}, marks=pytest.mark.slow),
+        pytest.param({"part": "lhuc", "learned_rates": True}, marks=pytest.mark.slow),
+        pytest.param({"part": "head"}, marks=pytest.mark.slow),
     ],
 )
 def test_a_recogniser_is_read_as_it_was_written(tmp_path, way):

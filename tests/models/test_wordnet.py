@@ -12,6 +12,7 @@ from metajax.models.wordnet import CEPSTRA, FRONT_END, on_waves, word_net
 from tests.conftest import normal
 
 
+@pytest.mark.slow
 def test_clips_have_vectors_of_length_1_each_of_its_own_and_the_level_of_a_wave_does_not_count():
     model = word_net(6, width=8, heads=2)
     waves = jnp.asarray(normal(3, 8000, scale=0.1) * np.linspace(0.1, 1, 8000, dtype=np.float32))

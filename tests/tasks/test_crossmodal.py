@@ -106,6 +106,7 @@ def test_matching_is_two_hops_of_neighbours():
     np.testing.assert_allclose(np.exp(found).sum(1), 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_and_dropped_leave_what_they_should():
     one = episodes(CLIPS, LABEL, SPEAKER, ways=3, shots=1, queries=1)
     sample = only(side_by_side({"audio": one, "image": one}), np.array([True, False]), np.array([False, True]))

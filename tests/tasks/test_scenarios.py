@@ -37,6 +37,7 @@ def alone(**parts):
 CLEAN = jax.jit(scenarios(alone(), NOISES, SETTINGS, longest=0.2))
 
 
+@pytest.mark.slow
 def test_a_clean_scenario_is_the_corpus():
     found = CLEAN(X, KEY)
     alone_of = jax.jit(log_mel, static_argnums=1)

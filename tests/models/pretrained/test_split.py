@@ -74,6 +74,7 @@ def products(f, *args):
     return sum(e.primitive.name in ("dot_general", "conv_general_dilated") for e in equations(f, *args))
 
 
+@pytest.mark.slow
 def test_a_step_of_a_head_costs_a_head(x64):
     """Two products: the scores and the kernel's slope."""
     model, params = made(**STABLE)
@@ -89,7 +90,7 @@ def test_a_step_of_a_head_costs_a_head(x64):
     assert counts[0] > 20 and counts[1] == 2
 
 
-@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_the_two_halves_are_the_whole(x64, whole):
     model, params = made(**STABLE)
     encode, upper = split(model, params, 1)

@@ -92,6 +92,16 @@ def unchecked():
     config.update("jaxtyping_disable", False)
 
 
+# sounds below any word, by time in seconds, some louder than it
+LOW = {
+    "nothing": lambda t: 0 * t,
+    "an offset that settles after the microphone is switched on": lambda t: 0.3 * np.exp(-t / 0.3),
+    "a rumble of 10 Hz": lambda t: np.where(t < 1, 0.3 * np.sin(2 * np.pi * 10 * t), 0),
+    "mains hum": lambda t: np.where(t < 1, 0.1 * np.sin(2 * np.pi * 50 * t), 0),
+    "a thump": lambda t: 0.8 * np.exp(-t / 0.05) * np.sin(2 * np.pi * 45 * t),
+}
+
+
 def normal(*shape, seed=0, scale=1.0, mean=0.0):
     """Normal numbers in the precision of the test, without a program that draws them."""
     return jnp.asarray(np.random.default_rng(seed).normal(mean, scale, shape))

@@ -106,8 +106,23 @@ def resample(wave: np.ndarray, from_rate: int, to_rate: int) -> Float32[np.ndarr
     return wave if from_rate == to_rate else soxr.resample(wave, from_rate, to_rate)
 
 
+def above_hum(wave: np.ndarray, sample_rate: int) -> np.ndarray:
+    """A mono wave without most of what lies below 250 Hz, by which to tell where in it there is sound.
+
+    Hum, rumble, thumps and offsets can be louder than any word. Twice, the mean over 4 ms around each sample is taken
+    from it: 0 dB from 250 Hz on within 3 dB, -46 dB at 50 Hz, -93 dB at 10 Hz.
+    """
+    size = max(sample_rate // 250, 1)
+    for _ in range(2):
+        total = np.cumsum(np.pad(wave, ((size + 1) // 2, size // 2), "edge"), dtype=np.float64)
+        wave = (wave - (total[size:] - total[:-size]) / size).astype(np.float32)
+    return wave
+
+
 def at_silences(wave: np.ndarray, sample_rate: int, longest: float) -> list[tuple[int, int]]:
     """Where to cut a wave into pieces of at most `longest` seconds: each at the quietest 0.2 s of its second half.
+
+    Quiet is what is quiet above 250 Hz.
 
     Args:
         wave: mono samples.
@@ -129,7 +144,8 @@ def at_silences(wave: np.ndarray, sample_rate: int, longest: float) -> list[tupl
     if len(wave) <= most:
         return [(0, len(wave))]
     # sums over 20 frames of 10 ms; sums[i] is around the end of frame i + 9
-    power = np.square(wave[: len(wave) // size * size], dtype=np.float64).reshape(-1, size).sum(1)
+    heard = above_hum(wave, sample_rate)[: len(wave) // size * size]
+    power = np.square(heard, dtype=np.float64).reshape(-1, size).sum(1)
     sums = np.convolve(power, np.ones(20), "valid")
     while len(wave) - bounds[-1] > most:
         # no piece is shorter than a quarter of the longest, the last too

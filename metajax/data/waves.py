@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 from jaxtyping import Float, Float16
 
-from metajax.data.audio import check_wave
+from metajax.data.audio import above_hum, check_wave
 from metajax.data.corpus import Recordings
 from metajax.errors import InputError
 
@@ -33,19 +33,22 @@ def word_waves(
             if isinstance(wave, InputError):
                 raise wave
             check_wave(wave, recordings.clip_names[len(waves)], 1, sample_rate)
-            waves.append(placed(wave, round(seconds * sample_rate), round(silence * sample_rate)).astype(np.float16))
+            sizes = round(seconds * sample_rate), round(silence * sample_rate)
+            waves.append(placed(wave, *sizes, sample_rate=sample_rate).astype(np.float16))
     return np.stack(waves)
 
 
 def placed(
     wave: Float[np.ndarray, " samples"], size: int, around: int, name: str = "", sample_rate: int = 16000
 ) -> Float[np.ndarray, " kept"]:
-    """The `size` samples with the most energy, or all, in the middle of zeros, `around` of them on both sides.
+    """The `size` samples with the most energy above 250 Hz, or all, in the middle of zeros, `around` on both sides.
 
     A warning tells where a wave with a `name` is cut.
     """
-    total = np.cumsum(np.concatenate([[0.0], np.square(wave, dtype=np.float64)]))
-    start = int(np.argmax(total[size:] - total[:-size])) if len(wave) > size else 0
+    start = 0
+    if len(wave) > size:
+        total = np.cumsum(np.concatenate([[0.0], np.square(above_hum(wave, sample_rate), dtype=np.float64)]))
+        start = int(np.argmax(total[size:] - total[:-size]))
     if name and len(wave) > size:
         first, last, whole = (samples / sample_rate for samples in (start, start + size, len(wave)))
         told = f"{name} lasts {whole:.1f} s, of which the loudest part counts, {first:.2f} to {last:.2f} s."

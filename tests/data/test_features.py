@@ -11,6 +11,7 @@ import scipy.fft
 
 from metajax.data.features import FeatureSettings, check_settings, endpointed, log_mel, loudest, mel_filterbank, mfcc
 from metajax.errors import InputError
+from tests.conftest import LOW
 
 # Compiling is most of the time.
 SETTINGS = [
@@ -154,15 +155,6 @@ def test_settings_that_do_not_fit_are_refused(change):
     for function in (check_settings, mel_filterbank, lambda settings: log_mel(jnp.zeros(16000), settings)):
         with pytest.raises(InputError, match=next(iter(change))):
             function(settings)
-
-
-LOW = {
-    "nothing": lambda t: 0 * t,
-    "an offset that settles after the microphone is switched on": lambda t: 0.3 * np.exp(-t / 0.3),
-    "a rumble of 10 Hz": lambda t: np.where(t < 1, 0.3 * np.sin(2 * np.pi * 10 * t), 0),
-    "mains hum": lambda t: np.where(t < 1, 0.1 * np.sin(2 * np.pi * 50 * t), 0),
-    "a thump": lambda t: 0.8 * np.exp(-t / 0.05) * np.sin(2 * np.pi * 45 * t),
-}
 
 
 @pytest.mark.parametrize("low", LOW)

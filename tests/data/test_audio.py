@@ -8,7 +8,6 @@ import soundfile
 
 from metajax.data.audio import at_silences, check_wave, read_audio, resample
 from metajax.errors import InputError
-from tests.conftest import LOW
 
 RATE = 16000
 LOSSLESS = {"wav": {}, "flac": {}, "rf64": {"format": "RF64"}, "wavex": {"format": "WAVEX"}, "aiff": {}}
@@ -462,10 +461,11 @@ def test_an_offset_or_hum_is_no_sound(seconds):
     check_wave(0.01 * sine(7800, 48000, seconds), "a", 400, sample_rate=48000, high=20000.0)
 
 
-@pytest.mark.parametrize("low", ["nothing", "a rumble of 10 Hz", "mains hum"])
-def test_long_waves_are_cut_between_words_whatever_lies_below_them(low):
+@pytest.mark.parametrize("hertz", [0, 3, 50])
+def test_long_waves_are_cut_between_words_whatever_rumbles_below_them(hertz):
     time = np.arange(12 * RATE) / RATE
-    wave = np.where(time % 1.4 < 1, 0.1 * np.sin(2 * np.pi * 300 * time), 0) + LOW[low](time % 1)
+    wave = np.where(time % 1.4 < 1, 0.1 * np.sin(2 * np.pi * 300 * time), 0)
+    wave += 0.3 * np.sin(2 * np.pi * hertz * time) * np.sin(2 * np.pi * 0.3 * time)  # swells
     cuts = [first / RATE for first, _ in at_silences(wave, RATE, 4.0)[1:]]
     assert len(cuts) >= 3 and all(cut % 1.4 > 1 for cut in cuts)
 

@@ -138,8 +138,9 @@ def run(s: Settings) -> None:
     runs.check_folder(s.out, config, resume=s.resume)
     earlier = runs.read_json(s.theta / "config.json") if s.theta else {}
     if s.theta:
-        alike = {name: config[name] for name in ("model", "width", "normalization", "ways", "num_steps")}
+        alike = {name: config[name] for name in ("model", "width", "normalization", "ways", "num_steps", "max_hz")}
         runs.check_same(earlier, alike, s.theta / "config.json")
+        runs.known(f"methods with theta {s.theta}", s.methods, earlier["methods"])
     use_all_cores(cache / "compiled")
     data, key = load(s, cache), jax.random.key(s.seed)
     net = models.network(s.model, width=s.width, normalization=s.normalization, precision=s.precision)

@@ -26,6 +26,7 @@ from metajax.data import corpora
 from metajax.data.audio import check_wave, read_audio
 from metajax.data.cache import default_folder
 from metajax.data.checkpoints import read_tensors
+from metajax.data.corpora.files import one_form
 from metajax.data.microphone import microphone
 from metajax.data.waves import placed
 from metajax.parallel import use_all_cores
@@ -62,7 +63,7 @@ def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:  # word, name a
     files = []
     for item in s.teach:
         word, _, paths = item.partition("=")
-        if not word.strip() or not all(paths.split(",")):
+        if not one_form(word) or not all(paths.split(",")):
             raise mj.InputError(f"{item!r} names no word with its clips, expected WORD=FILE,FILE.")
         files += [(word, Path(path)) for path in paths.split(",")]
     if s.words and s.words.is_dir():
@@ -70,7 +71,7 @@ def given(s: Settings) -> Iterator[tuple[str, str, np.ndarray]]:  # word, name a
             if not (found := sorted(folder.glob("[!.]*"))):
                 raise mj.InputError(f"{folder} holds no clip, expected one or more of the word {folder.name!r}.")
             files += [(folder.name, path) for path in found]
-    yield from ((word, str(path), read_audio(path, RATE)) for word, path in files)
+    yield from ((one_form(word), str(path), read_audio(path, RATE)) for word, path in files)
     if s.words and not s.words.is_dir():
         recordings = corpora.read("manifest", s.words)
         labels, names = recordings.columns["label"], recordings.clip_names
@@ -99,9 +100,8 @@ def hears(ear: Ear, taught: Taught) -> Callable[[np.ndarray], jax.Array]:  # wav
 
 def teach(ears: tuple[Ear, Ear], clips: list[tuple[str, str, np.ndarray]]) -> list[Taught]:
     """Two words or more, for clips and for running audio; tells the time, without compiling."""
-    words = {word for word, _, _ in clips}
-    if len(words) < 2 or "unknown" in words:
-        raise mj.InputError(f"{len(words)} word(s) to teach, expected two or more, none called unknown, as yes=a.wav.")
+    if len(words := {word for word, _, _ in clips}) < 2:
+        raise mj.InputError(f"{len(words)} word(s) to teach, expected two or more, as yes=a.wav no=b.wav.")
     (taught, _), (running, faint) = (learn(one, clips) for one in ears)  # compiles
     begin, _ = time.perf_counter(), jax.block_until_ready(learn(ears[0], clips))
     spent = f"{len(clips)} clips in {1000 * (time.perf_counter() - begin):.0f} ms"
@@ -139,8 +139,12 @@ def load(path: Path, version: str) -> list[Taught]:
     if not told or "words" not in told or len(tensors) != KEPT.num_leaves:
         raise mj.InputError(f"{path} is no taught recogniser, expected a file that --save wrote.")
     if told.get("version") != version:
-        raise mj.InputError(f"{path} was taught with another version of the embedding; teach the words again.")
+        raise mj.InputError(
+            f"{path} was taught with {told.get('version')}, but in use is {version}: see encoder, or teach again."
+        )
     words, leaves = json.loads(told["words"]), [tensors[name] for name in sorted(tensors)]
+    if any(leaf.shape[:1] != (len(words),) for leaf in leaves):
+        raise mj.InputError(f"{path} is damaged: it has {len(words)} words and numbers of other shapes.")
     return [Taught(words, phi) for phi in jax.tree.unflatten(KEPT, leaves)]
 
 

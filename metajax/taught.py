@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 
 from metajax.algorithms.open_set import Known, open_set
 from metajax.core import Batch
+from metajax.errors import InputError
 from metajax.losses import classify
 
 _MANY = 8  # words and clips are filled up to a multiple of it
@@ -52,12 +53,17 @@ def learned(z: Embeddings, said: Sequence[str], unknown: Mapping[str, float]) ->
       said: the word of each clip.
       unknown: numbers of `open_set` that fit the embedding.
 
+    Raises:
+      InputError: a word is called unknown, which is what all else is called.
+
     Example:
       >>> taught = learned(jnp.eye(3), ["yes", "no", "yes"], {})
       >>> taught.words, hearing(taught, {})(jnp.array([1.0, 0.0, 1.0])).argmax().tolist()
       (['yes', 'no'], 0)
     """
     words = list(dict.fromkeys(said))
+    if "unknown" in words:
+        raise InputError("A word to teach is called unknown, as all that is not taught is, expected another name.")
     ways, step, _ = _compiled(len(words), unknown)
     size = max(-(-len(said) // _MANY) * _MANY, ways)
     y = np.pad([words.index(word) for word in said], (0, size - len(said)), constant_values=-1)

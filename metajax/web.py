@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from metajax.data.audio import resample
+from metajax.data.corpora.files import one_form
 from metajax.errors import InputError
 
 LARGEST = 2**24  # bytes of a request
@@ -58,7 +59,7 @@ def app(teach: Teach, hear: Hear, samples: int, *, largest: int = LARGEST) -> An
         if not isinstance(given, list) or not given or not all(isinstance(one, dict) for one in given):
             raise InputError("The request holds no clips, expected one or more.")
         for one in given:
-            word = str(one.get("word", "")).strip()
+            word = one_form(str(one.get("word", "")))
             if not word:
                 raise InputError("A clip has no word, expected the word that is said in it.")
             name = f"clip {1 + sum(word == other for other, _, _ in clips)} of {word!r}"

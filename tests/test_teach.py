@@ -170,7 +170,9 @@ def test_what_cannot_be_taught_is_refused_in_a_sentence(said, tones, tmp_path):
         (["low=0_0_0.wav", "high=1_0_0.wav", "--save", "bare.csv"], "bare.csv would be overwritten"),
         (["low=0_0_0.wav", "high=1_0_0.wav", "--save", "new", "--export", "new"], "new would be overwritten"),
         (["low=0_0_0.wav", "high=1_0_0.wav", "--save", "bare.csv/new"], "the folder cannot be made (File exists)"),
-        (["low=0_0_0.wav", "unknown=1_0_0.wav"], "2 word(s) to teach, expected two or more, none called unknown"),
+        (["low=0_0_0.wav", "unknown=1_0_0.wav"], "A word to teach is called unknown"),
+        (["low =0_0_0.wav", "low=1_0_0.wav"], "1 word(s) to teach, expected two or more"),
+        (["n\u00e9=0_0_0.wav", "ne\u0301=1_0_0.wav"], "1 word(s) to teach, expected two or more"),
         (["--sure", "nan"], "sure is nan, expected a probability"),
         (["--words", "away"], "away does not exist: expected one of .csv"),
         (["low=0_0_0.wav"], "1 word(s) to teach, expected two or more"),
@@ -201,7 +203,7 @@ def test_a_foreign_file_or_one_of_another_version_is_refused(said, tones, tmp_pa
     monkeypatch.setattr(
         teach.models, "words", lambda *how, **more: tones_model(*how, **more)._replace(card=CARD | {"date": "later"})
     )
-    assert "taught with another version" in said("--taught", "mine.safetensors", code=2)
+    assert ", but in use is " in said("--taught", "mine.safetensors", code=2)
 
 
 @pytest.mark.slow

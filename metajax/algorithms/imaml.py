@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import optax
 
-from metajax.core import Algorithm, Apply, Episode, Error, KeyArray, Metrics, Remat, Scalar, Theta, adapt
+from metajax.core import Algorithm, Apply, Episode, Error, KeyArray, Metrics, Scalar, Theta, adapt
 from metajax.errors import InputError
 from metajax.inner import Own, Part, descent, everything
 
@@ -20,7 +20,6 @@ def imaml(
     part: Part = everything(),  # noqa: B008  (pure functions)
     strength: float = 1.0,
     cg_steps: int = 5,
-    remat: Remat = "step",
     **how: Any,
 ) -> Algorithm:
     """MAML with implicit gradients.
@@ -34,7 +33,6 @@ def imaml(
       part: what of the model a task learns; what it does not is learned through both errors.
       strength: of the pull towards theta; it should exceed the size of the Hessian's most negative eigenvalue.
       cg_steps: steps of conjugate gradient, each one Hessian-vector product.
-      remat: no gradient runs through the inner steps; accepted as by all that adapt.
       **how: passed to `descent`, but for `rule`, which the optimum does not depend on.
 
     Returns:
@@ -61,7 +59,7 @@ def imaml(
     def objective(theta: Theta, episode: Episode, key: KeyArray) -> tuple[Scalar, Metrics]:
         adapt_key, key = jax.random.split(key)
         fixed = jax.lax.stop_gradient(theta)
-        phi, _ = adapt(learner, fixed, episode.support, adapt_key, num_steps, remat=remat)
+        phi, _ = adapt(learner, fixed, episode.support, adapt_key, num_steps)
 
         def query(theta: Theta, own: Own) -> tuple[Scalar, Metrics]:
             return error(learner.predict(theta, phi._replace(own=own), episode.query.x, key), episode.query.y)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from metajax.core import Algorithm, Apply, Episode, Error, KeyArray, Metrics, Remat, Scalar, Theta, adapt, ascribe
+from metajax.core import Algorithm, Apply, Episode, Error, KeyArray, Metrics, Scalar, Theta, adapt, ascribe
 from metajax.errors import InputError
 from metajax.inner import Part, descent, everything
 
@@ -19,7 +19,6 @@ def reptile(
     *,
     support_error: Error | None = None,
     part: Part = everything(),  # noqa: B008  (pure functions)
-    remat: Remat = "step",
     **how: Any,
 ) -> Algorithm:
     """The meta-gradient is own_0 - own_K, where own_0 = split(theta) and own_{k+1} = own_k - alpha grad error(batch).
@@ -30,7 +29,6 @@ def reptile(
     Args:
       apply, error, inner, num_steps, support_error: as in `maml`.
       part: what of the model a task learns.
-      remat: no gradient runs through the inner steps; accepted as by all that adapt.
       **how: passed to `descent`, but for `rule`, which would never be learned.
 
     Returns:
@@ -58,7 +56,7 @@ def reptile(
         adapt_key, key = jax.random.split(key)
         start = jax.lax.stop_gradient(theta)
         batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), *episode)
-        phi, _ = adapt(learner, start, batch, adapt_key, num_steps, remat=remat)
+        phi, _ = adapt(learner, start, batch, adapt_key, num_steps)
         _, metrics = error(learner.predict(start, phi, episode.query.x, key), episode.query.y)
         own = part.split(theta)
         return ascribe(own, jax.tree.map(jnp.subtract, own, phi.own)), metrics

@@ -63,6 +63,11 @@ def from_files(
     return Recordings(name, clip_names, columns, names, None if texts is None else tuple(texts), digest, read)
 
 
+def one_form(name: str) -> str:
+    """The name without what nobody sees: in Unicode's NFC, single spaces between words, none at the ends."""
+    return unicodedata.normalize("NFC", " ".join(name.split()))
+
+
 def index(values: Iterable[str | None], names: Sequence[str] | None = None) -> tuple[np.ndarray, tuple[str, ...]]:
     """Return `values` as indices into their sorted distinct `names`, -1 for None, and the names.
 
@@ -70,7 +75,7 @@ def index(values: Iterable[str | None], names: Sequence[str] | None = None) -> t
     would be trained on and tested on.
     """
     given = list(values)
-    values = [value if value is None else unicodedata.normalize("NFC", " ".join(value.split())) for value in given]
+    values = [value if value is None else one_form(value) for value in given]
     if alike := len(set(given)) - len(set(values)):
         changed = next(old for old, new in zip(given, values, strict=True) if old != new)
         told = f"{alike} names differ from others in spaces or Unicode form alone and count as these"

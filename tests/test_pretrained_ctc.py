@@ -16,6 +16,7 @@ from tests.models.pretrained.tiny import write
 def test_a_small_run(tmp_path, capsys, monkeypatch, kind):
     arms = script.ARMS[::3] if kind == "random" else script.ARMS[:3]
     monkeypatch.setattr(script, "ARMS", arms)
+    monkeypatch.setattr(script, "RATES", script.RATES[:2])
     tones = write_tones(tmp_path, 3, 4, 2, further=(",text", ",ä"))
     sizes = "--seeds 0 --shots 1 --queries 2 --num-steps 1 --head-steps 2 --outer-steps 2 --episodes 4 --layers 1"
     argv = ["--root", str(tones), "--corpus", "manifest", "--out", str(tmp_path / "out"), *sizes.split()]

@@ -57,6 +57,7 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
     fewer = {"fine-tuned": ("film", "lora"), "SUTA": ("film",)}  # each is a program or two
     for arm, parts in fewer.items():
         monkeypatch.setitem(ARMS, arm, ARMS[arm]._replace(parts=parts))
+    monkeypatch.setattr(speaker_adaptation, "RATES", RATES[:2])
     monkeypatch.setattr(saved, "recogniser", tiny.recogniser)
     arms = ("fine-tuned", "SUTA", "learned error")
     assert main("--arms", *arms) == 0

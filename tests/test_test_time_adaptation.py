@@ -64,8 +64,12 @@ def own_texts(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arms", [("pseudo-labels", "FOMAML, support gradient kept"), ("SUTA", "Meta-SGD")])
-def test_a_small_run(main, tmp_path, capsys, arms):
+def test_a_small_run(main, tmp_path, capsys, monkeypatch, arms):
     """Of digits, each string adapted to itself, and of a user's own texts, adapted to others."""
+    monkeypatch.setattr(script, "RATES", (0.03, 0.3))
+    monkeypatch.setattr(script, "LEVELS", {name: script.LEVELS[name] for name in ("5 dB", "10 dB")})
+    fewer = {name: script.TESTED[name] for name in (*script.LEVELS, "clean")}  # each is a program
+    monkeypatch.setattr(script, "TESTED", fewer)
     more = own_texts(tmp_path) if "SUTA" in arms else ()
     assert main("--arms", *arms, *more) == 0
     shown = capsys.readouterr().out

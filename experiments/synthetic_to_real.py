@@ -183,7 +183,7 @@ def run(s: Settings) -> None:
             panels[corpus][f"{way}, {seconds:.0f} s, {start}"] = row["word"]
         first, second, *_ = result["ways"]["text"]["texts"]
         print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, after text", *first, *second, sep="\n    ")
-    title = f"Trained on synthetic voices alone; phoneme error (%), seed {s.seed}, 95 % over speakers"
+    title = f"Trained on synthetic voices alone; phoneme error (%), normaliser ipa, seed {s.seed}, 95 % over speakers"
     rows = [where._asdict() | done[where] for where in wanted]
     runs.save_results(s.out, {"title": title, "config": config, "rows": rows})
     head = ["", "start", "way", "s", "left out", "chosen", "before", "after", "gain", "less", "digits", "after"]

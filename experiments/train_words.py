@@ -138,12 +138,19 @@ def trained(s: Settings, model: Model, sample: Sampler) -> Params:
 
 
 def run(s: Settings) -> None:
-    from safetensors.numpy import save  # of the extra `encoder`
+    least: dict[str, float] = {
+        "pseudowords": 0,
+        "more": 0,
+        "clips_per_label": 2,
+        "taught": 2,
+        "ways": 2,
+        "width": 8,
+        "episodes": 2,
+    }
+    least |= dict.fromkeys(("outer_rate", "mixed", "alike"), 0.0)
+    runs.check(s, ["pretrained", *([] if s.instead else ["espeak"])], outer_steps=1, seconds=0.1, **least)
+    from safetensors.numpy import save
 
-    least = {"pseudowords": 0, "more": 0, "clips_per_label": 2, "taught": 2, "ways": 2, "width": 8, "episodes": 2}
-    runs.check(
-        s, [] if s.instead else ["espeak"], outer_steps=1, seconds=0.1, outer_rate=0.0, mixed=0.0, alike=0.0, **least
-    )
     use_all_cores(s.cache / "compiled")
     if s.mixed + s.alike > 1:
         raise InputError(f"mixed is {s.mixed} and alike {s.alike}, expected shares with a sum of at most 1.")

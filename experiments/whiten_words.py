@@ -85,9 +85,9 @@ def tested(s: Settings, name: str, maps: dict[str, np.ndarray], unknown: dict[st
 
 
 def run(s: Settings) -> None:
-    from safetensors.numpy import save  # of the extra `encoder`
+    runs.check(s, ["espeak", "pretrained"], clips_per_label=2, ways=2, shots=1, outer_steps=1, episodes=2, batch=1)
+    from safetensors.numpy import save
 
-    runs.check(s, ["espeak"], clips_per_label=2, ways=2, shots=1, outer_steps=1, episodes=2, batch=1)
     if s.clips_per_label <= s.shots:
         raise mj.InputError(f"clips_per_label is {s.clips_per_label}, expected more than shots, {s.shots}.")
     checkpoint.make_folder(s.out.parent)

@@ -25,6 +25,7 @@ from metajax.parallel import copied
 
 S = TypeVar("S")
 PACKAGES = {"plot": "matplotlib", "images": "sklearn", "espeak": "espeakng_loader", "web": "uvicorn"}
+PACKAGES |= {"pretrained": "safetensors"}
 
 
 def main(settings: type[S], run: Callable[[S], Any], doc: str | None, argv: Sequence[str] | None = None) -> int:

@@ -403,6 +403,13 @@ def test_a_list_that_is_not_utf8(tmp_path):
     path.write_bytes("ID,wav,wrd\na,sub/a.wav,né\n".encode("latin-1"))
     with pytest.raises(InputError, match="train.csv is not UTF-8 text: .* at byte"):
         corpora.read("speechbrain", path)
+    (tmp_path / "folder").mkdir()
+    shutil.copy(path, tmp_path / "folder/mine.csv")  # the only list there
+    with pytest.raises(InputError, match="mine.csv is not UTF-8 text: .* at byte"):
+        recognise(tmp_path / "folder")
+    (tmp_path / "y.jsonl.gz").write_bytes(gzip.compress('{"text": "né"}'.encode("latin-1")))
+    with pytest.raises(InputError, match="y.jsonl.gz is not UTF-8 text: .* at byte"):
+        recognise(tmp_path / "y.jsonl.gz")
     (tmp_path / "x.jsonl.gz").write_bytes(b"not packed")
     with pytest.raises(InputError, match="x.jsonl.gz cannot be read"):
         recognise(tmp_path / "x.jsonl.gz")

@@ -39,6 +39,9 @@ def located(path: str | Path) -> tuple[str, Path]:
             raise InputError(f"{path} holds {len(lists)} lists, expected the path of one of them: {named}.")
         for file, name in lists.items():
             return name, file
+        for file in sorted(path.iterdir()):
+            if file.is_file() and file.suffix.lower() in (".csv", ".tsv", *_JSON[:3]):
+                read_text(file)  # a list that is not UTF-8 is told
         raise InputError(f"{path} is for no reader, expected a list in it or a folder such as {', '.join(_FOLDERS)}.")
     if not path.is_file():
         raise InputError(f"{path} does not exist, expected a corpus: a folder or a list.")

@@ -181,13 +181,14 @@ def run(s: Settings) -> None:
         print("", embedded.table(results), sep="\n")
     card = runs.card(
         results, what="a word_net, an embedding of words, and calibrated rejection", heard=heard,
-        command="python experiments/train_words.py", settings=json.dumps(settings),
+        command=f"python experiments/train_words.py --ways {s.ways} --seconds {s.seconds:g} --seed {s.seed}",
+        settings=json.dumps(settings),
         limits="Words of up to a second, heard below 3.8 kHz. Rejection was calibrated on what was heard, "
-        f"{s.taught} taught at a time; running speech was not tested.",
+        f"{s.taught} taught at a time; what it does in running speech is spotting.py's to tell.",
     )  # fmt: skip
     card["calibrated"] = f"on {heard}, --pseudowords {s.pseudowords} --more {s.more}"
     card |= {"trained": f"commit {(old or card)['commit']}"} | {
-        name: old[name] for name in ("heard", "settings") if old
+        name: old[name] for name in ("heard", "settings", "command") if old
     }
     flat = {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     flat |= {f"unknown/{name}": np.array(value, np.float32) for name, value in unknown.items()}

@@ -136,16 +136,12 @@ def spot(heard: Callable, words: list[str], path: Path, sure: float) -> None:
 
 def load(path: Path, version: str) -> list[Taught]:
     tensors, told = read_tensors(path)
-    if not told or "words" not in told or len(tensors) != KEPT.num_leaves:
+    words = json.loads(told["words"]) if told and "words" in told else []
+    if len(tensors) != KEPT.num_leaves or any(x.shape[:1] != (len(words),) for x in tensors.values()):
         raise mj.InputError(f"{path} is no taught recogniser, expected a file that --save wrote.")
-    if told.get("version") != version:
-        raise mj.InputError(
-            f"{path} was taught with {told.get('version')}, but in use is {version}: see encoder, or teach again."
-        )
-    words, leaves = json.loads(told["words"]), [tensors[name] for name in sorted(tensors)]
-    if any(leaf.shape[:1] != (len(words),) for leaf in leaves):
-        raise mj.InputError(f"{path} is damaged: it has {len(words)} words and numbers of other shapes.")
-    return [Taught(words, phi) for phi in jax.tree.unflatten(KEPT, leaves)]
+    if (old := told.get("version")) != version:
+        raise mj.InputError(f"{path} was taught with {old}, but in use is {version}: see encoder, or teach again.")
+    return [Taught(words, phi) for phi in jax.tree.unflatten(KEPT, [tensors[name] for name in sorted(tensors)])]
 
 
 def write(s: Settings, ear: Ear, taught: list[Taught], version: str) -> None:

@@ -138,16 +138,8 @@ def trained(s: Settings, model: Model, sample: Sampler) -> Params:
 
 
 def run(s: Settings) -> None:
-    least: dict[str, float] = {
-        "pseudowords": 0,
-        "more": 0,
-        "clips_per_label": 2,
-        "taught": 2,
-        "ways": 2,
-        "width": 8,
-        "episodes": 2,
-    }
-    least |= dict.fromkeys(("outer_rate", "mixed", "alike"), 0.0)
+    least: dict[str, float] = {"pseudowords": 0, "more": 0, "outer_rate": 0, "mixed": 0, "alike": 0, "width": 8}
+    least |= dict.fromkeys(("clips_per_label", "taught", "ways", "episodes"), 2)
     runs.check(s, ["pretrained", *([] if s.instead else ["espeak"])], outer_steps=1, seconds=0.1, **least)
     from safetensors.numpy import save
 

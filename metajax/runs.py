@@ -24,8 +24,13 @@ from metajax.errors import DivergedError, InputError
 from metajax.parallel import copied
 
 S = TypeVar("S")
-PACKAGES = {"plot": "matplotlib", "images": "sklearn", "espeak": "espeakng_loader", "web": "uvicorn"}
-PACKAGES |= {"pretrained": "safetensors"}
+PACKAGES = {
+    "plot": "matplotlib",
+    "images": "sklearn",
+    "espeak": "espeakng_loader",
+    "web": "uvicorn",
+    "pretrained": "safetensors",
+}
 
 
 def main(settings: type[S], run: Callable[[S], Any], doc: str | None, argv: Sequence[str] | None = None) -> int:

@@ -82,7 +82,7 @@ class Settings:
     tested: int = 12  # utterances to recognise when tested
     pretrain: float = 240.0  # seconds of joint training that all start from
     further: float = 60.0  # seconds of every arm after that
-    outer_steps: int | None = None  # a number of outer steps in place of each of these times
+    outer_steps: tuple[int, int] | None = None  # numbers of outer steps in place of these two times
     cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
     out: Path = Path("runs/crosslingual")  # folder of the results; the same command goes on there
 
@@ -105,13 +105,12 @@ def bench(s: Settings, seed: int) -> Callable[[str], dict[str, Any]]:
     x = normalized(Utterances(corpus.features, corpus.lengths))
     each = partial(of_each, x, speech.transcripts, language, shots=s.shots, queries=s.tested, seed=seed)
     on: dict[Any, Episode] = {"validation": each(groups[1]), "test": (test := each(groups[2]))}
-    for few in FEWER:  # repeated, so that one program serves
-        on[few] = test._replace(support=jax.tree.map(lambda a, few=few: a[:, np.arange(s.shots) % few], test.support))
+    on |= {few: recognition.of_few(test, few, s.shots) for few in FEWER}
 
-    train = recipes.course(s.out / f"seed{seed}", key, s.outer_steps)
-    jointly, further = mj.joint(model.apply, ctc).objective, (s.further, 2e-3)
+    train, steps = recipes.course(s.out / f"seed{seed}", key), s.outer_steps or (None, None)
+    jointly, further = mj.joint(model.apply, ctc).objective, ((s.further, steps[1]), 2e-3)
     fresh = {"params": recipes.fresh(model.init, many, key)}
-    start = train("start", jointly, fresh, many, s.pretrain, 4e-3)[0]
+    start = train("start", jointly, fresh, many, (s.pretrain, steps[0]), 4e-3)[0]
 
     def trained(title: str, arm: Arm, name: str) -> tuple[Theta, Any]:
         part = PARTS[name]()

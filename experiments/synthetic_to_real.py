@@ -61,7 +61,7 @@ class Settings:
     speakers: int = 10  # of each corpus, at most
     pretrain: float = 1500.0  # seconds of joint training that both start from
     further: float = 180.0  # seconds of each after that
-    outer_steps: int | None = None  # a number of outer steps in place of each of these times
+    outer_steps: tuple[int, int] | None = None  # numbers of outer steps in place of these two times
     width: float = 0.5  # of the Conformer, of 2 layers
     seed: int = 0  # of all draws
     cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
@@ -130,9 +130,9 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
         first, fomaml = title == "start", title == "FOMAML"
         theta = {"params": recipes.fresh(network.init, many, key)} if first else trained("start")[0]
         method = mj.fomaml(network.apply, ctc, optax.sgd(0.03), 2) if fomaml else mj.joint(network.apply, ctc)
-        train = recipes.course(s.out / "trained", key, s.outer_steps)
-        times = (s.pretrain, 4e-3) if first else (s.further, 1e-3)
-        return train(title, method.objective, theta, voices if fomaml else many, *times)
+        train, steps = recipes.course(s.out / "trained", key), s.outer_steps or (None, None)
+        length = ((s.pretrain, steps[0]), 4e-3) if first else ((s.further, steps[1]), 1e-3)
+        return train(title, method.objective, theta, voices if fomaml else many, *length)
 
     @cache
     def program(corpus: str, way: str, part: str) -> Callable[..., Any]:

@@ -91,7 +91,7 @@ class Settings:
     floor: float = 0.8  # confidence from which on a pseudo-label counts
     pretrain: float = 180.0  # seconds of joint training that all start from
     further: float = 60.0  # seconds of every arm after that
-    outer_steps: int | None = None  # a number of outer steps in place of each of these times
+    outer_steps: tuple[int, int] | None = None  # numbers of outer steps in place of these two times
     tasks: int = 16  # per outer step; a quarter of that, of 8 utterances each, where it is joint
     width: float = 0.5  # of the Conformer
     episodes: int = 128  # tasks to choose on, and to test on in every scenario
@@ -115,10 +115,10 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
     many = draw(0, TRAINED, augmentation=0.5, shots=1, queries=8, apart=None)
     model = judged(recogniser(width=s.width, num_layers=2)(None), len(speech.vocabulary.tokens))
 
-    train = recipes.course(s.out / f"seed{seed}", key, s.outer_steps, s.tasks)
-    jointly, further = mj.joint(model.apply, TEXT).objective, (s.further, 2e-3)
+    train, steps = recipes.course(s.out / f"seed{seed}", key, s.tasks), s.outer_steps or (None, None)
+    jointly, further = mj.joint(model.apply, TEXT).objective, ((s.further, steps[1]), 2e-3)
     fresh, fewer = {"params": recipes.fresh(model.init, many, key)}, {"num_tasks": max(s.tasks // 4, 1)}
-    start = train("start", jointly, fresh, many, s.pretrain, 4e-3, **fewer)[0]
+    start = train("start", jointly, fresh, many, (s.pretrain, steps[0]), 4e-3, **fewer)[0]
 
     def learner_of(arm: Arm, rate: Any) -> Learner:
         inner, second = optax.adam(ADAM * rate) if arm.adam else optax.sgd(rate), arm.kind == "meta_sgd"

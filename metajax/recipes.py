@@ -75,23 +75,27 @@ def meta_train(
     return fit(in_phases(steps), state, key, num_tasks=num_tasks, validate=validate, **options)
 
 
-def course(folder: Path, key: KeyArray, outer_steps: int | None, num_tasks: int = 4) -> Callable[..., Any]:
+Length = tuple[float, int | None]  # seconds, and outer steps in their place
+
+
+def course(folder: Path, key: KeyArray, num_tasks: int = 4) -> Callable[..., Any]:
     """The training of all arms of a comparison, `trained_once` into a folder by the same recipe.
 
     Args:
       folder: of what was trained, by title.
       key: fixes the tasks.
-      outer_steps: of each training, in place of a time.
       num_tasks: episodes per outer step.
 
     Returns:
-      `train(title, objective, theta, sample, seconds, rate) -> (theta, outer steps)`; `num_tasks` may be given again.
+      `train(title, objective, theta, sample, (seconds, outer steps), rate) -> (theta, outer steps)`, where outer steps
+      that are not None take the place of the time; `num_tasks` may be given again.
     """
     how: dict[str, Any] = {"num_tasks": num_tasks, "chunk": 1 if jax.default_backend() == "cpu" else None}
 
     def train(
-        title: str, objective: Objective, theta: Theta, sample: Sampler, seconds: float, rate: float, **more: Any
+        title: str, objective: Objective, theta: Theta, sample: Sampler, length: Length, rate: float, **more: Any
     ) -> tuple[Theta, Array]:
+        seconds, outer_steps = length
         return trained_once(
             folder / title, [(1.0, objective)], theta, sample, key, outer_steps or 500, title=title, average=0.98,
             optimizer=adamw(rate), seconds=None if outer_steps else seconds, **how | more,

@@ -96,11 +96,12 @@ def adapted_errors(
 
 def heard_by_each(
     learner: Callable[[Array], Learner], key: KeyArray, num_tasks: int, steps: Sequence[int], error: Error = heard
-) -> Callable[[Theta, float, Episode], Metrics]:
+) -> Callable[[Theta, float, Episode], dict[str, np.ndarray]]:
     """(theta, rate, episodes) -> what is heard in each of these tasks after each of some steps; one program for all.
 
     Args:
-      learner, key, num_tasks, error: as in `adapted_errors`.
+      learner, key, error: as in `adapted_errors`.
+      num_tasks: at a time, spread over the devices; there are a multiple of it.
       steps: after which is told: metrics are `[tasks, steps, ...]`; `error_curves` numbers them from 0.
     """
     mesh, counts = task_mesh(num_tasks), jnp.diff(jnp.array(steps), prepend=0)
@@ -116,7 +117,28 @@ def heard_by_each(
 
     each = over_tasks(lambda shared, on: jax.lax.map(lambda episode: one(shared[0], shared[1], episode), on), mesh)
     found = hoisted(lambda theta, rate, episodes: each((theta, rate), episodes))
-    return lambda *args: jax.device_get(found(*replicate((args[0], jnp.float32(args[1])), mesh), args[2]))
+
+    def all_heard(theta: Theta, rate: float, episodes: Episode) -> dict[str, np.ndarray]:
+        shared, parts = replicate((theta, jnp.float32(rate)), mesh), []
+        for i in range(0, len(jax.tree.leaves(episodes)[0]), num_tasks):
+            part = jax.tree.map(lambda a, i=i: a[i : i + num_tasks], episodes)
+            parts.append(jax.device_get(found(*shared, part)))
+        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+
+    return all_heard
+
+
+def of_few(episodes: Episode, num: int, least: int = 1) -> Episode:
+    """Stacked episodes with the first of their support examples, which are repeated in turn where they are too few.
+
+    Args:
+      episodes: leaves `[tasks, examples, ...]`.
+      num: how many of the support examples.
+      least: how many there are in all, so that one program serves; the mean of an error over them stays the same where
+        this is a multiple of `num`.
+    """
+    places = np.arange(max(num, least)) % num
+    return episodes._replace(support=jax.tree.map(lambda a: a[:, places], episodes.support))
 
 
 def chosen(

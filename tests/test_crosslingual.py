@@ -29,7 +29,7 @@ def main(tmp_path, monkeypatch):
     monkeypatch.setattr(crosslingual, "recogniser", tiny.recogniser)
 
     def call(*argv: object) -> int:
-        sizes = "--utterances 8 --held-out 2 --shots 3 --queries 2 --tested 4 --outer-steps 2"
+        sizes = "--utterances 8 --held-out 2 --shots 3 --queries 2 --tested 4 --outer-steps 2 2"
         places = ["--out", tmp_path / "out", "--cache", tmp_path / "cache"]
         argv = [*map(str, places), *sizes.split(), *map(str, argv)]
         return runs.main(Settings, crosslingual.run, crosslingual.__doc__, argv)

@@ -32,9 +32,9 @@ def main(digits, tmp_path):
     """Runs the script on them, at tiny sizes; its exit code."""
 
     def call(*argv: object) -> int:
-        sizes = "--strings 6 --words 2 3 --shots 1 --queries 2 --outer-steps 2 --tasks 1 --episodes 4 --width 0.25"
+        sizes = "--strings 6 --words 2 3 --shots 1 --queries 2 --amounts 1 2 --outer-steps 2 2 --tasks 1 --episodes 4"
         places = ["--corpus", "fsdd", "--root", digits, "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
-        argv = [*map(str, places), *sizes.split(), *map(str, argv)]
+        argv = [*map(str, places), *sizes.split(), "--width", "0.25", *map(str, argv)]
         return runs.main(Settings, speaker_adaptation.run, speaker_adaptation.__doc__, argv)
 
     return call
@@ -72,6 +72,12 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
             assert all(part in ARMS[arm].parts and rate in RATES for part, rate in options)
     cells = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out" / "cells").iterdir()}
     assert len(cells) == len(arms)
+    for cell in cells.values():
+        column = STEPS.index(cell["step"])
+        assert np.allclose(cell["amounts"][0], np.array(cell["word"])[:, column])  # 1 is what --shots gives
+        assert np.shape(cell["amounts"]) == (2, 4)
+        said, before, after = cell["texts"]
+        assert len(said) == len(before) == len(after) == 2 and all(2 <= len(text.split()) <= 3 for text in said)
     never = {arm: [task[0] for task in cell["character"]] for cell in cells.values() for arm in [cell["arm"]]}
     assert never["SUTA"] == never["fine-tuned"]  # one start, one set of tasks
     train, validation, test = next(iter(cells.values()))["speakers"]
@@ -99,9 +105,9 @@ def test_a_corpus_with_texts_of_the_users_own(tmp_path, monkeypatch, capsys):
         soundfile.write(tmp_path / f"{speaker}_{take}.wav", 0.1 * draw.normal(size=9000 + 500 * take), RATE)
         lines.append(f"{speaker}_{take}.wav,{('One two!', 'Two.', '')[take % 3 if take < 5 else 0]},s{speaker}")
     (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8")
-    sizes = "--corpus auto --shots 1 --queries 2 --outer-steps 2 --tasks 1 --episodes 4 --augment 0 --arms fine-tuned"
+    sizes = "--corpus auto --shots 1 --queries 2 --amounts 1 --outer-steps 2 2 --tasks 1 --episodes 4 --augment 0"
     places = ["--root", tmp_path / "mine.csv", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
-    argv = [*sizes.split(), *map(str, places)]
+    argv = [*sizes.split(), "--arms", "fine-tuned", *map(str, places)]
     assert runs.main(Settings, speaker_adaptation.run, speaker_adaptation.__doc__, argv) == 0
     told = capsys.readouterr()
     assert "word error (%)" in told.out and "5 of 30 texts are left out" in told.err

@@ -44,7 +44,7 @@ def main(tmp_path, monkeypatch):
 
     def call(*argv: object, out: str = "out") -> int:
         places = ["--out", tmp_path / out, "--cache", tmp_path / "cache"]
-        sizes = ["--languages", "en-us", "de", "--utterances", "10", "--phrases", "500", "--outer-steps", "2"]
+        sizes = ["--languages", "en-us", "de", "--utterances", "10", "--phrases", "500", "--outer-steps", "2", "2"]
         return runs.main(script.Settings, script.run, script.__doc__, [*map(str, places), *sizes, *map(str, argv)])
 
     return call

@@ -13,7 +13,7 @@ from tests import tiny
 from tests.conftest import assert_refused
 from tests.test_speaker_adaptation import SPEAKERS, digits  # noqa: F401
 
-SIZES = "--strings 10 --words 2 3 --outer-steps 2 --tasks 2 --episodes 4"
+SIZES = "--strings 10 --words 2 3 --outer-steps 2 2 --tasks 2 --episodes 4"
 
 
 @pytest.fixture

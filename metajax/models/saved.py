@@ -24,8 +24,8 @@ from metajax.data.features import FeatureSettings, check_settings
 from metajax.data.speech import Pieces, Speech
 from metajax.data.text import Vocabulary, read_vocabulary, write_vocabulary
 from metajax.errors import DivergedError, InputError
-from metajax.inner import Part, descent, everything, plain
-from metajax.losses import ctc, entropy, of_logits, suta, verdict
+from metajax.inner import Part, SelfLabelled, descent, everything, first_pass, plain
+from metajax.losses import ctc, entropy, of_logits, pseudo, pseudo_labels, suta, verdict
 from metajax.models.judged import judged
 from metajax.models.model import Model
 from metajax.models.named import recogniser
@@ -43,6 +43,7 @@ ERRORS: dict[str, Error] = {
     "text": of_logits(ctc),
     "suta": of_logits(suta),
     "entropy": of_logits(entropy),
+    "pseudo-labels": of_logits(pseudo),
     "learned": verdict,
 }
 _FILE = "recogniser.json"
@@ -57,6 +58,7 @@ class Way(NamedTuple):
     steps: int = 5
     learned_rates: bool = False  # whether theta holds a factor of the rate for every parameter
     adam: bool = False  # in place of gradient descent
+    floor: float = 0.8  # confidence from which on a pseudo-label counts
 
 
 _USUAL = Way()
@@ -97,7 +99,10 @@ def adapting(saved: Saved) -> Learner:
     inner = optax.adam(way.rate) if way.adam else optax.sgd(way.rate)
     rule = rates() if way.learned_rates else plain()
     apply = judging(saved.network, saved.vocabulary).apply
-    return descent(apply, ERRORS[way.error], inner, part=PARTS[way.part](), rule=rule, first_order=True)
+    learner = descent(apply, ERRORS[way.error], inner, part=PARTS[way.part](), rule=rule, first_order=True)
+    if way.error == "pseudo-labels":
+        return first_pass(learner, lambda outputs: pseudo_labels(outputs.logits, way.floor))
+    return learner
 
 
 def save_recogniser(folder: Path, saved: Saved) -> None:
@@ -193,8 +198,9 @@ def ready(saved: Saved, search: Callable[[np.ndarray], Sequence[int]] | None = N
       ``heard = (t := transcriber(load_recogniser(run))).hear(pieces, t.adapt(pieces.x, ()))``
     """
     learner, key, compiling = adapting(saved), jax.random.key(0), list[float]()
+    hearing = adapting(saved._replace(way=saved.way._replace(error="text")))  # the same, but its phi holds no labels
     theta = learner.init(saved.theta["params"], key) | saved.theta
-    unadapted = learner.start(theta, Batch((), ()), key)
+    unadapted = hearing.start(theta, Batch((), ()), key)
     frames = saved.longest * saved.features.sample_rate / saved.features.hop
     bounds = sorted({8 * math.ceil(frames / part / 8) for part in (4, 2, 1)})
 
@@ -212,11 +218,12 @@ def ready(saved: Saved, search: Callable[[np.ndarray], Sequence[int]] | None = N
 
     @compiled
     def adapted(theta: Theta, x: Utterances, y: PyTree) -> Phi:
-        return core.adapt(learner, theta, Batch(normalized(x), y), key, saved.way.steps)[0]
+        phi = core.adapt(learner, theta, Batch(normalized(x), y), key, saved.way.steps)[0]
+        return phi.phi if isinstance(phi, SelfLabelled) else phi
 
     @compiled
     def logits(theta: Theta, phi: Phi, x: Utterances) -> Array:
-        return learner.predict(theta, phi, normalized(x), None).logits
+        return hearing.predict(theta, phi, normalized(x), None).logits
 
     def adapt(x: Utterances, y: PyTree) -> Phi:
         # to the length of training: some errors count the frames past the end

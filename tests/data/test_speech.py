@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from metajax import InputError, Utterances
+from metajax import InputError, Transcripts, Utterances
 from metajax.data.acoustics import babble
 from metajax.data.audio import resample
 from metajax.data.buckets import bucket_bounds, bucket_of, run_in_buckets
@@ -19,8 +19,8 @@ from metajax.data.corpus import Recordings, load, summary
 from metajax.data.features import FeatureSettings, log_mel, log_mels
 from metajax.data.speech import by_column, crowd, held_out, in_buckets, load_encoded, load_speech, read_pieces, speakers
 from metajax.data.text import decode_all, vocabulary
-from metajax.losses.ctc import ctc
-from metajax.models import bilstm
+from metajax.losses.ctc import ctc, log_likelihood
+from metajax.models import bilstm, conformer
 from tests.conftest import assert_close
 from tests.shared import shared_data
 
@@ -265,8 +265,8 @@ def _subsets(ends, most):
 
 
 @pytest.mark.slow
-def test_bucketed_outputs_and_losses_are_those_without_buckets():
-    model = bilstm(4, width=8, num_layers=1)
+@pytest.mark.parametrize("model", [bilstm(4, width=8, num_layers=1), conformer(4, width=16, num_layers=1)])
+def test_bucketed_outputs_and_losses_are_those_without_buckets(model):
     generator = np.random.default_rng(0)
     shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 5)))
     params = jax.tree.map(lambda s: jnp.asarray(generator.normal(size=s.shape, scale=0.5), s.dtype), shapes)
@@ -286,6 +286,13 @@ def test_bucketed_outputs_and_losses_are_those_without_buckets():
     for row, one, length in zip(whole, found, lengths, strict=True):
         assert len(one) == -(-length // 4)
         np.testing.assert_allclose(one, row[: len(one)], atol=1e-5)
+    said = Transcripts(jnp.asarray(generator.integers(1, 4, (7, 2))), jnp.array([2, 1, 2, 2, 1, 1, 0]))
+    after = np.full_like(whole, -np.inf)
+    after[..., 0] = 0  # as past an utterance's end
+    for row, one in zip(after, found, strict=True):
+        row[: len(one)] = one
+    nats = jax.jit(log_likelihood)
+    np.testing.assert_allclose(nats(after, said), nats(whole, said), rtol=1e-5)
     # one that is longer than the largest bucket
     with pytest.warns(
         UserWarning, match="2 of 7 utterances are longer than the largest bucket, 40 frames, and are split"

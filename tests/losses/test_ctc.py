@@ -106,26 +106,32 @@ def loss_of_long(logits, word):
 def test_loss_and_gradient_are_those_of_pytorch(scale):
     torch = pytest.importorskip("torch", reason="torch is the oracle")
     draw = np.random.default_rng(0)
-    logits, tokens = draw.normal(size=(3, 1000, 12)) * scale, draw.integers(1, 12, (3, 80))
+    logits, tokens = draw.normal(size=(6, 1000, 12)) * scale, draw.integers(1, 12, (6, 80))
     logits = logits.astype(np.float32)
-    lengths, frames = np.array([80, 31, 1]), np.array([1000, 700, 900])
+    tokens[3:5] = 5  # repeated: 60 in 1,000 frames; 5 in 8, which are too few, as blanks must part them
+    lengths, frames = np.array([80, 31, 1, 60, 5, 0]), np.array([1000, 700, 900, 1000, 8, 12])
     x = torch.tensor(logits, dtype=torch.float64, requires_grad=True)
     rows = x.log_softmax(-1).transpose(0, 1)
     lost = torch.nn.functional.ctc_loss(rows, *map(torch.tensor, (tokens, frames, lengths)), reduction="none")
-    lost.sum().backward()
+    possible = np.isfinite(lost.detach().numpy())
+    assert possible.tolist() == [True, True, True, True, False, True]
+    lost[possible].sum().backward()
+    wanted = np.where(possible[:, None, None], x.grad.numpy(), 0)  # PyTorch's slope of the impossible is NaN
     words = Transcripts(jnp.asarray(tokens), jnp.asarray(lengths))
 
     def nats(logits):
         found = log_likelihood(blank_after(logits, jnp.asarray(frames)), words)
-        return -found.sum(), -found
+        return -jnp.where(possible, found, 0).sum(), -found
 
-    (_, found), slope = jax.jit(jax.value_and_grad(nats, has_aux=True))(jnp.asarray(logits))
-    np.testing.assert_allclose(found, lost.detach(), rtol=1e-6)
-    np.testing.assert_allclose(slope, x.grad, atol=1e-3)  # single precision against double
+    slopes = jax.jit(jax.value_and_grad(nats, has_aux=True))
+    (_, found), slope = slopes(jnp.asarray(logits))
+    np.testing.assert_allclose(found, lost.detach(), rtol=1e-5)
+    # single precision against double
+    np.testing.assert_allclose(slope[possible], wanted[possible], atol=2e-5 if scale == 1 else 1e-3)
     with jax.enable_x64(True):
-        (_, found), slope = jax.jit(jax.value_and_grad(nats, has_aux=True))(jnp.asarray(logits, jnp.float64))
+        (_, found), slope = slopes(jnp.asarray(logits, jnp.float64))
         np.testing.assert_allclose(found, lost.detach(), rtol=1e-12)
-        np.testing.assert_allclose(slope, x.grad, atol=1e-9)
+        np.testing.assert_allclose(slope[possible], wanted[possible], atol=1e-9)
 
 
 def test_logits_of_what_cannot_be(x64):

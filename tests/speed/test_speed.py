@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from metajax import InputError, runs
+from metajax.models import saved
 from tests import tiny
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments" / "speed"))
@@ -17,6 +18,8 @@ import adaptation
 import hypergradient_cost
 import peers
 import pretrained
+import recognition
+import stream
 import training_speed
 
 needs_torch = pytest.mark.skipif(importlib.util.find_spec("torch") is None, reason="torch is the other side")
@@ -113,6 +116,33 @@ def test_a_workload_from_end_to_end(tmp_path, capsys, monkeypatch):
     (row,) = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert row["outer"]["ratio"] > 0 and row["warm"]["first_step_s"] > 0
     assert "sinusoid" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_the_times_of_a_tiny_recogniser(capsys, monkeypatch):
+    monkeypatch.setattr(saved, "recogniser", tiny.recogniser)
+    argv = ["--minutes", "1", "--tokens", "5"]
+    assert runs.main(recognition.Settings, recognition.run, recognition.__doc__, argv) == 0
+    rows = [line.split("|")[1:4] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    told = ["a minute of audio", "1 minutes of features", "adapted to 10.0 s: all, error text, 5 steps"]
+    told += ["adapted to 10.0 s: film, error suta, 10 steps", "adapted to 10.0 s: film, error learned, 1 steps"]
+    assert all(what.strip().startswith(one) for (what, *_), one in zip(rows, told, strict=True))
+    for (_, took, share), length in zip(rows, (60, 60, 10, 10, 10), strict=True):
+        assert float(took) > 0 and float(share) == pytest.approx(float(took) / length, abs=1e-3)
+
+
+@pytest.mark.slow
+def test_training_from_disk_beside_training_from_memory(capsys, monkeypatch):
+    part = stream.part
+    monkeypatch.setattr(stream, "FRAMES", 48)
+    monkeypatch.setattr(stream, "GROUPS", 3)
+    monkeypatch.setattr(stream, "part", lambda number: part(number, 60))
+    monkeypatch.setattr(stream, "recogniser", tiny.recogniser)
+    argv = ["--shards", "2", "--rounds", "2", "--block", "2"]
+    assert runs.main(stream.Settings, stream.run, stream.__doc__, argv) == 0
+    rows = [line.split("|")[1:6] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
+    assert [row[0].strip() for row in rows] == ["joint", "FOMAML"]
+    assert all(float(value) > 0 for row in rows for value in row[1:])
 
 
 @pytest.mark.slow

@@ -94,6 +94,8 @@ def bench(s: Settings, seed: int) -> Callable[[str], dict[str, Any]]:
     speech = load_speech(recordings, normalizer="ipa", unit="phoneme", longest=2.5, cache=s.cache, on_error="skip")
     corpus, language = speech.corpus, speech.corpus.columns["language"]
     able = np.flatnonzero(np.bincount(language) >= s.shots + max(s.queries, s.tested))
+    if len(few := np.setdiff1d(language, able)):
+        print("Left out, for too few utterances:", ", ".join(corpus.names["language"][i] for i in few))
     groups = [np.intersect1d(language[corpus.columns["split"] == split], able) for split in range(3)]
     groups[1:] = [group[: s.held_out] for group in groups[1:]]
     if min(sizes := [*map(len, groups[1:])]) < s.held_out:

@@ -50,9 +50,7 @@ class Settings:
     theta: Path | None = None  # folder of a recogniser
     adapt: Path | None = None  # recordings with text to adapt to, a folder or a list
     adapt_unlabelled: bool = False  # adapt to each recording, without text
-    error: Literal["text", "suta", "entropy", "pseudo-labels", "learned"] | None = (
-        None  # of adaptation; None: the trained
-    )
+    error: Literal["text", "suta", "entropy", "pseudo-labels", "learned"] | None = None  # None: the trained one
     rate: float | None = None  # of adaptation, in place of the recogniser's own
     steps: int | None = None  # of adaptation, likewise
     most: float = 30.0  # seconds of speech to adapt to, the first ones; no recording of `adapt` may be longer

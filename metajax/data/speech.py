@@ -243,7 +243,7 @@ def by_column(
     x = Utterances(speech.corpus.features, speech.corpus.lengths)
     sides = None if apart is None else _column(speech, apart)
     sizes = {"shots": shots, "queries": queries}
-    sample = groups(x, speech.transcripts, group, **sizes, apart=sides, name=speech.corpus.name)
+    sample = groups(x, speech.transcripts, group, **sizes, apart=sides, name=speech.corpus.name, names=names)
     if normalization == "none" and (augmentation or scenario is not None):
         told = f"augmentation is {augmentation}, expected 0" if augmentation else "there is a scenario, expected none"
         raise InputError(f"{told} where normalization is 'none'.")

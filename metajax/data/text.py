@@ -135,7 +135,8 @@ def read_vocabulary(path: str | Path, normalizer: str = "nfc", unit: Unit = "cha
     """A vocabulary from Transformers' `vocab.json`, the blank moved to 0; the file's own order is kept in `ids`.
 
     Args:
-      path: of the file, `{"<pad>": 0, "|": 4, "e": 5, ...}`; `[PAD]`, `<blank>` and `<blk>` are blanks too.
+      path: of the file, `{"<pad>": 0, "|": 4, "e": 5, ...}`; `[PAD]`, `<blank>` and `<blk>` are blanks too. Tokens that
+        are not NFC, as texts will be, are read as NFC, which a warning tells, unless that is a token, too.
       normalizer: one of `NORMALIZERS`, which the file does not name.
       unit: what a token is.
 
@@ -150,6 +151,13 @@ def read_vocabulary(path: str | Path, normalizer: str = "nfc", unit: Unit = "cha
         raise InputError(f"{path} is not JSON ({error}).") from error
     if not isinstance(found, dict) or sorted(found.values(), key=str) != sorted(range(len(found)), key=str):
         raise InputError(f"{path} is no vocabulary, expected an object of tokens numbered from 0, each number once.")
+    composed: dict[str, int] = {}
+    for token, number in found.items():
+        form = unicodedata.normalize("NFC", token)
+        composed[token if form in found or form in composed else form] = number  # texts find the NFC one of two
+    if changed := len(composed.keys() - found):
+        warnings.warn(f"{path}: {changed} of {len(found)} tokens are not NFC and are read as NFC.", stacklevel=2)
+    found = composed
     if len(blanks := [token for token in _BLANKS if token in found]) != 1:
         raise InputError(f"{path} has {len(blanks)} blanks, expected one of {', '.join(_BLANKS)}.")
     tokens = (blanks[0], *(token for token in sorted(found, key=found.__getitem__) if token != blanks[0]))

@@ -143,7 +143,8 @@ def load_recogniser(folder: Path) -> Saved:
     path = folder / _FILE
     if not path.is_file():
         inside = sorted(str(one.parent) for one in folder.glob(f"recognisers/*/*/{_FILE}"))
-        told = f", expected a folder such as {', '.join(inside)}." if inside else f": there is no {path}."
+        more = f" or {len(inside) - 1} more there" if inside[1:] else ""
+        told = f", expected a folder such as {inside[0]}{more}." if inside else f": there is no {path}."
         raise InputError(f"{folder} is no recogniser{told}")
     found = runs.read_json(path)
     try:

@@ -23,6 +23,7 @@ def groups(
     queries: int,
     apart: Int[np.ndarray, " clips"] | None = None,
     name: str = "corpus",
+    names: Sequence[str] = (),
 ) -> Sampler:
     """A distribution over tasks: `shots` support and `queries` query clips of one group, drawn without replacement.
 
@@ -37,6 +38,7 @@ def groups(
       apart: value of each clip in another column, such as a session; support and query are then of different ones:
         the support of that of a clip at random, the query of all others. A clip of -1 is in no task.
       name: of the corpus or split, for messages.
+      names: of the groups, by value, for messages.
 
     Returns:
       `sample(key) -> Episode`, jittable; the leaves of `x` and `y` have the shapes `[shots, ...]` and `[queries, ...]`.
@@ -53,10 +55,10 @@ def groups(
     x, y = jax.tree.map(jnp.asarray, (x, y))
     if apart is not None:
         group = np.where(apart < 0, -1, group)
-    _, start, size = np.unique(np.sort(group[group >= 0]), return_index=True, return_counts=True)
+    values, start, size = np.unique(np.sort(group[group >= 0]), return_index=True, return_counts=True)
     enough, need = size >= shots + queries, shots + queries
     if apart is not None:
-        parts = [np.unique(apart[group == value], return_counts=True)[1] for value in np.unique(group[group >= 0])]
+        parts = [np.unique(apart[group == value], return_counts=True)[1] for value in values]
         enough = np.array([sizes.min() >= shots and (sizes.sum() - sizes).min() >= queries for sizes in parts])
         if not enough.any():
             raise InputError(f"{name}: no group has {shots} shots of each value and {queries} queries of the others.")
@@ -67,7 +69,9 @@ def groups(
         )
     if not enough.all():
         few = f"fewer than {need} clips" if apart is None else "too few clips of a value or of the others"
-        warnings.warn(f"{name}: {(~enough).sum()} of {len(size)} groups have {few}.", stacklevel=2)
+        left = [names[value] if names else str(value) for value in values[~enough]]
+        told = f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"
+        warnings.warn(f"{name}: {len(left)} of {len(size)} groups have {few} and are left out: {told}.", stacklevel=2)
     clips = jnp.asarray(np.argsort(group, kind="stable")[(group < 0).sum() :])
     starts, sizes, width = jnp.asarray(start[enough]), jnp.asarray(size[enough]), int(size[enough].max())
     sides = None if apart is None else jnp.asarray(apart)

@@ -1,6 +1,7 @@
 """Streams: what is read is what was written, which items a step takes, and what is told of a damaged one."""
 
 import os
+import signal
 import subprocess
 import sys
 from functools import partial
@@ -109,6 +110,31 @@ def test_a_killed_run_goes_on_to_the_same_losses_and_reads_no_step_again(folder,
     assert [line["step"] for line in lines[1]] == [*range(block, 9, block)]
     as_iterator = train(map(at, range(8)), 8)
     jax.tree.map(np.testing.assert_array_equal, as_iterator.state, whole.state)
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from metajax.data import stream
+from tests.data.test_stream import DRAWN, LIKE, trained
+
+at = stream.episodes(stream.open(Path(sys.argv[1]), LIKE), **DRAWN)
+trained(lambda step: at(step) if step < 5 else os.kill(os.getpid(), signal.SIGKILL), 8, Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signal")
+def test_a_run_killed_outright_goes_on_to_the_same_losses(folder, tmp_path):
+    root, part = Path(__file__).parents[2], tmp_path / "parts"
+    call = [sys.executable, "-c", KILLED, str(folder), str(part)]
+    done = subprocess.run(call, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, check=False, timeout=120)
+    assert done.returncode == -signal.SIGKILL and len(mj.checkpoint.read_lines(part / "metrics.jsonl")) < 8
+    at = stream.episodes(stream.open(folder, LIKE), **DRAWN)
+    whole, resumed = trained(at, 8, tmp_path / "whole"), trained(at, 8, part, resume=True)
+    jax.tree.map(np.testing.assert_array_equal, resumed.state, whole.state)
+    lines = [mj.checkpoint.read_lines(tmp_path / name / "metrics.jsonl") for name in ("whole", "parts")]
+    assert [line["loss"] for line in lines[0]] == [line["loss"] for line in lines[1]] and len(lines[1]) == 8
 
 
 def cut(folder):

@@ -76,6 +76,15 @@ FILES = (
 )
 
 
+def test_tokens_that_are_nfd_are_those_of_nfc_texts(tmp_path):
+    path = tmp_path / "vocab.json"
+    path.write_text(json.dumps({"<pad>": 0, "e": 1, "e\u0301": 2, "\u212b": 3, "\u00c5": 4}), encoding="utf-8")
+    with pytest.warns(UserWarning, match=r"vocab\.json: 1 of 5 tokens are not NFC and are read as NFC\.$"):
+        found = read_vocabulary(path)
+    assert found.tokens == ("<pad>", "e", "\u00e9", "\u212b", "\u00c5") and found.ids == (0, 1, 2, 3, 4)
+    assert encode(found, ["e\u00e9\u00c5"]).transcripts.tokens.tolist() == [[1, 2, 4]]
+
+
 @pytest.mark.parametrize("content", FILES)
 def test_vocab_json_round_trip(tmp_path, content):
     (tmp_path / "vocab.json").write_text(json.dumps(content), encoding="utf-8")

@@ -8,10 +8,15 @@ import numpy as np
 import pytest
 
 from metajax import InputError
+from metajax.core import Batch, Utterances
+from metajax.data.augment import normalized
 from metajax.data.features import FeatureSettings
+from metajax.data.speech import Pieces
 from metajax.data.text import vocabulary, write_vocabulary
-from metajax.models.saved import Saved, Way, adapting, judging, load_recogniser, save_recogniser
-from tests.conftest import assert_close
+from metajax.losses.ctc import greedy
+from metajax.models.saved import Saved, Way, adapting, judging, load_recogniser, ready, save_recogniser
+from tests import tiny
+from tests.conftest import assert_close, normal
 
 NETWORK = {"width": 0.125, "num_layers": 1}
 KNOWN, FEATURES = vocabulary(["één ab"]), FeatureSettings(num_mels=8)
@@ -68,6 +73,25 @@ def test_saving_replaces_a_recogniser_whole_or_not_at_all_and_nothing_else(tmp_p
     save_recogniser(tmp_path / "run" / "recognisers" / "seed0" / "joint", saved)
     with pytest.raises(InputError, match="run is no recogniser, expected a folder such as .*/recognisers/seed0/joint"):
         load_recogniser(tmp_path / "run")
+    save_recogniser(tmp_path / "run" / "recognisers" / "seed1" / "joint", saved)
+    with pytest.raises(InputError, match=r"such as .*/recognisers/seed0/joint or 1 more there\.$"):
+        load_recogniser(tmp_path / "run")
+
+
+def test_its_own_labels_are_what_it_hears(monkeypatch):
+    monkeypatch.setattr("metajax.models.saved.recogniser", tiny.recogniser)
+    blind = recogniser(error="pseudo-labels", part="film", rate=0.1, steps=2, floor=1e-6)
+    x = Utterances(normal(3, 40, 8), jnp.array([40, 33, 25]))
+    told = blind._replace(way=blind.way._replace(error="text"))
+    start = (learner := adapting(told)).start(blind.theta, Batch((), ()), jax.random.key(0))
+    heard = greedy(learner.predict(blind.theta, start, normalized(x), None).logits)
+    assert (heard.lengths > 0).all()
+    one, other = ready(blind), ready(told)
+    phi = one.adapt(x, ())
+    assert_close(phi, other.adapt(x, heard), 1e-6)
+    assert any((np.asarray(a) != b).any() for a, b in zip(*map(jax.tree.leaves, (phi, start)), strict=True))
+    pieces = Pieces(x, (0.0, 1.0, 2.0), 3.0)
+    assert one.hear(pieces).text == other.hear(pieces).text  # not adapted
 
 
 @pytest.fixture(scope="module")

@@ -61,6 +61,7 @@ class Arm(NamedTuple):
 ARMS = {
     "fine-tuned": Arm("joint", ("all", "lora")),
     "FOMAML": Arm("fomaml", ("all",), 0.1),
+    "MAML": Arm("maml", ("all",), 0.1),
     "Reptile": Arm("reptile", ("all",), 0.1),
     "Meta-SGD": Arm("meta_sgd", ("all",), 0.1),
     "Meta-SGD, LoRA": Arm("meta_sgd", ("lora",), 0.3),

@@ -70,28 +70,36 @@ def adapted_errors(
     steps: Sequence[int],
     error: Error = heard,
 ) -> Callable[[Theta, float, Any], Errors]:
-    """(theta, rate, given) -> `error_curves` on fresh tasks, the same at every call; one program for all calls.
+    """(theta, rate, given) -> `error_curves` of what `heard_in` gives; `vocabulary` is that of the tokens."""
+    found = heard_in(learner, sampler, key, num_tasks, max(steps), error)
+    return lambda theta, rate, given: error_curves(vocabulary, found(theta, rate, given), steps)
+
+
+def heard_in(
+    learner: Callable[[Array], Learner],
+    sampler: Callable[[Any], Sampler],
+    key: KeyArray,
+    num_tasks: int,
+    num_steps: int,
+    error: Error = heard,
+) -> Callable[[Theta, float, Any], Metrics]:
+    """(theta, rate, given) -> what is heard in fresh tasks, the same at every call; one program for all calls.
 
     Args:
-      vocabulary: of the tokens.
       learner: how a task is learned, for an inner rate.
       sampler: of tasks, for what is given, a tree of numbers such as `Scenarios`.
       key: fixes the tasks.
       num_tasks: number of tasks, spread over the devices.
-      steps: adaptation steps to tell.
+      num_steps: adaptation steps, after each of which is told.
       error: `heard`, or it on other outputs, such as `of_logits(heard)`.
     """
     mesh = task_mesh(num_tasks)
 
     @hoisted
     def found(theta: Theta, rate: Array, given: Any) -> Metrics:
-        return evaluate(learner(rate), error, theta, sampler(given), key, num_tasks, max(steps), mesh=mesh)
+        return evaluate(learner(rate), error, theta, sampler(given), key, num_tasks, num_steps, mesh=mesh)
 
-    def errors(theta: Theta, rate: float, given: Any) -> Errors:
-        numbers = jnp.float32(rate), jax.tree.map(jnp.float32, given)
-        return error_curves(vocabulary, found(replicate(theta, mesh), *numbers), steps)
-
-    return errors
+    return lambda theta, rate, given: found(replicate(theta, mesh), jnp.float32(rate), jax.tree.map(jnp.float32, given))
 
 
 def heard_by_each(
@@ -100,7 +108,7 @@ def heard_by_each(
     """(theta, rate, episodes) -> what is heard in each of these tasks after each of some steps; one program for all.
 
     Args:
-      learner, key, error: as in `adapted_errors`.
+      learner, key, error: as in `heard_in`.
       num_tasks: at a time, spread over the devices; there are a multiple of it.
       steps: after which is told: metrics are `[tasks, steps, ...]`; `error_curves` numbers them from 0.
     """
@@ -176,7 +184,7 @@ def decoded(
 
     Args:
       vocabulary: of the tokens.
-      found: as `heard_by_each` gives it.
+      found: as `heard_by_each` or `heard_in` gives it.
       task: number of the task.
       place: of the step.
     """

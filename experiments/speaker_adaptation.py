@@ -143,8 +143,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
         best = part, rate = found["option"][i := STEPS.index(found["step"])]
         save_recogniser(kept / title, ready(arm, thetas[part][0], part, rate, found["step"]))
         amounts = [errors(heard(best, amount))["word"][:, i].tolist() for amount in s.amounts]
-        lines = [recognition.decoded(speech.vocabulary, heard(best, s.shots), task, i) for task in range(2)]
-        told = {"amounts": amounts, "texts": [[of[k][0] for of in lines] for k in range(3)], "speakers": parts}
+        texts = recognition.examples(speech.vocabulary, heard(best, s.shots), i)
+        told = {"amounts": amounts, "texts": texts, "speakers": parts}
         return found | told | {"outer_steps": {name: int(count) for name, (_, count) in thetas.items()}}
 
     return cell
@@ -190,7 +190,7 @@ def run(s: Settings) -> None:
     told = [report.table(panel, None, STEPS) for panel in panels.values()]
     print("", title, *told, report.markdown(head, lines), sep="\n\n")
     for arm in s.arms:
-        print(f"\n{arm}: what was said, heard before, and after", *by_arm[arm][0]["texts"], sep="\n    ")
+        print(f"\n{arm}: said | heard before | and after", *map(" | ".join, by_arm[arm][0]["texts"]), sep="\n    ")
     print(f"\nResults and picture are in {s.out}.")
     report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what=f"{what} (%)")
 

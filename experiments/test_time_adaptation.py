@@ -145,8 +145,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
             told[name] = recognition.chosen(validation, lambda rate, at=given: errors(2, rate, at), arm.steps, "word")
         step = told["5 dB"]["step"]
         where = 2, told["5 dB"]["option"][arm.steps.index(step)], TESTED["5 dB"]
-        lines = [recognition.decoded(speech.vocabulary, found(*where), task, step) for task in range(2)]
-        return {"scenarios": told, "speakers": parts, "texts": [[of[i][0] for of in lines] for i in range(3)]}
+        texts = recognition.examples(speech.vocabulary, found(*where), step)
+        return {"scenarios": told, "speakers": parts, "texts": texts}
 
     return cell
 
@@ -188,7 +188,7 @@ def run(s: Settings) -> None:
     head = ["", *TESTED, "steps", "rate", "less at 5-10 dB", "lost on clean", "nothing heard, at most"]
     print("", title, report.markdown(head, lines), sep="\n\n")
     for arm, cells in by_arm.items():
-        print(f"\n{arm}: what was said at 5 dB, heard before, and after", *cells[0]["texts"], sep="\n    ")
+        print(f"\n{arm}, 5 dB: said | heard before | and after", *map(" | ".join, cells[0]["texts"]), sep="\n    ")
     print(f"\nResults and picture are in {s.out}.")
     curves = {arm: [row[name]["word_at_step"] | {"dB": db} for name, db in LEVELS.items()] for arm, row in rows.items()}
     curves["never adapted"] = [never[name] | {"dB": db} for name, db in LEVELS.items()]

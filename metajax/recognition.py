@@ -195,6 +195,18 @@ def decoded(
     return texts("said", 0), texts("heard", 0), texts("heard", place)
 
 
+def examples(vocabulary: Vocabulary, found: Mapping[str, Any], place: int, count: int = 3) -> list[tuple[Any, ...]]:
+    """Some queries: what was said, heard at first, and at a place among the steps; those misheard at first come first.
+
+    Args:
+      vocabulary, found, place: as in `decoded`.
+      count: of the queries.
+    """
+    tasks = (decoded(vocabulary, found, task, place) for task in range(len(found["said"])))
+    lines = [line for task in tasks for line in zip(*task, strict=True)]
+    return sorted(lines, key=lambda line: line[0] == line[1])[:count]
+
+
 def summary(
     cells: Sequence[dict[str, Any]],
     never: Sequence[dict[str, Any]],

@@ -14,8 +14,10 @@ from metajax.recognition import (
     crossed,
     decoded,
     error_curves,
+    examples,
     heard,
     heard_by_each,
+    of_few,
     summary,
 )
 
@@ -66,6 +68,28 @@ def test_curves_are_the_error_rates_of_what_is_heard_after_each_step():
     episodes = jax.vmap(sample)(jnp.stack([jax.random.split(key, 3)[0] for key in keys]))
     again = heard_by_each(lambda rate: learner, jax.random.key(3), 2, (0, 2))({"w": jnp.ones(1)}, 0.1, episodes)
     jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, b[:, ::2]), again, found)
+    by_one = heard_by_each(lambda rate: learner, jax.random.key(3), 1, (0, 2))({"w": jnp.ones(1)}, 0.1, episodes)
+    jax.tree.map(np.testing.assert_array_equal, by_one, again)
+
+
+def test_examples_begin_with_what_was_misheard():
+    def told(texts):
+        y = transcripts(texts)
+        return np.asarray(y.tokens)[None, None], np.asarray(y.lengths)[None, None]
+
+    said, before, after = told(["a", "b", "c"]), told(["a", "c", "a"]), told(["b", "b", "a"])
+    both = (np.concatenate(of, 1) for of in zip(before, after, strict=True))
+    found = dict(zip(("said", "said_lengths", "heard", "heard_lengths"), (*said, *both), strict=True))
+    lines = [("b", "c", "b"), ("c", "a", "a"), ("a", "a", "b")]
+    assert examples(KNOWN, found, 1) == lines and examples(KNOWN, found, 1, 2) == lines[:2]
+
+
+@pytest.mark.parametrize(("num", "least", "places"), [(1, 3, [0, 0, 0]), (2, 1, [0, 1]), (2, 3, [0, 1, 0])])
+def test_few_support_examples_are_repeated(num, least, places):
+    support = mj.Batch(jnp.arange(8).reshape(2, 4), ())
+    few = of_few(mj.Episode(support, support), num, least)
+    np.testing.assert_array_equal(few.support.x, support.x[:, np.array(places)])
+    np.testing.assert_array_equal(few.query.x, support.x)
 
 
 def errors(*rows):

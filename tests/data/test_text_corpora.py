@@ -439,3 +439,11 @@ def test_what_is_for_no_reader(tmp_path):
 def test_real_folders_are_recognised(name):
     folders = {"arabic": "arabic_speech_commands", "fsdd": "fsdd", "speech_commands": "speech_commands_toy"}
     assert recognise(shared_data(folders[name])) == name
+
+
+def test_real_read_english_is_recognised_and_read():
+    recordings = corpora.read("auto", shared_data("librispeech_small"))
+    assert len(recordings.texts) == len(recordings.clip_names) == 100 and len(recordings.names["speaker"]) == 10
+    assert sum(len(text.split()) for text in recordings.texts) == 1892
+    waves = list(recordings.read([0, 50, 99], 16000))
+    assert all(2 < len(wave) / 16000 < 24 and np.abs(wave).max() > 0.01 for wave in waves)

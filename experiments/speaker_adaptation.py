@@ -14,7 +14,7 @@ Tokens are digits (of texts: letters). `transcribe.py` reads `recognisers`. 3 mi
 
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -74,7 +74,7 @@ class Settings:
     strings: int = 100  # joined for each speaker
     words: tuple[int, int] = (3, 4)  # digits in a string, the fewest and the most
     shots: int = 4  # strings to adapt to, 2.5 s each
-    amounts: tuple[int, ...] = (1, 4, 12)  # of strings, from which the chosen way is told too
+    amounts: tuple[int, ...] | None = None  # strings to tell the error from, too; None: 1, 4, 12, of texts 1 and shots
     queries: int = 6  # strings to recognise
     num_steps: int = 2  # inner steps while training with text
     blind_steps: int = 1  # the same without
@@ -156,6 +156,7 @@ def run(s: Settings) -> None:
     least |= dict.fromkeys(("width", "pretrain", "further", "longest"), 0.1)
     runs.check(s, ("plot",), strings=2, seeds=0, episodes=4, augment=0, tasks=1, outer_steps=1, **least)
     runs.known("arms", s.arms, ARMS)
+    s = replace(s, amounts=s.amounts or ((1, s.shots) if s.corpus == "auto" else (1, 4, 12)))
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
     use_all_cores(s.cache / "compiled")

@@ -104,7 +104,7 @@ def test_a_corpus_with_texts_of_the_users_own(tmp_path, monkeypatch, capsys):
         soundfile.write(tmp_path / f"{speaker}_{take}.wav", 0.1 * draw.normal(size=9000 + 500 * take), RATE)
         lines.append(f"{speaker}_{take}.wav,{('One two!', 'Two.', '')[take % 3 if take < 5 else 0]},s{speaker}")
     (tmp_path / "mine.csv").write_text("\n".join(lines), encoding="utf-8")
-    sizes = "--corpus auto --shots 1 --queries 2 --amounts 1 --outer-steps 2 2 --tasks 1 --episodes 4 --augment 0"
+    sizes = "--corpus auto --shots 1 --queries 2 --outer-steps 2 2 --tasks 1 --episodes 4 --augment 0"
     places = ["--root", tmp_path / "mine.csv", "--out", tmp_path / "out", "--cache", tmp_path / "cache"]
     argv = [*sizes.split(), "--arms", "fine-tuned", *map(str, places)]
     assert runs.main(Settings, speaker_adaptation.run, speaker_adaptation.__doc__, argv) == 0

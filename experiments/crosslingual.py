@@ -4,13 +4,14 @@
 
 eSpeak NG speaks numbers and invented words in 106 languages; tokens are its phonemes in IPA. A task is a language: ten
 utterances of a second to adapt to, others to recognise. A small Conformer learns jointly on 85 languages; from there
-every arm goes on for an equal time: jointly (the start of fine-tuning), by FOMAML, Reptile or Meta-SGD (MAML with
+every arm goes on for an equal time: jointly (the start of fine-tuning), by FOMAML, MAML, Reptile or Meta-SGD (with
 learned rates), on all parameters, low-rank matrices, or with a head that each language learns from zero. For every arm
 and number of steps, languages to validate on choose inner rate and part. The error is that of phonemes, decoded
 greedily, of languages and voices never heard. The same command goes on where it stopped. 23 minutes a seed on one core.
 """
 
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -52,7 +53,7 @@ RATES = {"all": (0.03, 0.1, 0.3), "lora": (0.1, 0.3, 1.0), "new head": (0.1, 0.3
 class Arm(NamedTuple):
     """What theta descends, and what adapts."""
 
-    kind: Literal["fresh", "joint", "fomaml", "reptile", "meta_sgd"]
+    kind: Literal["fresh", "joint", "fomaml", "maml", "reptile", "meta_sgd"]
     parts: tuple[str, ...]
     rate: float = 0.0  # inner rate while training, from which learned rates start
     num_steps: int = 2  # inner steps while training
@@ -96,7 +97,8 @@ def bench(s: Settings, seed: int) -> Callable[[str], dict[str, Any]]:
     corpus, language = speech.corpus, speech.corpus.columns["language"]
     able = np.flatnonzero(np.bincount(language) >= s.shots + max(s.queries, s.tested))
     if len(few := np.setdiff1d(language, able)):
-        print("Left out, for too few utterances:", ", ".join(corpus.names["language"][i] for i in few))
+        told = ", ".join(corpus.names["language"][i] for i in few)
+        warnings.warn(f"Left out, for too few utterances: {told}.", stacklevel=1)
     groups = [np.intersect1d(language[corpus.columns["split"] == split], able) for split in range(3)]
     groups[1:] = [group[: s.held_out] for group in groups[1:]]
     if min(sizes := [*map(len, groups[1:])]) < s.held_out:

@@ -1,13 +1,12 @@
 """Can a recogniser that was meta-trained on speakers adapt to a new one from 10 s, with their text or without?
 
     python experiments/speaker_adaptation.py                              # 43 synthetic voices
-    python experiments/speaker_adaptation.py --corpus fsdd --root DIR --out runs/speakers_fsdd
     python experiments/speaker_adaptation.py --corpus auto --root DIR --longest 8   # any corpus with texts and speakers
 
 Strings of digits are joined from single ones; a task is a speaker: four strings (10 s) to adapt to, others to
 recognise, which share no recording with them. A small Conformer learns jointly; from there every arm goes on for an
 equal time: jointly (where fine-tuning starts, SUTA as published, and pseudo-labels), or by FOMAML, MAML, Reptile or
-Meta-SGD. Inner steps take the text's loss or an error that needs none: SUTA's, the entropy, or a learned one; outer
+Meta-SGD. Inner steps take the text's loss or an error without: SUTA's, entropy, pseudo-labels, a learned one; outer
 steps always the text's. For every arm and number of steps, validation speakers choose the inner rate and what adapts.
 Tokens are digits (of texts: letters). `transcribe.py` reads `recognisers`. 3 minutes an arm and seed.
 """
@@ -33,7 +32,7 @@ from metajax.data.speech import Speech, held_out, load_speech, speakers
 from metajax.evaluate import over_runs
 from metajax.losses import of_logits
 from metajax.models.saved import ERRORS, PARTS, Saved, Way, adapting, judging, save_recogniser, trained_on
-from metajax.parallel import use_all_cores
+from metajax.parallel import hoisted, use_all_cores
 
 STEPS = (0, 1, 2, 5, 10)  # after which the error is told
 RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
@@ -74,7 +73,7 @@ class Settings:
     strings: int = 100  # joined for each speaker
     words: tuple[int, int] = (3, 4)  # digits in a string, the fewest and the most
     shots: int = 4  # strings to adapt to, 2.5 s each
-    amounts: tuple[int, ...] | None = None  # strings to tell the error from, too; None: 1, 4, 12, of texts 1 and shots
+    amounts: tuple[int, ...] | None = None  # of strings to adapt to, told too; None: 1, shots, 3 times shots
     queries: int = 6  # strings to recognise
     num_steps: int = 2  # inner steps while training with text
     blind_steps: int = 1  # the same without
@@ -85,7 +84,7 @@ class Settings:
     tasks: int = 4  # speakers per outer step
     augment: float = 0.5  # strength of the augmentation; 0 for none
     width: float = 0.5  # of the Conformer
-    episodes: int = 48  # tasks to test on; half as many to choose on
+    episodes: int = 48  # tasks to test on, an even number; half as many to choose on
     cache: Path = field(default_factory=default_folder)  # folder of cached features and compiled programs
     out: Path = Path("runs/speaker_adaptation")  # folder of the results; the same command goes on there
 
@@ -100,12 +99,12 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
     kept, network = s.out / "recognisers" / f"seed{seed}", {"width": s.width, "num_layers": 2}
     model, num = judging(network, speech.vocabulary), s.episodes // 2  # tasks at a time, so that one program serves
 
-    def drawn(group: int, num_tasks: int) -> Episode:
-        sample = speakers(speech, values=parts[group], **sizes | {"shots": max(s.shots, *s.amounts)})
-        return jax.jit(jax.vmap(sample))(jax.random.split(jax.random.fold_in(key, group), num_tasks))
+    def drawn(group: int, num_tasks: int, shots: int) -> Episode:
+        sample = speakers(speech, values=parts[group], **sizes | {"shots": shots})
+        return jax.device_get(hoisted(jax.vmap(sample))(jax.random.split(jax.random.fold_in(key, group), num_tasks)))
 
-    on = {"validation": recognition.of_few(drawn(1, num), s.shots)}
-    on |= {amount: recognition.of_few(drawn(2, 2 * num), amount, s.shots) for amount in {*s.amounts, s.shots}}
+    test, on = drawn(2, 2 * num, max(s.shots, *s.amounts)), {"validation": drawn(1, num, s.shots)}
+    on |= {amount: recognition.of_few(test, amount, s.shots) for amount in {*s.amounts, s.shots}}
 
     train, steps = recipes.course(s.out / f"seed{seed}", key, s.tasks), s.outer_steps or (None, None)
     jointly, further = mj.joint(model.apply, TEXT).objective, ((s.further, steps[1]), s.outer_rate / 2)
@@ -119,8 +118,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
             return theta | PARTS[name]().init(theta["params"], key), count
         steps, how = s.num_steps if arm.error == "text" else s.blind_steps, {"support_error": ERRORS[arm.error]}
         method = getattr(mj, arm.kind)(model.apply, TEXT, optax.sgd(arm.rate), steps, part=PARTS[name](), **how)
-        theta = method.learner.init(start["params"], key)
-        return train(f"{title}, {name}", method.objective, theta, episodes, *further)
+        begun = method.learner.init(start["params"], key)
+        return train(f"{title}, {name}", method.objective, begun, episodes, *further)
 
     def ready(arm: Arm, theta: Theta, part: str, rate: Any, steps: int) -> Saved:
         how = Way(arm.error, part, rate * (ADAM if arm.adam else 1), steps, arm.kind == "meta_sgd", arm.adam)
@@ -156,7 +155,8 @@ def run(s: Settings) -> None:
     least |= dict.fromkeys(("width", "pretrain", "further", "longest"), 0.1)
     runs.check(s, ("plot",), strings=2, seeds=0, episodes=4, augment=0, tasks=1, outer_steps=1, **least)
     runs.known("arms", s.arms, ARMS)
-    s = replace(s, amounts=s.amounts or ((1, s.shots) if s.corpus == "auto" else (1, 4, 12)))
+    most = s.shots if s.corpus == "auto" else min(3 * s.shots, s.strings // 2)
+    s = replace(s, amounts=s.amounts or tuple(sorted({1, s.shots, most})))
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as fine-tuned.")
     use_all_cores(s.cache / "compiled")
@@ -177,19 +177,19 @@ def run(s: Settings) -> None:
     title = f"{speech.corpus.name}, {s.shots} {said} to adapt to; {s.episodes // 2 * 2} test "
     title += f"tasks, {[*map(len, split)]} speakers to train, choose and test on, seeds {s.seeds},\n"
     title += f"{what} (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "seconds": seconds, "rows": rows})
+    told = {"title": title, "config": config, "seeds": s.seeds, "seconds_per_string": seconds}
+    runs.save_results(s.out, told | {"rows": rows})
     never, panels, lines = rows[s.arms[0]]["word"][0], {}, []
-    for told, labelled in (("with text", True), ("without text", False)):
-        panels[told] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error == "text") == labelled}
-        panels[told] |= {"never adapted": [never | {"step": step} for step in STEPS]}
+    for where, labelled in (("with text", True), ("without text", False)):
+        panels[where] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error == "text") == labelled}
+        panels[where] |= {"never adapted": [never | {"step": step} for step in STEPS]}
     for arm, row in rows.items():
         tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]
         errors = [report.percent(value) for value in (row["word_at_step"], row["less"], *row["amounts"])]
         lines.append([arm, ", ".join(map(str, row["step"])), ", ".join(tuned), *errors])
     head = ["after the steps that validate best", "steps", "part, rate", what, "less error"]
-    head += [f"{amount * seconds:.1f} s" for amount in s.amounts]
-    told = [report.table(panel, None, STEPS) for panel in panels.values()]
-    print("", title, *told, report.markdown(head, lines), sep="\n\n")
+    head += [f"from {amount * seconds:.1f} s" for amount in s.amounts]
+    print("", title, *(report.table(p, None, STEPS) for p in panels.values()), report.markdown(head, lines), sep="\n\n")
     for arm in s.arms:
         print(f"\n{arm}: said | heard before | and after", *map(" | ".join, by_arm[arm][0]["texts"]), sep="\n    ")
     print(f"\nResults and picture are in {s.out}.")

@@ -187,8 +187,8 @@ def run(s: Settings) -> None:
         lines.append([arm, *errors, str(steps)[1:-1], str(tuned)[1:-1], *(f"{100 * value:.1f}" for value in told)])
     head = ["", *TESTED, "steps", "rate", "less at 5-10 dB", "lost on clean", "nothing heard, at most"]
     print("", title, report.markdown(head, lines), sep="\n\n")
-    for arm, (cell, *_) in by_arm.items():
-        print(f"\n{arm}, 5 dB: said | heard before | and after", *map(" | ".join, cell.get("texts", ())), sep="\n    ")
+    for arm, texts in ((arm, cell["texts"]) for arm, (cell, *_) in by_arm.items() if "texts" in cell):
+        print(f"\n{arm}, 5 dB: said | heard before | and after", *map(" | ".join, texts), sep="\n    ")
     print(f"\nResults and picture are in {s.out}.")
     curves = {arm: [row[name]["word_at_step"] | {"dB": db} for name, db in LEVELS.items()] for arm, row in rows.items()}
     curves["never adapted"] = [never[name] | {"dB": db} for name, db in LEVELS.items()]

@@ -70,7 +70,13 @@ def adapted_errors(
     steps: Sequence[int],
     error: Error = heard,
 ) -> Callable[[Theta, float, Any], Errors]:
-    """(theta, rate, given) -> `error_curves` of what `heard_in` gives; `vocabulary` is that of the tokens."""
+    """(theta, rate, given) -> `error_curves` of what `heard_in` gives.
+
+    Args:
+      vocabulary: of the tokens.
+      learner, sampler, key, num_tasks, error: as in `heard_in`.
+      steps: adaptation steps to tell.
+    """
     found = heard_in(learner, sampler, key, num_tasks, max(steps), error)
     return lambda theta, rate, given: error_curves(vocabulary, found(theta, rate, given), steps)
 
@@ -90,7 +96,7 @@ def heard_in(
       sampler: of tasks, for what is given, a tree of numbers such as `Scenarios`.
       key: fixes the tasks.
       num_tasks: number of tasks, spread over the devices.
-      num_steps: adaptation steps, after each of which is told.
+      num_steps: adaptation steps; metrics are `[tasks, num_steps + 1, ...]`, on the device.
       error: `heard`, or it on other outputs, such as `of_logits(heard)`.
     """
     mesh = task_mesh(num_tasks)
@@ -109,7 +115,7 @@ def heard_by_each(
 
     Args:
       learner, key, error: as in `heard_in`.
-      num_tasks: at a time, spread over the devices; there are a multiple of it.
+      num_tasks: at a time, spread over the devices; one program where the tasks are a multiple of it.
       steps: after which is told: metrics are `[tasks, steps, ...]`; `error_curves` numbers them from 0.
     """
     mesh, counts = task_mesh(num_tasks), jnp.diff(jnp.array(steps), prepend=0)

@@ -1,4 +1,4 @@
-"""Outer steps lower for CPU, GPU and TPU: of what `tests/models` and the battery of methods do not have.
+"""Outer steps lower for CPU, GPU and TPU, for models and steps that `tests/models` and the battery do not cover.
 
 What cannot be run here can be lowered here: it finds code that only a CPU can run.
 """

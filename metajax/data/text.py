@@ -136,7 +136,7 @@ def read_vocabulary(path: str | Path, normalizer: str = "nfc", unit: Unit = "cha
 
     Args:
       path: of the file, `{"<pad>": 0, "|": 4, "e": 5, ...}`; `[PAD]`, `<blank>` and `<blk>` are blanks too. Tokens that
-        are not NFC, as texts will be, are read as NFC, which a warning tells, unless that is a token, too.
+        are not NFC, as texts will be, are read as NFC, which a warning tells; one whose NFC form is a token stays.
       normalizer: one of `NORMALIZERS`, which the file does not name.
       unit: what a token is.
 

@@ -143,7 +143,7 @@ def load_recogniser(folder: Path) -> Saved:
     path = folder / _FILE
     if not path.is_file():
         inside = sorted(str(one.parent) for one in folder.glob(f"recognisers/*/*/{_FILE}"))
-        more = f" or {len(inside) - 1} more there" if inside[1:] else ""
+        more = f" ({len(inside) - 1} more there)" if inside[1:] else ""
         told = f", expected a folder such as {inside[0]}{more}." if inside else f": there is no {path}."
         raise InputError(f"{folder} is no recogniser{told}")
     found = runs.read_json(path)
@@ -193,10 +193,10 @@ def ready(saved: Saved, search: Callable[[np.ndarray], Sequence[int]] | None = N
       batch: pieces at a time, where a recording has more than one.
 
     Returns:
-      The transcriber; its `hear` raises a `DivergedError` where the outputs are not finite.
+      What adapts and hears; its `hear` raises a `DivergedError` where the outputs are not finite.
 
     Example:
-      ``heard = (t := transcriber(load_recogniser(run))).hear(pieces, t.adapt(pieces.x, ()))``
+      ``heard = (t := ready(load_recogniser(run))).hear(pieces, t.adapt(pieces.x, ()))``
     """
     learner, key, compiling = adapting(saved), jax.random.key(0), list[float]()
     hearing = adapting(saved._replace(way=saved.way._replace(error="text")))  # the same, but its phi holds no labels

@@ -69,9 +69,10 @@ def groups(
         )
     if not enough.all():
         few = f"fewer than {need} clips" if apart is None else "too few clips of a value or of the others"
-        left = [names[value] if names else str(value) for value in values[~enough]]
-        told = f"{', '.join(left[:5])}{', ...' if len(left) > 5 else ''}"
-        warnings.warn(f"{name}: {len(left)} of {len(size)} groups have {few} and are left out: {told}.", stacklevel=2)
+        left = [names[value] for value in values[~enough]] if names else []
+        told = f": {', '.join(left[:5])}{', ...' if len(left) > 5 else ''}" if left else ""
+        count = f"{(~enough).sum()} of {len(size)} groups"
+        warnings.warn(f"{name}: {count} have {few} and are left out{told}.", stacklevel=2)
     clips = jnp.asarray(np.argsort(group, kind="stable")[(group < 0).sum() :])
     starts, sizes, width = jnp.asarray(start[enough]), jnp.asarray(size[enough]), int(size[enough].max())
     sides = None if apart is None else jnp.asarray(apart)

@@ -74,7 +74,7 @@ def test_saving_replaces_a_recogniser_whole_or_not_at_all_and_nothing_else(tmp_p
     with pytest.raises(InputError, match="run is no recogniser, expected a folder such as .*/recognisers/seed0/joint"):
         load_recogniser(tmp_path / "run")
     save_recogniser(tmp_path / "run" / "recognisers" / "seed1" / "joint", saved)
-    with pytest.raises(InputError, match=r"such as .*/recognisers/seed0/joint or 1 more there\.$"):
+    with pytest.raises(InputError, match=r"such as .*/recognisers/seed0/joint \(1 more there\)\.$"):
         load_recogniser(tmp_path / "run")
 
 

@@ -128,7 +128,7 @@ def test_the_times_of_a_tiny_recogniser(capsys, monkeypatch):
     told += ["adapted to 10.0 s: film, error suta, 10 steps", "adapted to 10.0 s: film, error learned, 1 steps"]
     assert all(what.strip().startswith(one) for (what, *_), one in zip(rows, told, strict=True))
     for (_, took, share), length in zip(rows, (60, 60, 10, 10, 10), strict=True):
-        assert float(took) > 0 and float(share) == pytest.approx(float(took) / length, abs=1e-3)
+        assert float(took) >= 0 and float(share) == pytest.approx(float(took) / length, abs=1.1e-4)
 
 
 @pytest.mark.slow

@@ -19,8 +19,8 @@ def drawn():
     """2,000 tasks of 3 support and 2 query clips, whose inputs and targets are the clips' own numbers."""
     x = {"audio": Utterances(jnp.ones((len(ROWS), 4, 2)) * ROWS[:, None, None], ROWS), "image": ROWS[:, None] + 0.5}
     y = Transcripts(ROWS[:, None] + [100, 200], ROWS)
-    with pytest.warns(UserWarning, match=r"1 of 4 groups have fewer than 5 clips and are left out: 3\.$"):
-        sample = groups(x, y, GROUP, shots=3, queries=2, name="train")
+    with pytest.warns(UserWarning, match=r"train: 1 of 4 groups have fewer than 5 clips and are left out: g3\.$"):
+        sample = groups(x, y, GROUP, shots=3, queries=2, name="train", names=[f"g{i}" for i in range(10)])
     return jax.jit(jax.vmap(sample))(jax.random.split(jax.random.key(0), 2000))
 
 

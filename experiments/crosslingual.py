@@ -4,10 +4,10 @@
 
 eSpeak NG speaks numbers and invented words in 106 languages; tokens are its phonemes in IPA. A task is a language: ten
 utterances of a second to adapt to, others to recognise. A small Conformer learns jointly on 85 languages; from there
-every arm goes on for an equal time: jointly (the start of fine-tuning), by FOMAML, MAML, Reptile or Meta-SGD (with
-learned rates), on all parameters, low-rank matrices, or with a head that each language learns from zero. For every arm
-and number of steps, languages to validate on choose inner rate and part. The error is that of phonemes, decoded
-greedily, of languages and voices never heard. The same command goes on where it stopped. 23 minutes a seed on one core.
+every arm goes on for an equal time: jointly (the start of fine-tuning), by FOMAML, MAML, Reptile or Meta-SGD (MAML
+with learned rates), on all parameters, low-rank matrices, or with a head that each language learns from zero. For every
+arm and number of steps, languages to validate on choose inner rate and part. The error is that of phonemes, decoded
+greedily, of languages and voices never heard. The same command goes on where it stopped. 30 minutes a seed on one core.
 """
 
 import sys

@@ -100,21 +100,24 @@ def test_a_step_of_a_weighting(name):
 
 
 def outer_step(objective, theta, episode):
-    """Of one task."""
+    """The program of one of one task."""
     optimizer = optax.adam(1e-2)
-    step = mj.outer_step(objective, optimizer)
-    state = jax.eval_shape(lambda: mj.init_state(theta(), optimizer, 10))
-    return lowered(step, state, jax.tree.map(lambda a: a[None], episode), KEY)
+    state = jax.eval_shape(lambda theta: mj.init_state(theta, optimizer, 10), theta)
+    return lowered(mj.outer_step(objective, optimizer), state, jax.tree.map(lambda a: a[None], episode), KEY)
 
 
 def test_a_step_of_masked_prediction():
     how = mj.masked_prediction(encode, features=6, bands=BANDS, stride=4, span=5)
-    outer_step(how.objective, lambda: how.learner.init({"w": jnp.ones((BANDS, 6))}, KEY), episode(normal(5, 22, BANDS)))
+    theta = how.learner.init({"w": jnp.ones((BANDS, 6))}, KEY)
+    program = outer_step(how.objective, theta, episode(normal(5, 22, BANDS)))
+    assert theta["params"]["w"].shape in [leaf.shape for leaf in program.out_avals]
 
 
 def test_the_network_of_words_on_waves_and_a_step_of_its_training():
     model, pairs = word_net(6, width=8, heads=2), mj.Batch(normal(4, 48, 40), jnp.arange(4))
     theta = {"params": jax.eval_shape(model.init, KEY, pairs.x), "scale": jnp.zeros(())}
-    outer_step(train_words.matched(model.apply), lambda: theta, Episode(pairs, pairs))
+    program = outer_step(train_words.matched(model.apply), theta, Episode(pairs, pairs))
+    assert theta["params"]["map"]["kernel"].shape in [leaf.shape for leaf in program.out_avals]
     heard, waves = on_waves(model), normal(3, 8000)
-    lowered(heard.apply, jax.eval_shape(heard.init, KEY, waves), waves)
+    program = lowered(heard.apply, jax.eval_shape(heard.init, KEY, waves), waves)
+    assert [leaf.shape[0] for leaf in program.out_avals] == [3]

@@ -35,8 +35,7 @@ from metajax.models.saved import ERRORS, PARTS, Saved, Way, adapting, judging, s
 from metajax.parallel import hoisted, use_all_cores
 
 STEPS = (0, 1, 2, 5, 10)  # after which the error is told
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)  # inner rates to choose from
-ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
+RATES, ADAM = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0), 0.03  # inner rates to choose from; factor of them for SUTA's Adam
 TEXT, HEARD = ERRORS["text"], of_logits(recognition.heard)
 
 
@@ -46,11 +45,13 @@ class Arm(NamedTuple):  # what theta descends, and how it adapts
     parts: tuple[str, ...]  # what adapts; meta-trained once for each
     rate: float = 0.0  # inner rate while training, from which learned rates start
     adam: bool = False  # in place of gradient descent, when tested
+    kept: bool = False  # the support set's gradient at theta in the outer one, a common mistake
 
 
 ARMS = {
     "fine-tuned": Arm("joint", "text", ("all", "film", "lora")),
     "FOMAML": Arm("fomaml", "text", ("all",), 0.03),
+    "FOMAML, support gradient kept": Arm("fomaml", "text", ("all",), 0.03, kept=True),
     "MAML": Arm("maml", "text", ("all",), 0.03),
     "Reptile": Arm("reptile", "text", ("all",), 0.03),
     "Meta-SGD": Arm("meta_sgd", "text", ("all", "film"), 0.03),
@@ -118,8 +119,9 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
             return theta | PARTS[name]().init(theta["params"], key), count
         steps, how = s.num_steps if arm.error == "text" else s.blind_steps, {"support_error": ERRORS[arm.error]}
         method = getattr(mj, arm.kind)(model.apply, TEXT, optax.sgd(arm.rate), steps, part=PARTS[name](), **how)
-        begun = method.learner.init(start["params"], key)
-        return train(f"{title}, {name}", method.objective, begun, episodes, *further)
+        keep = lambda theta, task, key: jointly(theta, Episode(*[task.support] * 2), key)  # noqa: E731
+        objective = mj.mix(method.objective, keep, 1.0) if arm.kept else method.objective
+        return train(f"{title}, {name}", objective, method.learner.init(start["params"], key), episodes, *further)
 
     def ready(arm: Arm, theta: Theta, part: str, rate: Any, steps: int) -> Saved:
         how = Way(arm.error, part, rate * (ADAM if arm.adam else 1), steps, arm.kind == "meta_sgd", arm.adam)
@@ -142,9 +144,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
         best = part, rate = found["option"][i := STEPS.index(found["step"])]
         save_recogniser(kept / title, ready(arm, thetas[part][0], part, rate, found["step"]))
         amounts = [errors(heard(best, amount))["word"][:, i].tolist() for amount in s.amounts]
-        texts = recognition.examples(speech.vocabulary, heard(best, s.shots), i)
-        told = {"amounts": amounts, "texts": texts, "speakers": parts}
-        return found | told | {"outer_steps": {name: int(count) for name, (_, count) in thetas.items()}}
+        told = {"amounts": amounts, "texts": recognition.examples(speech.vocabulary, heard(best, s.shots), i)}
+        return found | told | {"speakers": parts, "outer_steps": {name: int(n) for name, (_, n) in thetas.items()}}
 
     return cell
 
@@ -177,8 +178,7 @@ def run(s: Settings) -> None:
     title = f"{speech.corpus.name}, {s.shots} {said} to adapt to; {s.episodes // 2 * 2} test "
     title += f"tasks, {[*map(len, split)]} speakers to train, choose and test on, seeds {s.seeds},\n"
     title += f"{what} (%), greedy decoding, normaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
-    told = {"title": title, "config": config, "seeds": s.seeds, "seconds_per_string": seconds}
-    runs.save_results(s.out, told | {"rows": rows})
+    runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "per_string": seconds, "rows": rows})
     never, panels, lines = rows[s.arms[0]]["word"][0], {}, []
     for where, labelled in (("with text", True), ("without text", False)):
         panels[where] = {arm: rows[arm]["word"] for arm in s.arms if (ARMS[arm].error == "text") == labelled}

@@ -39,7 +39,7 @@ from metajax.parallel import use_all_cores
 from metajax.tasks.episodes import with_inputs
 from metajax.tasks.groups import groups, of_amounts
 
-STEPS, RATES = (0, 1, 2, 5, 10), (0.03, 0.1, 0.3)  # after which the error is told; inner ones to choose from
+STEPS, RATES = (0, 1, 2, 5, 10, 20, 50), (0.03, 0.1, 0.3)  # after which the error is told; inner ones to choose from
 ADAM, FLOOR = 0.03, 0.5  # factor of these rates for SUTA's Adam; confidence from which on a pseudo-label counts
 SECONDS, OTHER = (10.0, 30.0), (1.2, 6.0)  # to adapt to; other vocal tracts, at most, as a ratio, and channels, in dB
 PARTS = {"all": mj.everything, "film": mj.film, "lora": partial(mj.lora, 4), "head": partial(mj.only, "head")}

@@ -169,10 +169,11 @@ def run(s: Settings) -> None:
     curves, lines = {arm: row["word"] for arm, row in rows.items()}, []
     for arm, row in rows.items():
         tuned = [" ".join(map(str, o[STEPS.index(k)])) for o, k in zip(row["option"], row["step"], strict=True)]
-        told = [report.percent(row[name]) for name in ("word_at_step", "less")]
+        told = [report.percent(row[name]) for name in ("word_at_step", "character_at_step", "less")]
         told += [f"{100 * of:.1f}" for of in np.mean([cell["fewer"] for cell in by_arm[arm]], 0)]
         lines.append([arm, ", ".join(map(str, row["step"])), ", ".join(tuned), *told])
-    head = ["after the steps that validate best", "steps", "part, rate", "phoneme error", "less error", "of 1", "of 3"]
+    head = ["after the steps that validate best", "steps", "part, rate", "phoneme error", "of characters", "less error"]
+    head += [f"of {few}" for few in FEWER]
     print("", title, report.table(curves, None, STEPS), report.markdown(head, lines), sep="\n\n")
     best = min(s.arms, key=lambda arm: rows[arm]["word_at_step"]["mean"])
     for texts in zip(by_arm[best][0]["languages"][2], *by_arm[best][0]["texts"], strict=True):

@@ -28,10 +28,11 @@ import metajax as mj
 from metajax import recipes, recognition, report, runs
 from metajax.core import Learner, Sampler, Theta, Utterances
 from metajax.data.augment import Augmentation, augment, in_other_throats, normalized, sometimes
+from metajax.data.buckets import bucket_bounds
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.corpora.joined import NUMERALS, joined
-from metajax.data.speech import Speech, load_speech
+from metajax.data.speech import Speech, in_buckets, load_speech
 from metajax.data.text import NORMALIZERS
 from metajax.losses import ctc, pseudo, pseudo_labels, suta
 from metajax.models import recogniser
@@ -47,7 +48,8 @@ ERRORS = {"text": ctc, "SUTA": suta, "pseudo-labels": pseudo}
 WAYS = {"text": tuple(PARTS), "SUTA": ("film",), "pseudo-labels": ("all",)}
 DISTURBED = Augmentation(warp=0.15, stretch=0.25, shift=0, gain=0, noise=0.8, noise_low=3, room=0.5, band=4)
 HELD, LONGEST, QUERIES = 6, 12.0, 8  # every so many-th voice; seconds of an utterance; utterances of a speaker
-STARTS, BATCH, SHARE = ("joint", "FOMAML"), 8, 0.5  # utterances, four times in an outer step; share disturbed if joint
+STARTS, BATCH = ("joint", "FOMAML"), 8  # utterances, four times in an outer step
+SHARE, BUCKETS = 0.5, 4  # of joint training: utterances that are disturbed, and lengths that batches are padded to
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,19 @@ class Settings:
 Cell = namedtuple("Cell", "corpus seconds start")
 
 
-def spoken(s: Settings) -> tuple[Speech, np.ndarray]:
-    """Synthetic speech, and of each utterance whether its voice is held out."""
+def spoken(s: Settings) -> Speech:
+    """Synthetic speech; by its column `held` some of the voices are held out."""
     lines, draw = espeak_phrases.english(), np.random.default_rng(s.seed)
     more = {"en-us": [lines[i] for i in draw.permutation(len(lines))[: s.phrases]]}
     how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 28), "seed": s.seed, "exclude": ()}
     recordings = read("espeak_phrases", languages=s.languages, more=more, **how)
     kept: dict[str, Any] = {"longest": 2.5, "cache": s.cache, "on_error": "skip"}
     speech = load_speech(recordings, normalizer="ipa", unit="phoneme", **kept)
-    return speech, speech.corpus.columns["speaker"] % HELD == 0
+    columns = speech.corpus.columns | {"held": speech.corpus.columns["speaker"] % HELD == 0}
+    return speech._replace(corpus=speech.corpus._replace(columns=columns))
 
 
-def tests(s: Settings, speech: Speech, held: np.ndarray) -> dict[str, Any]:
+def tests(s: Settings, speech: Speech) -> dict[str, Any]:
     """Of people, or of the voices held out: tasks by SECONDS, language, phonemes of each digit, number left out."""
     found: dict[str, Any] = {}
 
@@ -104,31 +107,34 @@ def tests(s: Settings, speech: Speech, held: np.ndarray) -> dict[str, Any]:
         test(name, language, one, np.where(who < s.speakers, who, -1), words)
     if not found:
         columns, place = speech.corpus.columns, speech.corpus.names["language"].index("en-us")
-        test("voices", "en-us", speech, np.where(held & (columns["language"] == place), columns["speaker"], -1), ())
+        who = np.where(columns["held"] & (columns["language"] == place), columns["speaker"], -1)
+        test("voices", "en-us", speech, who, ())
     return found
 
 
 def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]]]:
     """The names of the corpora to test on; how a cell is trained, unless it was, chosen and told."""
-    speech, held = spoken(s)
-    key, on, known, columns = jax.random.key(s.seed), tests(s, speech, held), speech.vocabulary, speech.corpus.columns
+    key, speech = jax.random.key(s.seed), spoken(s)
+    on, known, columns = tests(s, speech), speech.vocabulary, speech.corpus.columns
     network, languages = recogniser(width=s.width, num_layers=2)(len(known.tokens)), speech.corpus.names["language"]
 
-    def draw(group: np.ndarray, together: bool, shots: int, queries: int) -> Sampler:
+    def draw(speech: Speech, group: np.ndarray | int, together: bool, shots: int, queries: int) -> Sampler:
         def disturbed(x: Utterances, key: Any) -> Utterances:
             return augment(DISTURBED)(in_other_throats(x, jax.random.fold_in(key, 1), *OTHER, together), key)
 
         change = sometimes(disturbed, 1.0 if together else SHARE)
-        given = Utterances(speech.corpus.features, speech.corpus.lengths), speech.transcripts, np.where(held, -1, group)
+        corpus, chosen = speech.corpus, np.where(speech.corpus.columns["held"], -1, group)
+        given = Utterances(corpus.features, corpus.lengths), speech.transcripts, chosen
         return with_inputs(groups(*given, shots=shots, queries=queries), lambda x, key: normalized(change(x, key)))
 
-    voices = draw(columns["speaker"] * len(languages) + columns["language"], True, BATCH // 2, BATCH)
-    many = draw(np.zeros_like(held, int), False, 1, BATCH - 1)
+    voices = draw(speech, columns["speaker"] * len(languages) + columns["language"], True, BATCH // 2, BATCH)
+    buckets = in_buckets(speech, bucket_bounds(np.asarray(speech.corpus.lengths), BUCKETS))
+    many = [(float((~b.corpus.columns["held"]).sum()), draw(b, 0, False, 1, BATCH - 1)) for b in buckets]
 
     @cache
     def trained(title: str) -> tuple[Theta, jax.Array]:
         first, fomaml = title == "start", title == "FOMAML"
-        theta = {"params": recipes.fresh(network.init, many, key)} if first else trained("start")[0]
+        theta = {"params": recipes.fresh(network.init, voices, key)} if first else trained("start")[0]
         method = mj.fomaml(network.apply, ctc, optax.sgd(0.03), 2) if fomaml else mj.joint(network.apply, ctc)
         train, steps = recipes.course(s.out / "trained", key), s.outer_steps or (None, None)
         length = ((s.pretrain, steps[0]), 4e-3) if first else ((s.further, steps[1]), 1e-3)
@@ -184,8 +190,7 @@ def run(s: Settings) -> None:
         first, second, *_ = result["ways"]["text"]["texts"]
         print(f"\n{corpus}, {seconds:.0f} s, {start}: said, heard before, after text", *first, *second, sep="\n    ")
     title = f"Trained on synthetic voices alone; phoneme error (%), normaliser ipa, seed {s.seed}, 95 % over speakers"
-    rows = [where._asdict() | done[where] for where in wanted]
-    runs.save_results(s.out, {"title": title, "config": config, "rows": rows})
+    runs.save_results(s.out, {"title": title, "config": config, "rows": [w._asdict() | done[w] for w in wanted]})
     head = ["", "start", "way", "s", "left out", "chosen", "before", "after", "gain", "less", "digits", "after"]
     print("", title, report.markdown(head, lines, 3), f"Results and picture are in {s.out}.", sep="\n\n")
     report.plot_panels(panels, title, s.out / "curve.png", x="step", label="steps", what="phoneme error (%)")

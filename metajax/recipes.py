@@ -1,6 +1,6 @@
 """The recipe that scripts train with: AdamW with warm-up, cosine decay and clipping, tasks spread over the devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,12 @@ import optax
 from jaxtyping import Array
 
 from metajax import checkpoint
-from metajax.core import KeyArray, Objective, Params, Sampler, Theta
+from metajax.core import KeyArray, Metrics, Objective, Params, Sampler, Theta
 from metajax.parallel import replicate, run_once, task_mesh
-from metajax.train import Fit, fit, in_phases, init_state, meta_step
+from metajax.train import Fit, MetaState, OuterStep, fit, in_phases, init_state, meta_step
 
 WARMUP = 0.1  # share of the outer steps
+Samplers = Sampler | Sequence[tuple[float, Sampler]]  # or several, with weights
 
 
 def warmup_cosine(progress: Array) -> Array:
@@ -29,6 +30,27 @@ def adamw(outer_rate: float = 2e-3, weight_decay: float = 1e-4) -> optax.Gradien
     return optax.chain(optax.clip_by_global_norm(10.0), optax.adamw(outer_rate, weight_decay=weight_decay))
 
 
+def by_chance(choices: Sequence[tuple[float, OuterStep]]) -> OuterStep:
+    """One outer step that takes one of several at random, with probabilities in proportion to their weights.
+
+    So a training on utterances in buckets, a `meta_step` on each, pads no batch beyond its own bucket.
+
+    Args:
+      choices: weights and outer steps, all of them on the same state.
+
+    Example:
+      ``step = by_chance([(weight, meta_step(objective, optimizer, sample, 4)) for weight, sample in buckets])``
+    """
+    weights, steps = zip(*choices, strict=True)
+    shares = jnp.array(weights) / sum(weights)
+
+    def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
+        place, key = jax.random.split(key)
+        return jax.lax.switch(jax.random.choice(place, len(steps), p=shares), steps, state, key)
+
+    return step
+
+
 def fresh(init: Callable[[KeyArray, Any], Params], sample: Sampler, key: KeyArray) -> Params:
     """A network's parameters for the inputs of `sample`, made by one compiled program."""
     x = jax.eval_shape(sample, key).support.x
@@ -38,7 +60,7 @@ def fresh(init: Callable[[KeyArray, Any], Params], sample: Sampler, key: KeyArra
 def meta_train(
     phases: list[tuple[float, Objective]],
     theta: Theta,
-    sample: Sampler,
+    sample: Samplers,
     key: KeyArray,
     outer_steps: int,
     *,
@@ -54,7 +76,7 @@ def meta_train(
     Args:
       phases: shares, with a sum of 1, and objectives; `[(1.0, algorithm.objective)]` for one.
       theta: from `Learner.init`.
-      sample: task distribution.
+      sample: task distribution; or several with their weights, of which each outer step draws one, such as buckets.
       key: fixes the tasks of all outer steps.
       outer_steps: number of outer steps; under `seconds` the first guess of it.
       optimizer: such as `adamw()`; its updates follow `warmup_cosine`.
@@ -69,7 +91,12 @@ def meta_train(
     """
     mesh = task_mesh(num_tasks)
     how: dict[str, Any] = {"chunk": chunk, "mesh": mesh, "schedule": warmup_cosine}
-    steps = [(share, meta_step(objective, optimizer, sample, num_tasks, **how)) for share, objective in phases]
+
+    def step(objective: Objective) -> OuterStep:
+        one = lambda sample: meta_step(objective, optimizer, sample, num_tasks, **how)  # noqa: E731
+        return one(sample) if callable(sample) else by_chance([(weight, one(each)) for weight, each in sample])
+
+    steps = [(share, step(objective)) for share, objective in phases]
     state = replicate(init_state(theta, optimizer, outer_steps, average=average), mesh)
     options = {"block": 25, "validate_every": 100} | options
     return fit(in_phases(steps), state, key, num_tasks=num_tasks, validate=validate, **options)
@@ -93,7 +120,7 @@ def course(folder: Path, key: KeyArray, num_tasks: int = 4) -> Callable[..., Any
     how: dict[str, Any] = {"num_tasks": num_tasks, "chunk": 1 if jax.default_backend() == "cpu" else None}
 
     def train(
-        title: str, objective: Objective, theta: Theta, sample: Sampler, length: Length, rate: float, **more: Any
+        title: str, objective: Objective, theta: Theta, sample: Samplers, length: Length, rate: float, **more: Any
     ) -> tuple[Theta, Array]:
         seconds, outer_steps = length
         return trained_once(

@@ -25,6 +25,7 @@ from metajax import (
 )
 from metajax.losses import classify, classify_corpus, squared_error
 from metajax.parallel import hoisted, replicate, task_mesh
+from metajax.recipes import by_chance
 from metajax.tasks.episodes import episodes
 from tests.conftest import assert_close, differs, equations, mlp, mlp_params, words
 
@@ -184,6 +185,19 @@ def test_phases_follow_one_another():
     assert thetas == [1, 2, 12, 22, 32, 132, 232, 332, 432, 532, 632, 732]
     alone = in_phases([(1.0, steps[1])])
     assert int(alone(state, KEY)[0].theta) == 742
+
+
+def test_steps_by_chance_are_taken_in_proportion_to_their_weights():
+    def adds(by):
+        return lambda state, key: (state._replace(theta=state.theta + by), {"loss": jax.random.uniform(key)})
+
+    step = jax.jit(jax.vmap(by_chance([(2.0, adds(1)), (0.0, adds(10)), (6.0, adds(100))]), (None, 0)))
+    state = MetaState(jnp.zeros(()), (), jnp.zeros((), jnp.int32), jnp.int32(10), (), ())
+    after, metrics = step(state, jax.random.split(KEY, 4000))
+    values, counts = np.unique(after.theta, return_counts=True)
+    assert values.tolist() == [1, 100] and abs(counts[0] - 1000) < 110  # four deviations
+    rare = np.asarray(metrics["loss"])[after.theta == 1]
+    assert abs(rare.mean() - 0.5) < 0.04  # what a step draws does not follow from which one it is
 
 
 @pytest.mark.parametrize(("shares", "told"), [((0.5, 0.4), "sum of 1"), ((1.5, -0.5), "sum of 1"), ((), "is empty")])

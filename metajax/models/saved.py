@@ -29,6 +29,7 @@ from metajax.losses import ctc, entropy, of_logits, pseudo, pseudo_labels, suta,
 from metajax.models.judged import judged
 from metajax.models.model import Model
 from metajax.models.named import recogniser
+from metajax.names import named
 
 PARTS: dict[str, Callable[[], Part]] = {
     "all": everything,
@@ -46,7 +47,10 @@ ERRORS: dict[str, Error] = {
     "pseudo-labels": of_logits(pseudo),
     "learned": verdict,
 }
-_FILE = "recogniser.json"
+_FILE, _TRAINED = (
+    "recogniser.json",
+    "trained_with.json",
+)  # the second within theta's folder, so that it goes where that goes
 
 
 class Way(NamedTuple):
@@ -108,6 +112,8 @@ def adapting(saved: Saved) -> Learner:
 def save_recogniser(folder: Path, saved: Saved) -> None:
     """Write a recogniser to a folder, whole or not at all: `recogniser.json`, `vocab.json` and the checkpoint `theta`.
 
+    Within `theta` is written which vocabulary and features it was trained with, which `load_recogniser` compares.
+
     Args:
       folder: one that holds a recogniser is replaced.
       saved: with a theta of `adapting(saved).init`.
@@ -124,6 +130,7 @@ def save_recogniser(folder: Path, saved: Saved) -> None:
 
     def fill(fresh: Path) -> None:
         checkpoint.save(fresh / "theta", told.pop("theta"))
+        checkpoint.write_json(fresh / "theta" / _TRAINED, {name: told[name] for name in ("vocabulary", "features")})
         write_vocabulary(saved.vocabulary, fresh / "vocab.json")
         checkpoint.write_json(fresh / _FILE, told)
 
@@ -161,6 +168,15 @@ def load_recogniser(folder: Path) -> Saved:
         differing = ((i, row) for i, row in enumerate(rows) if row[0] != row[1])
         place, (one, other) = next(differing, (0, (listed.ids, vocabulary.ids)))
         raise InputError(f"{folder}: token {place} is {one!r} in vocab.json but {other!r} in {_FILE}, not the same.")
+    if (with_it := folder / "theta" / _TRAINED).is_file():  # those of earlier versions have none
+        trained = named(runs.read_json(with_it))
+        given = named({part: found[part] for part in ("vocabulary", "features")})
+        if odd := [name for name in {**given, **trained} if trained.get(name) != given.get(name)]:
+            name = min(odd, key=lambda name: ".ids." in name)  # the token, not its place
+            this, other = (
+                f"{name} {values[name]!r}" if name in values else f"no {name}" for values in (trained, given)
+            )
+            raise InputError(f"{folder}: theta was trained with {this}, but {_FILE} tells {other}.")
     x, key = jnp.zeros((1, 8, features.num_mels)), jax.random.key(0)
     like = jax.eval_shape(lambda: learner.init(init(key, x), key))
     try:

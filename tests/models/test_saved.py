@@ -1,6 +1,7 @@
 """A recogniser in a folder: what is read is what was written, and what does not belong together is told."""
 
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -107,7 +108,8 @@ def written(tmp_path_factory):
         (lambda f: f | {"network": {"width": 0.25, "num_layers": 1}}, r"another network.*: params\..* is float32\["),
         (lambda f: f | {"network": {"width": 0.125, "num_layers": 2}}, r"layers\.1\..* is missing in the checkpoint"),
         (lambda f: f | {"network": {"wide": 1}}, "recogniser.json is damaged or of another version: .*'wide'"),
-        (lambda f: f | {"features": f["features"] | {"num_mels": 9}}, r"other features.*kernel is float32\[5, 8, 16\]"),
+        (lambda f: f | {"features": f["features"] | {"num_mels": 9}}, "num_mels 8, but .* tells features.num_mels 9"),
+        (lambda f: f | {"features": f["features"] | {"hop": 80}}, "features.hop 160, but .*json tells features.hop 80"),
         (lambda f: f | {"features": f["features"] | {"hop": 0}}, "hop is 0, expected a whole number"),
         (lambda f: f | {"way": f["way"] | {"part": "film"}}, r"film.* is missing in the checkpoint"),
         (lambda f: f | {"way": f["way"] | {"error": "loud"}}, "error holds 'loud', expected some of text, suta"),
@@ -137,5 +139,22 @@ def test_a_theta_of_another_vocabulary_is_told(tmp_path, written):
     with pytest.raises(InputError, match="one: token 4 is 'c' in vocab.json but 'n' in recogniser.json, not the same"):
         load_recogniser(here)
     (here / "recogniser.json").write_text(json.dumps(found | {"vocabulary": other._asdict()}))
+    with pytest.raises(
+        InputError, match="theta was trained with vocabulary.tokens.4 'n', but .* vocabulary.tokens.4 'c'"
+    ):
+        load_recogniser(here)
+    (here / "theta").unlink()
+    shutil.copytree(written / "theta", here / "theta")
+    (here / "theta" / "trained_with.json").unlink()  # as earlier versions wrote it
     with pytest.raises(InputError, match=r"another vocabulary.*head.bias is float32\[6\] in .*, expected float32\[7\]"):
+        load_recogniser(here)
+    same = vocabulary(["één ac"])  # of the same size: only what was kept with theta can tell
+    save_recogniser(tmp_path / "other", recogniser()._replace(vocabulary=same))
+    shutil.rmtree(here / "theta")
+    (here / "theta").symlink_to(tmp_path / "other" / "theta")
+    (here / "recogniser.json").write_text((written / "recogniser.json").read_text())
+    (here / "vocab.json").write_text((written / "vocab.json").read_text())
+    with pytest.raises(
+        InputError, match="theta was trained with vocabulary.tokens.3 'c', but .* vocabulary.tokens.3 'b'"
+    ):
         load_recogniser(here)

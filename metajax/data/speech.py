@@ -236,8 +236,8 @@ def by_column(
         if value not in names:
             raise InputError(f"{speech.corpus.name} has no {column} {value!r}, expected one such as {names[0]!r}.")
         if (found := int((group == names.index(value)).sum())) < shots + queries:
-            asked = f"{shots} shots and {queries} queries"
-            raise InputError(f"{column} {value!r} has {found} utterances, expected {shots + queries} for {asked}.")
+            asked = f"{shots + queries} for {shots} shots and {queries} queries"
+            raise InputError(f"{column} {value!r} has {found} utterance{'s' * (found != 1)}, expected {asked}.")
     if values is not None:
         group = np.where(np.isin(group, [names.index(value) for value in values]), group, -1)
     x = Utterances(speech.corpus.features, speech.corpus.lengths)

@@ -315,7 +315,7 @@ def test_audio_without_text_is_counted(tmp_path):
 def test_commands_are_refused_and_never_run(tmp_path):
     path, _, _ = kaldi(tmp_path)
     sentence = "wav.scp, line 1: one is the output of a command, which is not run: .*touch"
-    for entry in ("touch {0}/ran |", "| touch {0}/ran"):
+    for entry in ("touch {0}/ran |", "| touch {0}/ran", "touch {0}/ran | cat"):
         write(tmp_path, {"data/wav.scp": "one " + entry.format(tmp_path) + "\n"})
         with pytest.raises(InputError, match=sentence):
             corpora.read("kaldi", path, folder=tmp_path)

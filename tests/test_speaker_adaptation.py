@@ -54,12 +54,12 @@ def test_what_cannot_be_compared_is_refused(main, tmp_path, capsys):
 
 @pytest.mark.slow
 def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch):
-    fewer = {"fine-tuned": ("film", "lora"), "SUTA": ("film",)}  # each is a program or two
+    fewer = {"fine-tuned": ("all", "film"), "SUTA": ("film",)}  # each is a program or two
     for arm, parts in fewer.items():
         monkeypatch.setitem(ARMS, arm, ARMS[arm]._replace(parts=parts))
     monkeypatch.setattr(speaker_adaptation, "RATES", RATES[:2])
     monkeypatch.setattr(saved, "recogniser", tiny.recogniser)
-    arms = ("fine-tuned", "SUTA", "learned error")
+    arms = ("fine-tuned", "SUTA", "learned error", "from scratch", "FOMAML, support gradient kept")
     assert main("--arms", *arms) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -79,6 +79,7 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
         assert np.shape(cell["texts"]) == (3, 3) and all(2 <= len(said.split()) <= 3 for said, *_ in cell["texts"])
     never = {arm: [task[0] for task in cell["character"]] for cell in cells.values() for arm in [cell["arm"]]}
     assert never["SUTA"] == never["fine-tuned"]  # one start, one set of tasks
+    assert [cell["outer_steps"] for cell in cells.values() if cell["arm"] == "from scratch"] == [{"all": 0}]
     train, validation, test = next(iter(cells.values()))["speakers"]
     assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test
     for arm, row in results["rows"].items():

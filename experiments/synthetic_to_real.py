@@ -3,12 +3,12 @@
     python experiments/synthetic_to_real.py --arabic DIR --fsdd DIR --librispeech DIR
 
 eSpeak NG speaks English phrases, and numbers and invented words in some languages; tokens are its phonemes. A small
-Conformer learns them jointly, strongly disturbed, and goes on for an equal time jointly or by FOMAML, whose tasks are
-voices, each in a vocal tract and a channel of its own. Tested on strings of digits, joined from Arabic recordings and
-FSDD, and on LibriSpeech; it is told the language, thus the phonemes. It adapts to at most 10 or 30 s of a speaker, with
-text or without, and recognises others of theirs; half of the speakers choose part, rate and steps for the other half.
-Phoneme error, decoded greedily, against eSpeak's reading of the text; of digits also the error of the nearest string of
-digits. Without folders it is tested on voices held out.
+Conformer learns them jointly, strongly disturbed, in buckets of lengths, and goes on for an equal time jointly or by
+FOMAML, whose tasks are voices, each in a vocal tract and a channel of its own. Tested on strings of digits, joined from
+Arabic recordings and FSDD, and on LibriSpeech, told the language and thus the phonemes. It adapts to at most 10 or 30 s
+of a speaker, with text or without, and recognises others of theirs; half of the speakers choose part, rate and steps
+for the other half. Phoneme error, greedy decoding, against eSpeak's reading of the text; of digits also the error of
+the nearest string of digits. Without folders it is tested on voices held out.
 """
 
 import sys
@@ -32,7 +32,7 @@ from metajax.data.buckets import bucket_bounds
 from metajax.data.cache import default_folder
 from metajax.data.corpora import espeak, espeak_phrases, read
 from metajax.data.corpora.joined import NUMERALS, joined
-from metajax.data.speech import Speech, in_buckets, load_speech
+from metajax.data.speech import Speech, in_buckets, load_speech, subset
 from metajax.data.text import NORMALIZERS
 from metajax.losses import ctc, pseudo, pseudo_labels, suta
 from metajax.models import recogniser
@@ -73,16 +73,15 @@ class Settings:
 Cell = namedtuple("Cell", "corpus seconds start")
 
 
-def spoken(s: Settings) -> Speech:
-    """Synthetic speech; by its column `held` some of the voices are held out."""
+def spoken(s: Settings) -> tuple[Speech, Speech]:
+    """Synthetic speech to train on, and that of voices held out."""
     lines, draw = espeak_phrases.english(), np.random.default_rng(s.seed)
     more = {"en-us": [lines[i] for i in draw.permutation(len(lines))[: s.phrases]]}
     how: dict[str, Any] = {"utterances": s.utterances, "letters": (4, 28), "seed": s.seed, "exclude": ()}
     recordings = read("espeak_phrases", languages=s.languages, more=more, **how)
-    kept: dict[str, Any] = {"longest": 2.5, "cache": s.cache, "on_error": "skip"}
-    speech = load_speech(recordings, normalizer="ipa", unit="phoneme", **kept)
-    columns = speech.corpus.columns | {"held": speech.corpus.columns["speaker"] % HELD == 0}
-    return speech._replace(corpus=speech.corpus._replace(columns=columns))
+    speech = load_speech(recordings, normalizer="ipa", unit="phoneme", longest=2.5, cache=s.cache, on_error="skip")
+    held = speech.corpus.columns["speaker"] % HELD == 0
+    return subset(speech, ~held), subset(speech, held)
 
 
 def tests(s: Settings, speech: Speech) -> dict[str, Any]:
@@ -107,29 +106,28 @@ def tests(s: Settings, speech: Speech) -> dict[str, Any]:
         test(name, language, one, np.where(who < s.speakers, who, -1), words)
     if not found:
         columns, place = speech.corpus.columns, speech.corpus.names["language"].index("en-us")
-        who = np.where(columns["held"] & (columns["language"] == place), columns["speaker"], -1)
-        test("voices", "en-us", speech, who, ())
+        test("voices", "en-us", speech, np.where(columns["language"] == place, columns["speaker"], -1), ())
     return found
 
 
 def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]]]:
     """The names of the corpora to test on; how a cell is trained, unless it was, chosen and told."""
-    key, speech = jax.random.key(s.seed), spoken(s)
-    on, known, columns = tests(s, speech), speech.vocabulary, speech.corpus.columns
+    key, (speech, held) = jax.random.key(s.seed), spoken(s)
+    on, known, columns = tests(s, held), speech.vocabulary, speech.corpus.columns
     network, languages = recogniser(width=s.width, num_layers=2)(len(known.tokens)), speech.corpus.names["language"]
 
-    def draw(speech: Speech, group: np.ndarray | int, together: bool, shots: int, queries: int) -> Sampler:
+    def draw(speech: Speech, group: np.ndarray, together: bool, shots: int, queries: int) -> Sampler:
         def disturbed(x: Utterances, key: Any) -> Utterances:
-            return augment(DISTURBED)(in_other_throats(x, jax.random.fold_in(key, 1), *OTHER, together), key)
+            keys = jax.random.split(key)
+            return augment(DISTURBED)(in_other_throats(x, keys[0], *OTHER, together), keys[1])
 
         change = sometimes(disturbed, 1.0 if together else SHARE)
-        corpus, chosen = speech.corpus, np.where(speech.corpus.columns["held"], -1, group)
-        given = Utterances(corpus.features, corpus.lengths), speech.transcripts, chosen
+        given = Utterances(speech.corpus.features, speech.corpus.lengths), speech.transcripts, group
         return with_inputs(groups(*given, shots=shots, queries=queries), lambda x, key: normalized(change(x, key)))
 
     voices = draw(speech, columns["speaker"] * len(languages) + columns["language"], True, BATCH // 2, BATCH)
-    buckets = in_buckets(speech, bucket_bounds(np.asarray(speech.corpus.lengths), BUCKETS))
-    many = [(float((~b.corpus.columns["held"]).sum()), draw(b, 0, False, 1, BATCH - 1)) for b in buckets]
+    buckets = in_buckets(speech, bucket_bounds(np.asarray(speech.corpus.lengths), BUCKETS, least=BATCH))
+    many = [(len(b.corpus.lengths), draw(b, 0 * b.corpus.lengths, False, 1, BATCH - 1)) for b in buckets]
 
     @cache
     def trained(title: str) -> tuple[Theta, jax.Array]:
@@ -174,8 +172,10 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
 def run(s: Settings) -> None:
     """Every cell that is missing, then the table, transcripts and the picture."""
     runs.check(s, ("plot", "espeak"), speakers=4, utterances=1, outer_steps=1, pretrain=0.1, further=0.1, width=0.1)
+    if lacking := {"en-us", *["ar"] * bool(s.arabic)} - {*s.languages}:
+        raise mj.InputError(f"languages lacks {min(lacking)!r}, in which it is tested.")
     use_all_cores(s.cache / "compiled")
-    config, (corpora, cell) = runs.config(s, ("out", "cache")), bench(s)
+    config, (corpora, cell) = runs.config(s, ("out", "cache")) | {"steps": STEPS, "buckets": BUCKETS}, bench(s)
     wanted = [Cell(corpus, seconds, start) for start in STARTS for corpus in corpora for seconds in SECONDS]
     done = runs.complete(s.out, config, wanted, cell)
     lines, panels = list[list[str]](), {corpus: dict[str, Any]() for corpus in corpora}

@@ -1,5 +1,6 @@
 """The recipe that scripts train with: AdamW with warm-up, cosine decay and clipping, tasks spread over the devices."""
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from jaxtyping import Array
 
 from metajax import checkpoint
 from metajax.core import KeyArray, Metrics, Objective, Params, Sampler, Theta
+from metajax.errors import InputError
 from metajax.parallel import replicate, run_once, task_mesh
 from metajax.train import Fit, MetaState, OuterStep, fit, in_phases, init_state, meta_step
 
@@ -38,10 +40,15 @@ def by_chance(choices: Sequence[tuple[float, OuterStep]]) -> OuterStep:
     Args:
       choices: weights and outer steps, all of them on the same state.
 
+    Raises:
+      InputError: there is none, or a weight is negative, or not finite, or all are 0.
+
     Example:
       ``step = by_chance([(weight, meta_step(objective, optimizer, sample, 4)) for weight, sample in buckets])``
     """
-    weights, steps = zip(*choices, strict=True)
+    weights, steps = [weight for weight, _ in choices], [step for _, step in choices]
+    if not weights or not (min(weights) >= 0 and 0 < sum(weights) < math.inf):
+        raise InputError(f"The weights of the choices are {weights}, expected one or more, none below 0, not all 0.")
     shares = jnp.array(weights) / sum(weights)
 
     def step(state: MetaState, key: KeyArray) -> tuple[MetaState, Metrics]:
@@ -110,7 +117,7 @@ def course(folder: Path, key: KeyArray, num_tasks: int = 4) -> Callable[..., Any
 
     Args:
       folder: of what was trained, by title.
-      key: fixes the tasks.
+      key: fixes the tasks, of the start and, others, of what goes on from there.
       num_tasks: episodes per outer step.
 
     Returns:
@@ -123,8 +130,9 @@ def course(folder: Path, key: KeyArray, num_tasks: int = 4) -> Callable[..., Any
         title: str, objective: Objective, theta: Theta, sample: Samplers, length: Length, rate: float, **more: Any
     ) -> tuple[Theta, Array]:
         seconds, outer_steps = length
+        tasks = key if title == "start" else jax.random.fold_in(key, 1)
         return trained_once(
-            folder / title, [(1.0, objective)], theta, sample, key, outer_steps or 500, title=title, average=0.98,
+            folder / title, [(1.0, objective)], theta, sample, tasks, outer_steps or 500, title=title, average=0.98,
             optimizer=adamw(rate), seconds=None if outer_steps else seconds, **how | more,
         )  # fmt: skip
 

@@ -116,7 +116,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """A dict from a JSON file; an `InputError` where there is none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, RecursionError) as error:
         raise InputError(f"{path} is missing or damaged: {error}.") from error
 
 

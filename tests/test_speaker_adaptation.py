@@ -2,13 +2,15 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
 import speaker_adaptation
 from speaker_adaptation import ADAM, ARMS, RATES, STEPS, Settings
 
-from metajax import runs
+from metajax import checkpoint, runs
 from metajax.models import recogniser, saved
 from tests import tiny
 from tests.conftest import assert_refused
@@ -59,7 +61,7 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
         monkeypatch.setitem(ARMS, arm, ARMS[arm]._replace(parts=parts))
     monkeypatch.setattr(speaker_adaptation, "RATES", RATES[:2])
     monkeypatch.setattr(saved, "recogniser", tiny.recogniser)
-    arms = ("fine-tuned", "SUTA", "learned error", "from scratch", "FOMAML, support gradient kept")
+    arms = ("fine-tuned", "SUTA", "learned error", "from scratch", "FOMAML", "FOMAML, support gradient kept")
     assert main("--arms", *arms) == 0
     shown = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -79,6 +81,10 @@ def test_a_small_run_of_an_arm_of_each_kind(main, tmp_path, capsys, monkeypatch)
         assert np.shape(cell["texts"]) == (3, 3) and all(2 <= len(said.split()) <= 3 for said, *_ in cell["texts"])
     never = {arm: [task[0] for task in cell["character"]] for cell in cells.values() for arm in [cell["arm"]]}
     assert never["SUTA"] == never["fine-tuned"]  # one start, one set of tasks
+    theta = {"params": saved.load_recogniser(tmp_path / "out" / "recognisers" / "seed0" / "FOMAML").theta["params"]}
+    trained = [tmp_path / "out" / "seed0" / f"{arm}, all" for arm in ("FOMAML", "FOMAML, support gradient kept")]
+    pair = [checkpoint.restore(path, (theta, jnp.int32(0))) for path in trained]
+    assert any((a != b).any() for a, b in zip(*map(jax.tree.leaves, pair), strict=True))  # the mistake is made
     assert [cell["outer_steps"] for cell in cells.values() if cell["arm"] == "from scratch"] == [{"all": 0}]
     train, validation, test = next(iter(cells.values()))["speakers"]
     assert sorted(train + validation + test) == [f"s{i}" for i in range(SPEAKERS)] and validation and test

@@ -55,6 +55,7 @@ def test_what_cannot_be_run_is_refused(main, tmp_path, capsys):
         main,
         capsys,
         (["--speakers", "1"], "speakers is 1, expected a finite number, 4 or more"),
+        (["--languages", "de"], "languages lacks 'en-us', in which it is tested"),
         (["--pretrain", "0"], "pretrain is 0.0, expected a finite number, 0.1 or more"),
     )
     assert not (tmp_path / "out").exists()

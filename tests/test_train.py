@@ -200,6 +200,12 @@ def test_steps_by_chance_are_taken_in_proportion_to_their_weights():
     assert abs(rare.mean() - 0.5) < 0.04  # what a step draws does not follow from which one it is
 
 
+@pytest.mark.parametrize("weights", [(), (0.0, 0.0), (1.0, -1.0), (1.0, float("nan")), (1.0, float("inf"))])
+def test_chances_that_are_no_weights_are_refused(weights):
+    with pytest.raises(InputError, match="expected one or more, none below 0, not all 0"):
+        by_chance([(weight, lambda state, key: (state, {})) for weight in weights])
+
+
 @pytest.mark.parametrize(("shares", "told"), [((0.5, 0.4), "sum of 1"), ((1.5, -0.5), "sum of 1"), ((), "is empty")])
 def test_phases_that_are_no_shares_are_refused(shares, told):
     with pytest.raises(InputError, match=told):

@@ -1,15 +1,16 @@
-"""How fast is training from shards on disk, three times as much as fits in memory, next to utterances in memory?
+"""How fast is training from shards on disk, three times as large as its memory, next to utterances in memory?
 
     taskset -c 0 python experiments/speed/stream.py
 
 Random utterances of 248 frames in 106 groups, of which a small Conformer learns jointly and by FOMAML of 2 inner steps,
-4 tasks of 16 utterances an outer step. Once it is compiled, the process may take no more memory than it has and a third
-of the stream (on Linux; mapped files do not count). Blocks of outer steps from memory and from the stream by turns;
-prints the median rates and the median of the rounds' ratios, by the clock and by the time on the processor, which tells
-of both where other work shares the cores.
+4 tasks of 16 utterances an outer step. The process may take `--memory` in all (on Linux; mapped files and the system's
+own copies of what was read do not count). Blocks of outer steps from memory and from the stream by turns; prints the
+median rates and the median of the rounds' ratios, by the clock and by the time on the processor, which tells of both
+where other work shares the cores.
 """
 
 import itertools
+import math
 import sys
 import tempfile
 import time
@@ -39,7 +40,7 @@ FRAMES, TOKENS, GROUPS, TASKS = 248, 80, 106, 4
 @dataclass(frozen=True)
 class Settings:
     shards: int = 12  # in memory, of 528 utterances, 21 MB each
-    larger: int = 3  # times as many in the stream
+    memory: int = 3072  # MiB that this process may take; the stream has three times as many, on disk; 0 for no limit
     rounds: int = 20  # by turns
     block: int = 20  # outer steps of a round from each
 
@@ -54,25 +55,20 @@ def part(number: int, size: int = 528) -> tuple[Batch, np.ndarray]:
     return Batch(mj.Utterances(frames, lengths), mj.Transcripts(tokens, lengths // 12)), group
 
 
-def limit(more: int | None) -> None:
-    """Let this process take so many more bytes of memory, or, where None, as many as ever; only Linux can."""
-    if sys.platform.startswith("linux"):
+def run(s: Settings) -> None:
+    runs.check(s, shards=1, memory=0, rounds=1, block=1)
+    if s.memory and sys.platform.startswith("linux"):
         import resource  # which other systems lack
 
-        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-        used = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData"))
-        resource.setrlimit(resource.RLIMIT_DATA, (hard if more is None else int(used.split()[1]) * 1024 + more, hard))
-
-
-def run(s: Settings) -> None:
-    runs.check(s, shards=1, larger=1, rounds=1, block=1)
+        resource.setrlimit(resource.RLIMIT_DATA, (s.memory * 2**20,) * 2)
     use_all_cores()
     key, mesh, rows = jax.random.key(0), task_mesh(TASKS), []
     model, optimizer = recogniser(width=0.5, num_layers=2)(TOKENS), recipes.adamw(1e-3)
     how: dict[str, Any] = {"chunk": 1 if jax.default_backend() == "cpu" else None, "mesh": mesh}
     batch, group = jax.tree.map(lambda *a: np.concatenate(a), *map(part, range(s.shards)))
-    with tempfile.TemporaryDirectory() as folder:
-        stream.write(Path(folder) / "items", map(part, range(s.larger * s.shards)))
+    size = sum(a.nbytes for a in jax.tree.leaves(batch)) / s.shards
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        stream.write(Path(folder) / "items", map(part, range(max(s.shards, math.ceil(3 * s.memory * 2**20 / size)))))
         opened = stream.open(Path(folder) / "items", batch)
         joint, fomaml = mj.joint(model.apply, ctc), mj.fomaml(model.apply, ctc, optax.sgd(0.03), 2)
         for name, method, shots in (("joint", joint, 1), ("FOMAML", fomaml, 8)):
@@ -94,9 +90,6 @@ def run(s: Settings) -> None:
             for number in range(s.rounds + 1):  # the first of which compiles
                 order = (0, 1) if number % 2 else (1, 0)
                 took.append([seconds for _, seconds in sorted((place, timed(place, both[place])) for place in order)])
-                if not number:
-                    limit(sum(a.nbytes for a in jax.tree.leaves(batch)))
-            limit(None)
             clock, processor = np.moveaxis(np.array(took[1:]), 2, 0)
             rates = [f"{rate:.2f}" for rate in np.median(s.block / clock, 0)]
             ratios = [f"{np.median(of[:, 0] / of[:, 1]):.3f}" for of in (clock, processor)]

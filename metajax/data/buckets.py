@@ -13,13 +13,14 @@ from metajax.errors import InputError
 _STEPS = 128  # lengths that a bound is chosen from
 
 
-def bucket_bounds(lengths: Int[np.ndarray, " n"], count: int = 4, multiple: int = 8) -> tuple[int, ...]:
+def bucket_bounds(lengths: Int[np.ndarray, " n"], count: int = 4, multiple: int = 8, least: int = 1) -> tuple[int, ...]:
     """At most `count` lengths, the last the largest, that leave the least padding in all.
 
     Args:
         lengths: frames of the utterances, 1 or more.
         count: of the buckets.
         multiple: bounds are multiples of it.
+        least: utterances of a bucket, where there are so many in all.
 
     Raises:
         InputError: there is no utterance, or `count` or `multiple` is below 1.
@@ -31,17 +32,19 @@ def bucket_bounds(lengths: Int[np.ndarray, " n"], count: int = 4, multiple: int 
     total = np.concatenate([[0], np.cumsum(sizes)])
     # cost[j]: frames of the utterances up to the j-th end, in k buckets; cut[k][j]: where the last of them begins
     cost = np.where(np.arange(len(ends) + 1) == 0, 0.0, np.inf)
-    cuts = []
+    cuts, costs = [], []
     for _ in range(min(count, len(ends))):
         fresh = np.full(len(ends) + 1, np.inf)
         cut = np.zeros(len(ends) + 1, int)
         for j in range(1, len(ends) + 1):
-            ways = cost[:j] + (total[j] - total[:j]) * ends[j - 1]
+            held = total[j] - total[:j]
+            ways = np.where(held < least, np.inf, cost[:j] + held * ends[j - 1])
             cut[j], fresh[j] = ways.argmin(), ways.min()
         cost = fresh
         cuts.append(cut)
+        costs.append(cost[-1])
     bounds, j = [], len(ends)
-    for cut in reversed(cuts):
+    for cut in reversed(cuts[: int(np.argmin(costs)) + 1]):
         bounds.append(int(ends[j - 1]))
         j = cut[j]
     return tuple(sorted(bounds))

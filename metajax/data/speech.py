@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, PyTree
+from jaxtyping import Bool, Float32, Int, PyTree
 from tqdm import tqdm
 
 from metajax.core import Batch, Episode, KeyArray, Sampler, Transcripts, Utterances
@@ -153,6 +153,12 @@ def crowd(
     return babble(spoken, voices, round(seconds * speech.corpus.settings.sample_rate), seed)
 
 
+def subset(speech: Speech, rows: Bool[np.ndarray, " n"] | Int[np.ndarray, " some"]) -> Speech:
+    """Some of the utterances, by number or by whether they are of them."""
+    rows = np.arange(len(speech.corpus.lengths))[rows]
+    return Speech(_chosen(speech.corpus, rows), speech.vocabulary, jax.tree.map(lambda a: a[rows], speech.transcripts))
+
+
 def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:
     """The utterances of each bucket, padded to its bound: a sampler of each has shapes of its own.
 
@@ -168,10 +174,9 @@ def in_buckets(speech: Speech, bounds: Sequence[int]) -> tuple[Speech, ...]:
     for place, bound in enumerate(bounds):
         if not (rows := np.flatnonzero(bucket == place)).size:
             raise InputError(f"{speech.corpus.name}: no utterance is in the bucket of {bound} frames.")
-        corpus = _chosen(speech.corpus, rows)
-        tokens, lengths = (a[rows] for a in speech.transcripts)
+        corpus, vocabulary, (tokens, lengths) = subset(speech, rows)
         corpus = corpus._replace(features=corpus.features[:, :bound])
-        parts.append(Speech(corpus, speech.vocabulary, Transcripts(tokens[:, : int(lengths.max())], lengths)))
+        parts.append(Speech(corpus, vocabulary, Transcripts(tokens[:, : int(lengths.max())], lengths)))
     return tuple(parts)
 
 
@@ -250,8 +255,9 @@ def by_column(
     change = augment(scaled(augmentation)) if augmentation else None
 
     def prepare(x: PyTree, key: KeyArray) -> PyTree:
+        scenario_key, key = jax.random.split(key)
         if scenario is not None:
-            x = scenario(x, jax.random.fold_in(key, 1))
+            x = scenario(x, scenario_key)
         elif x.frames.ndim == 2:
             x = log_mels(x, speech.corpus.settings)
         return normalized(x if change is None else change(x, key))

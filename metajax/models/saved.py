@@ -47,10 +47,8 @@ ERRORS: dict[str, Error] = {
     "pseudo-labels": of_logits(pseudo),
     "learned": verdict,
 }
-_FILE, _TRAINED = (
-    "recogniser.json",
-    "trained_with.json",
-)  # the second within theta's folder, so that it goes where that goes
+_FILE = "recogniser.json"
+_TRAINED = "trained_with.json"  # within theta's folder, so that it goes where that goes
 
 
 class Way(NamedTuple):
@@ -173,10 +171,8 @@ def load_recogniser(folder: Path) -> Saved:
         given = named({part: found[part] for part in ("vocabulary", "features")})
         if odd := [name for name in {**given, **trained} if trained.get(name) != given.get(name)]:
             name = min(odd, key=lambda name: ".ids." in name)  # the token, not its place
-            this, other = (
-                f"{name} {values[name]!r}" if name in values else f"no {name}" for values in (trained, given)
-            )
-            raise InputError(f"{folder}: theta was trained with {this}, but {_FILE} tells {other}.")
+            this, other = trained.get(name), given.get(name)
+            raise InputError(f"{folder}: theta was trained with {name} {this!r}, but {_FILE} tells {other!r}.")
     x, key = jnp.zeros((1, 8, features.num_mels)), jax.random.key(0)
     like = jax.eval_shape(lambda: learner.init(init(key, x), key))
     try:

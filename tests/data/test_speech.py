@@ -252,6 +252,11 @@ def test_bounds_leave_the_least_padding():
         assert all(bound % 8 == 0 for bound in found)
     assert bucket_bounds(np.array([3, 3]), 4) == (8,)
     assert len(bucket_bounds(draw.integers(1, 100_000, 3000), 5)) == 5
+    outlier = np.repeat([10, 50, 90, 400], [100, 50, 500, 1])
+    assert bucket_bounds(outlier, 4) == (16, 56, 96, 400)
+    assert bucket_bounds(outlier, 4, least=8) == (16, 56, 400)  # the longest is not alone
+    assert bucket_bounds(outlier, 4, least=60) == (56, 400)
+    assert bucket_bounds(outlier, 4, least=1000) == (400,)
     with pytest.raises(InputError, match="0 lengths"):
         bucket_bounds(np.zeros(0, int))
 

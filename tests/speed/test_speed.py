@@ -138,7 +138,7 @@ def test_training_from_disk_beside_training_from_memory(capsys, monkeypatch):
     monkeypatch.setattr(stream, "GROUPS", 3)
     monkeypatch.setattr(stream, "part", lambda number: part(number, 60))
     monkeypatch.setattr(stream, "recogniser", tiny.recogniser)
-    argv = ["--shards", "2", "--rounds", "2", "--block", "2"]
+    argv = ["--shards", "2", "--rounds", "2", "--block", "2", "--memory", "0"]  # a limit would be this process's
     assert runs.main(stream.Settings, stream.run, stream.__doc__, argv) == 0
     rows = [line.split("|")[1:6] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert [row[0].strip() for row in rows] == ["joint", "FOMAML"]

@@ -29,7 +29,7 @@ def read(path: str | Path, *, root: str | Path | None = None, on_error: OnError 
     path = Path(path)
     files = {name: (line, file) for line, name, file in _lines(path / "wav.scp", 2)}
     for name, (line, file) in files.items():
-        if file.endswith("|") or file.startswith("|") or " | " in file:
+        if "|" in file:
             raise InputError(
                 f"{path / 'wav.scp'}, line {line}: {name} is the output of a command, which is not run: {file[:60]!r}; "
                 "expected an audio file."

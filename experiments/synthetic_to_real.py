@@ -127,7 +127,7 @@ def bench(s: Settings) -> tuple[tuple[str, ...], Callable[[Cell], dict[str, Any]
 
     voices = draw(speech, columns["speaker"] * len(languages) + columns["language"], True, BATCH // 2, BATCH)
     buckets = in_buckets(speech, bucket_bounds(np.asarray(speech.corpus.lengths), BUCKETS, least=BATCH))
-    many = [(len(b.corpus.lengths), draw(b, 0 * b.corpus.lengths, False, 1, BATCH - 1)) for b in buckets]
+    many = [(float(n := len(b.corpus.lengths)), draw(b, np.zeros(n, int), False, 1, BATCH - 1)) for b in buckets]
 
     @cache
     def trained(title: str) -> tuple[Theta, jax.Array]:
@@ -175,7 +175,7 @@ def run(s: Settings) -> None:
     if lacking := {"en-us", *["ar"] * bool(s.arabic)} - {*s.languages}:
         raise mj.InputError(f"languages lacks {min(lacking)!r}, in which it is tested.")
     use_all_cores(s.cache / "compiled")
-    config, (corpora, cell) = runs.config(s, ("out", "cache")) | {"steps": STEPS, "buckets": BUCKETS}, bench(s)
+    config, (corpora, cell) = runs.config(s, ("out", "cache")) | {"steps": [*STEPS], "buckets": BUCKETS}, bench(s)
     wanted = [Cell(corpus, seconds, start) for start in STARTS for corpus in corpora for seconds in SECONDS]
     done = runs.complete(s.out, config, wanted, cell)
     lines, panels = list[list[str]](), {corpus: dict[str, Any]() for corpus in corpora}

@@ -39,7 +39,7 @@ FRAMES, TOKENS, GROUPS, TASKS = 248, 80, 106, 4
 
 @dataclass(frozen=True)
 class Settings:
-    shards: int = 12  # in memory, of 528 utterances, 21 MB each
+    shards: int = 4  # in memory, of 528 utterances, 21 MB each
     memory: int = 3072  # MiB that this process may take; the stream has three times as many, on disk; 0 for no limit
     rounds: int = 20  # by turns
     block: int = 20  # outer steps of a round from each

@@ -8,7 +8,7 @@ recognise, which share no recording with them. A small Conformer learns jointly;
 equal time: jointly (where fine-tuning starts, SUTA as published, and pseudo-labels), or by FOMAML, MAML, Reptile or
 Meta-SGD. Inner steps take the text's loss or an error without: SUTA's, entropy, pseudo-labels, a learned one; outer
 steps always the text's. For every arm and number of steps, validation speakers choose the inner rate and what adapts.
-Tokens are digits (of texts: letters). `transcribe.py` reads `recognisers`. 3 minutes an arm and seed.
+Tokens are digits (of texts: letters). `transcribe.py` reads `recognisers`. 5 minutes an arm and seed.
 """
 
 import sys

@@ -7,10 +7,9 @@
 Strings of joined digits, or the utterances of a corpus with texts, are heard in scenarios: rooms, noises, telephone
 lines, clipping. A task is one utterance in one scenario, which the recogniser adapts to and then recognises; the next
 begins anew. With `--shots` it adapts to others of the same speaker in the same scenario, whose text some arms have. A
-small Conformer learns jointly. From there every arm goes on for an equal time, jointly (SUTA as published,
-pseudo-labels: up to 10 steps), or with 1 step of adaptation learned, its outer error the text's: on SUTA's error, the
-entropy, pseudo-labels, or an error that is itself learned. Tested on speakers, kinds of noise and rooms never trained
-on; validation speakers in other scenarios choose rate and steps. "Support gradient kept": a common mistake in FOMAML.
+small Conformer learns jointly; from there all go on equally long: jointly (SUTA as published, pseudo-labels: up to 10
+steps), or with 1 step of adaptation learned, its outer error the text's: on SUTA's error, the entropy, pseudo-labels,
+a learned error. Tested on speakers, kinds of noise and rooms never trained on; other ones choose rate and steps.
 """
 
 import sys
@@ -64,11 +63,12 @@ ARMS = {
     "SUTA, all parameters": Arm("joint", SUTA, "all", LONG, adam=True),
     "pseudo-labels": Arm("joint", PSEUDO, "film", LONG),
     "SUTA, meta-learned": Arm("meta_sgd", SUTA),
+    "SUTA, all parameters, meta-learned": Arm("meta_sgd", SUTA, "all"),
     "entropy, meta-learned": Arm("meta_sgd", of_logits(entropy)),
     "pseudo-labels, meta-learned": Arm("meta_sgd", PSEUDO),
     "learned error": Arm("meta_sgd", verdict),
     "FOMAML on SUTA": Arm("fomaml", SUTA),
-    "FOMAML, support gradient kept": Arm("kept", SUTA),
+    "FOMAML, support gradient kept": Arm("kept", SUTA),  # a common mistake
     "fine-tuned": Arm("joint", TEXT, "film", LONG),
     "Meta-SGD": Arm("meta_sgd", TEXT),
     "fine-tuned, all parameters": Arm("joint", TEXT, "all", LONG),

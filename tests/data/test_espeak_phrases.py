@@ -110,3 +110,11 @@ def test_given_texts_are_spoken_too_and_read_as_phonemes():
 def test_arabic_invented_words_are_vowelled():
     corpus = espeak_phrases.read(languages=["ar"], exclude=(), utterances=20, text="characters")
     assert sum(any("\u064e" <= c <= "\u0650" for c in text) for text in corpus.texts) > 5
+
+
+def test_everyday_phrases_are_read_in_their_language_and_spoken_too():
+    phrases = espeak_phrases.everyday()
+    assert len(phrases) == 28 and {len({*texts}) for texts in phrases.values()} == {15}
+    corpus = espeak_phrases.read(languages=[*phrases], utterances=2, letters=(1, 99), more=phrases, text="characters")
+    spoken = {*zip(languages(corpus), corpus.texts, strict=True)}
+    assert len(spoken) == 17 * 28 and spoken >= {(code, text) for code, texts in phrases.items() for text in texts}

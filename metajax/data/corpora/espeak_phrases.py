@@ -1,8 +1,8 @@
 """Spoken utterances with their texts in many languages, made on the spot by eSpeak NG: nothing to download.
 
 An utterance is one to three numbers, from 0 to a million, read by the language's own rules, and invented words in its
-own letters. With the defaults: languages: 106, one dialect of each, no Semitic one; 100 of them read invented words.
-Speakers: 63. Utterances: 5,294. Licence and engine: see `espeak`.
+own letters; `everyday` and `english` have phrases to add. With the defaults: languages: 106, one dialect of each, no
+Semitic one; 100 of them read invented words. Speakers: 63. Utterances: 5,294. Licence and engine: see `espeak`.
 """
 
 import re
@@ -25,6 +25,12 @@ def english() -> list[str]:
     files = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     text = " ".join(re.sub(r"\s+#? *", " ", file.read_text(encoding="utf-8", errors="ignore")) for file in files)
     return sorted(set(re.findall(r"\b(?:[a-z']+,? ){1,6}[a-z']+(?=[.,;:])", text)))
+
+
+def everyday() -> dict[str, list[str]]:
+    """Fifteen phrases of everyday life, much the same in each of 28 languages, for `more`: small letters, no points."""
+    lines = Path(__file__).parents[1].joinpath("phrases.txt").read_text(encoding="utf-8").splitlines()
+    return {language: phrases.split(" | ") for language, phrases in (line.split(": ") for line in lines)}
 
 
 def read(

@@ -2,14 +2,12 @@
 
     python experiments/test_time_adaptation.py
     python experiments/test_time_adaptation.py --corpus arabic --root DIR --out runs/blind_arabic
-    python experiments/test_time_adaptation.py --shots 4 --arms SUTA "SUTA, meta-learned" fine-tuned Meta-SGD --out DIR
 
-Strings of joined digits, or the utterances of a corpus with texts, are heard in scenarios: rooms, noises, telephone
-lines, clipping. A task is one utterance in one scenario, which the recogniser adapts to and then recognises; the next
-begins anew. With `--shots` it adapts to others of the same speaker in the same scenario, whose text some arms have. A
-small Conformer learns jointly; from there all go on equally long: jointly (SUTA as published, pseudo-labels: up to 10
-steps), or with 1 step of adaptation learned, its outer error the text's: on SUTA's error, the entropy, pseudo-labels,
-a learned error. Tested on speakers, kinds of noise and rooms never trained on; other ones choose rate and steps.
+Strings of joined digits, or utterances with texts, are heard in scenarios: rooms, noises, telephone lines, clipping. A
+task is one utterance in one scenario, which the recogniser adapts to and then recognises; with `--shots` it adapts to
+others of the same speaker and scenario, whose text some arms have. A small Conformer learns jointly; all go on from
+there: jointly (tested with up to 10 steps on SUTA's error), or with one step learned, on SUTA's error or another, which
+the text's judges. Rate and steps are chosen, and tested, on speakers, noises and rooms never trained on.
 """
 
 import sys
@@ -29,6 +27,7 @@ from metajax import recipes, recognition, report, runs
 from metajax.core import Error, Learner, Sampler, Theta
 from metajax.data import corpora
 from metajax.data.acoustics import coloured
+from metajax.data.audio import read_audio
 from metajax.data.cache import default_folder
 from metajax.data.corpora.joined import digits
 from metajax.data.speech import Speech, crowd, held_out, load_speech, speakers
@@ -38,11 +37,10 @@ from metajax.parallel import use_all_cores
 from metajax.tasks.scenarios import Scenarios, scenarios
 
 RATES, RATE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), 0.3  # inner rates to choose from; the one while training
-ADAM = 0.03  # factor of these rates for Adam, SUTA's optimiser
-LONG = (0, 1, 5, 10)  # steps of what is not meta-learned
+ADAM, LONG = 0.03, (0, 1, 5, 10)  # factor of these rates for Adam, SUTA's optimiser; steps of what is not meta-learned
 PARTS = {"all": mj.inner.everything, "film": mj.film}
 TEXT, PSEUDO, SUTA = of_logits(ctc), of_logits(pseudo), of_logits(suta)
-# kinds of noise: white, pink, blue; babble of some training speakers; babble of the other ones
+# kinds of noise: white, pink, blue; babble of some training speakers; babble of the other ones, or recorded
 TRAINED = Scenarios(room=0.3, rt60=(0.1, 0.3), noise=0.6, kinds=(0, 2), snr=(5.0, 30.0), line=0.1, clip=0.1)
 CHOSEN = Scenarios(room=0.3, rt60=(0.3, 0.5), noise=0.8, kinds=(3, 3), snr=(0.0, 20.0))
 LEVELS = {f"{db} dB": db for db in (0, 5, 10, 20)}
@@ -86,6 +84,7 @@ class Settings:
     strings: int = 50  # joined for each speaker
     words: tuple[int, int] = (3, 4)  # digits in a string, the fewest and the most
     shots: int = 0  # utterances to adapt to; 0 for the one that is recognised
+    noise: tuple[Path, ...] = ()  # recordings of the noise that it is tested in; none for babble
     floor: float = 0.8  # confidence from which on a pseudo-label counts
     pretrain: float = 180.0  # seconds of joint training that all start from
     further: float = 60.0  # seconds of every arm after that
@@ -100,9 +99,12 @@ class Settings:
 def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     key, settings, who = jax.random.key(seed), speech.corpus.settings, len(np.unique(speech.corpus.columns["speaker"]))
+    rate = settings.sample_rate
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
-    noises = [coloured(slope, 30 * settings.sample_rate) for slope in (0.0, -1.0, 1.0)]
+    noises = [coloured(slope, 30 * rate) for slope in (0.0, -1.0, 1.0)]
     noises += [crowd(speech, part, seconds=30.0, seed=seed) for part in (parts[0][::2], parts[0][1::2])]
+    recorded = [read_audio(path, rate)[: 30 * rate // len(s.noise)] for path in s.noise]
+    noises[4:] = [np.resize(np.concatenate(recorded), 30 * rate)] if recorded else noises[4:]
     apart = "half" if s.shots and s.corpus != "auto" else None
     bank, usual = jnp.stack(noises), {"shots": s.shots, "queries": 1, "apart": apart}
 
@@ -122,9 +124,8 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
         inner, second = optax.adam(ADAM * rate) if arm.adam else optax.sgd(rate), arm.kind == "meta_sgd"
         how: dict[str, Any] = {"part": PARTS[arm.part](), "rule": mj.rates() if second else mj.plain()}
         learner = mj.descent(model.apply, arm.error, inner, **how, first_order=not second)
-        if arm.error is PSEUDO:
-            return mj.first_pass(learner, lambda outputs: pseudo_labels(outputs.logits, s.floor))
-        return learner
+        labelled = mj.first_pass(learner, lambda outputs: pseudo_labels(outputs.logits, s.floor))
+        return labelled if arm.error is PSEUDO else learner
 
     def trained(title: str, arm: Arm) -> Theta:
         learner = learner_of(arm, RATE)
@@ -170,9 +171,8 @@ def run(s: Settings) -> None:
     by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
     found = {arm: [cell["scenarios"] for cell in cells] for arm, cells in by_arm.items()}
     rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), by_arm[s.arms[0]][0]["speakers"]
-    title = f"{speech.corpus.name}, {[*map(len, split)]} speakers to train, choose and test on, "
-    title += f"{s.episodes} tasks a scenario,\nseeds {s.seeds}, "
-    title += f"adapted to {f'{s.shots} other utterances' if s.shots else 'the utterance itself'}, "
+    title = f"{speech.corpus.name}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a "
+    title += f"scenario,\nseeds {s.seeds}, adapted to {f'{s.shots} others' if s.shots else 'the utterance itself'}, "
     title += f"{what} (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never = {name: row["word"][0] for name, row in rows[s.arms[0]].items()}
@@ -192,7 +192,7 @@ def run(s: Settings) -> None:
     print(f"\nResults and picture are in {s.out}.")
     curves = {arm: [row[name]["word_at_step"] | {"dB": db} for name, db in LEVELS.items()] for arm, row in rows.items()}
     curves["never adapted"] = [never[name] | {"dB": db} for name, db in LEVELS.items()]
-    label = "signal to noise (dB), of babble that was never trained on"
+    label = f"signal to noise (dB), of {'recorded noise' if s.noise else 'babble'} that was never trained on"
     report.plot_panels({"": curves}, title, s.out / "curve.png", x="dB", label=label, what=f"{what} (%)")
 
 

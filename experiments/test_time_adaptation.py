@@ -37,8 +37,8 @@ from metajax.parallel import use_all_cores
 from metajax.tasks.scenarios import Scenarios, scenarios
 
 RATES, RATE = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0), 0.3  # inner rates to choose from; the one while training
-ADAM, LONG = 0.03, (0, 1, 5, 10)  # factor of these rates for Adam, SUTA's optimiser; steps of what is not meta-learned
-PARTS = {"all": mj.inner.everything, "film": mj.film}
+ADAM = {"all": 0.003, "film": 0.03}  # factor of these rates for Adam, SUTA's optimiser
+PARTS, LONG = {"all": mj.inner.everything, "film": mj.film}, (0, 1, 5, 10)  # steps of what is not meta-learned
 TEXT, PSEUDO, SUTA = of_logits(ctc), of_logits(pseudo), of_logits(suta)
 # kinds of noise: white, pink, blue; babble of some training speakers; babble of the other ones, or recorded
 TRAINED = Scenarios(room=0.3, rt60=(0.1, 0.3), noise=0.6, kinds=(0, 2), snr=(5.0, 30.0), line=0.1, clip=0.1)
@@ -121,7 +121,7 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
     start = train("start", jointly, fresh, many, (s.pretrain, steps[0]), 4e-3, **fewer)[0]
 
     def learner_of(arm: Arm, rate: Any) -> Learner:
-        inner, second = optax.adam(ADAM * rate) if arm.adam else optax.sgd(rate), arm.kind == "meta_sgd"
+        inner, second = optax.adam(ADAM[arm.part] * rate) if arm.adam else optax.sgd(rate), arm.kind == "meta_sgd"
         how: dict[str, Any] = {"part": PARTS[arm.part](), "rule": mj.rates() if second else mj.plain()}
         learner = mj.descent(model.apply, arm.error, inner, **how, first_order=not second)
         labelled = mj.first_pass(learner, lambda outputs: pseudo_labels(outputs.logits, s.floor))

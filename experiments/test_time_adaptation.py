@@ -5,9 +5,9 @@
 
 Strings of joined digits, or utterances with texts, are heard in scenarios: rooms, noises, telephone lines, clipping. A
 task is one utterance in one scenario, which the recogniser adapts to and then recognises; with `--shots` it adapts to
-others of the same speaker and scenario, whose text some arms have. A small Conformer learns jointly; all go on from
-there: jointly (tested with up to 10 steps on SUTA's error), or with one step learned, on SUTA's error or another, which
-the text's judges. Rate and steps are chosen, and tested, on speakers, noises and rooms never trained on.
+others of the same speaker and scenario, whose text some arms have. A small Conformer learns jointly; from there every
+arm goes on, jointly (then up to 10 steps are tested) or with one step learned: of SUTA's error or another, its outer
+error the text's. What is tested on nothing was trained on; rate and steps were chosen on yet others.
 """
 
 import sys
@@ -26,8 +26,7 @@ import metajax as mj
 from metajax import recipes, recognition, report, runs
 from metajax.core import Error, Learner, Sampler, Theta
 from metajax.data import corpora
-from metajax.data.acoustics import coloured
-from metajax.data.audio import read_audio
+from metajax.data.acoustics import coloured, recorded
 from metajax.data.cache import default_folder
 from metajax.data.corpora.joined import digits
 from metajax.data.speech import Speech, crowd, held_out, load_speech, speakers
@@ -84,7 +83,7 @@ class Settings:
     strings: int = 50  # joined for each speaker
     words: tuple[int, int] = (3, 4)  # digits in a string, the fewest and the most
     shots: int = 0  # utterances to adapt to; 0 for the one that is recognised
-    noise: tuple[Path, ...] = ()  # recordings of the noise that it is tested in; none for babble
+    noise: tuple[Path, ...] = ()  # recordings of noise to test in, equal parts of 30 s in all; none for babble
     floor: float = 0.8  # confidence from which on a pseudo-label counts
     pretrain: float = 180.0  # seconds of joint training that all start from
     further: float = 60.0  # seconds of every arm after that
@@ -96,15 +95,13 @@ class Settings:
     out: Path = Path("runs/test_time_adaptation")  # folder of the results; the same command goes on there
 
 
-def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, Any]]:
+def bench(s: Settings, speech: Speech, noise: Any, seed: int) -> Callable[[str], dict[str, Any]]:
     """Pretrain for a seed, or read what was; how an arm is then trained, chosen on validation and tested."""
     key, settings, who = jax.random.key(seed), speech.corpus.settings, len(np.unique(speech.corpus.columns["speaker"]))
-    rate = settings.sample_rate
     parts = held_out(speech, "speaker", (max(who // 6, 1), max(who // 4, 1)), seed)
-    noises = [coloured(slope, 30 * rate) for slope in (0.0, -1.0, 1.0)]
+    noises = [coloured(slope, 30 * settings.sample_rate) for slope in (0.0, -1.0, 1.0)]
     noises += [crowd(speech, part, seconds=30.0, seed=seed) for part in (parts[0][::2], parts[0][1::2])]
-    recorded = [read_audio(path, rate)[: 30 * rate // len(s.noise)] for path in s.noise]
-    noises[4:] = [np.resize(np.concatenate(recorded), 30 * rate)] if recorded else noises[4:]
+    noises[4] = noises[4] if noise is None else noise
     apart = "half" if s.shots and s.corpus != "auto" else None
     bank, usual = jnp.stack(noises), {"shots": s.shots, "queries": 1, "apart": apart}
 
@@ -124,8 +121,9 @@ def bench(s: Settings, speech: Speech, seed: int) -> Callable[[str], dict[str, A
         inner, second = optax.adam(ADAM[arm.part] * rate) if arm.adam else optax.sgd(rate), arm.kind == "meta_sgd"
         how: dict[str, Any] = {"part": PARTS[arm.part](), "rule": mj.rates() if second else mj.plain()}
         learner = mj.descent(model.apply, arm.error, inner, **how, first_order=not second)
-        labelled = mj.first_pass(learner, lambda outputs: pseudo_labels(outputs.logits, s.floor))
-        return labelled if arm.error is PSEUDO else learner
+        if arm.error is PSEUDO:
+            return mj.first_pass(learner, lambda outputs: pseudo_labels(outputs.logits, s.floor))
+        return learner
 
     def trained(title: str, arm: Arm) -> Theta:
         learner = learner_of(arm, RATE)
@@ -160,7 +158,7 @@ def run(s: Settings) -> None:
     if ARMS[s.arms[0]].kind != "joint":
         raise mj.InputError(f"arms begins with {s.arms[0]!r}, expected one that learns jointly, such as SUTA.")
     use_all_cores(s.cache / "compiled")
-    config = runs.config(s, ("out", "cache", "seeds", "arms"))
+    config = runs.config(s, ("out", "cache", "seeds", "arms")) | {"rates": list(RATES), "adam": ADAM}
     if s.corpus == "auto":
         strings, what = corpora.read("auto", s.root), "word error"
         how: dict[str, Any] = {"normalizer": "letters", "longest": s.longest, "on_error": "skip"}
@@ -168,11 +166,13 @@ def run(s: Settings) -> None:
         strings, settings = digits(s.corpus, s.root, strings=s.strings, words=s.words, halves=s.shots > 0)
         how, what = {"unit": "phoneme", "settings": settings}, "digit error"
     speech = load_speech(strings, waves=True, cache=s.cache, **how)
-    by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech))
+    rate, kind = speech.corpus.settings.sample_rate, "recorded noise" if s.noise else "babble"
+    noise = recorded(s.noise, 30 * rate, rate) if s.noise else None
+    by_arm = runs.compare(s.out, config, s.seeds, s.arms, partial(bench, s, speech, noise))
     found = {arm: [cell["scenarios"] for cell in cells] for arm, cells in by_arm.items()}
     rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), by_arm[s.arms[0]][0]["speakers"]
     title = f"{speech.corpus.name}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a "
-    title += f"scenario,\nseeds {s.seeds}, adapted to {f'{s.shots} others' if s.shots else 'the utterance itself'}, "
+    title += f"scenario,\nseeds {s.seeds}, in {kind}, adapted to {f'{s.shots} others' if s.shots else 'itself'}, "
     title += f"{what} (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never = {name: row["word"][0] for name, row in rows[s.arms[0]].items()}
@@ -185,14 +185,14 @@ def run(s: Settings) -> None:
         told = less, lost, max(one["empty_at_step"]["mean"] for one in row.values())
         errors = [report.percent(one["word_at_step"]) for one in row.values()]
         lines.append([arm, *errors, str(steps)[1:-1], str(tuned)[1:-1], *(f"{100 * value:.1f}" for value in told)])
-    head = ["", *TESTED, "steps", "rate", "less at 5-10 dB", "lost on clean", "nothing heard, at most"]
+    head = ["", *TESTED, "steps", "rate, Adam's factor", "less at 5-10 dB", "lost on clean", "nothing heard at most"]
     print("", title, report.markdown(head, lines), sep="\n\n")
     for arm, texts in ((arm, cell["texts"]) for arm, (cell, *_) in by_arm.items() if "texts" in cell):
         print(f"\n{arm}, 5 dB: said | heard before | and after", *map(" | ".join, texts), sep="\n    ")
     print(f"\nResults and picture are in {s.out}.")
     curves = {arm: [row[name]["word_at_step"] | {"dB": db} for name, db in LEVELS.items()] for arm, row in rows.items()}
     curves["never adapted"] = [never[name] | {"dB": db} for name, db in LEVELS.items()]
-    label = f"signal to noise (dB), of {'recorded noise' if s.noise else 'babble'} that was never trained on"
+    label = f"signal to noise (dB), of {kind} that was never trained on"
     report.plot_panels({"": curves}, title, s.out / "curve.png", x="dB", label=label, what=f"{what} (%)")
 
 

@@ -4,6 +4,8 @@ The parts take one wave, `[samples]`, and numbers, on the device, and are determ
 end; what then lies past it does not change what lies before.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeAlias
 
 import jax
@@ -12,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from metajax.core import KeyArray, Scalar, Utterances
+from metajax.data.audio import check_wave, read_audio
 from metajax.errors import InputError
 
 Wave: TypeAlias = Float[Array, " samples"]
@@ -105,6 +108,26 @@ def babble(waves: Utterances, voices: int, samples: int, seed: int = 0) -> Float
             parts.append(wave / max(float(np.sqrt(np.mean(np.square(wave)))), 1e-9) if len(wave) else wave)
         total += np.concatenate(parts)[:samples]
     return (total / total.std()).astype(np.float32)
+
+
+def recorded(paths: Sequence[Path], samples: int, sample_rate: int) -> Float32[np.ndarray, " samples"]:
+    """Recordings of noise one after the other: of each the beginning, an equal part of all, with power 1.
+
+    Args:
+        paths: of the recordings; what of one is shorter than its part is repeated.
+        samples: of the noise.
+        sample_rate: in Hz.
+
+    Raises:
+        InputError: there is none, or one cannot be read or is silent in its part.
+    """
+    if not paths:
+        raise InputError("paths is empty, expected a recording of noise or more.")
+    parts, share = [], -(-samples // len(paths))
+    for path in paths:
+        check_wave(wave := read_audio(path, sample_rate)[:share], str(path), 1, sample_rate)
+        parts.append(np.resize(wave / np.sqrt(np.mean(np.square(wave))), share))
+    return np.concatenate(parts)[:samples]
 
 
 def disturbed(waves: Float[Array, "n samples"], key: KeyArray, sample_rate: int) -> Float[Array, "n samples"]:

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import soundfile
 from scipy.signal import fftconvolve, welch
 
 from metajax import InputError, Utterances
@@ -98,3 +99,26 @@ def test_babble_is_the_sum_of_voices():
     assert len(set(np.abs(parts.babble(waves, 4, 500)).round(5))) > 1
     with pytest.raises(InputError, match="babble of 0 voices of 2 utterances, expected sound and a voice"):
         parts.babble(waves, 0, 10)
+
+
+def test_recordings_of_noise_have_equal_parts_of_equal_power(tmp_path):
+    paths = [tmp_path / name for name in ("loud.wav", "quiet.wav", "silent.wav")]
+    tone = np.sin(2 * np.pi * 1000 * np.arange(4 * 8000) / 8000)
+    soundfile.write(paths[0], DRAW.uniform(-0.9, 0.9, 50000), RATE)
+    soundfile.write(paths[1], 0.01 * tone[: 8000 // 4], 8000)  # a quarter of a second of another rate
+    soundfile.write(paths[2], np.concatenate([np.zeros(30000), tone]), RATE)
+    noise = parts.recorded(paths[:2], 40000, RATE)
+    loud, quiet = np.split(noise, 2)
+    assert noise.dtype == np.float32 and loud.std() == pytest.approx(1, abs=0.01) and not (loud == quiet).any()
+    begun = soundfile.read(paths[0])[0][:20000]
+    np.testing.assert_allclose(loud, begun / np.sqrt(np.mean(begun**2)), rtol=1e-5)
+    np.testing.assert_array_equal(quiet[:4000], quiet[4000:8000])
+    assert np.sqrt(np.mean(quiet**2)) == pytest.approx(1, abs=0.01)
+    assert np.abs(np.fft.rfft(quiet[:4000])).argmax() == 1000 * 4000 // RATE
+    for given, told in (
+        ((), "paths is empty, expected a recording of noise or more"),
+        (paths[2:], "silent.wav is silent"),
+        ([tmp_path / "none.wav"], "none.wav"),
+    ):
+        with pytest.raises(InputError, match=told):
+            parts.recorded(given, 20000, RATE)

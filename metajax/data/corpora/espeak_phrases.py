@@ -1,7 +1,7 @@
 """Spoken utterances with their texts in many languages, made on the spot by eSpeak NG: nothing to download.
 
 An utterance is one to three numbers, from 0 to a million, read by the language's own rules, and invented words in its
-own letters; `everyday` and `english` have phrases to add. With the defaults: languages: 106, one dialect of each, no
+own letters; `everyday` and `english` are texts to add. With the defaults: languages: 106, one dialect of each, no
 Semitic one; 100 of them read invented words. Speakers: 63. Utterances: 5,294. Licence and engine: see `espeak`.
 """
 
@@ -28,7 +28,10 @@ def english() -> list[str]:
 
 
 def everyday() -> dict[str, list[str]]:
-    """Fifteen phrases of everyday life, much the same in each of 28 languages, for `more`: small letters, no points."""
+    """Fifteen phrases of everyday life, much the same in each of 28 languages, by language as `more` takes them.
+
+    In small letters, without full stops; of a language with dialects the main one's.
+    """
     lines = Path(__file__).parents[1].joinpath("phrases.txt").read_text(encoding="utf-8").splitlines()
     return {language: phrases.split(" | ") for language, phrases in (line.split(": ") for line in lines)}
 
@@ -56,7 +59,8 @@ def read(
         exclude: languages, with all their dialects, to leave out; () for none.
         utterances: of each language; fewer where it has no more to say.
         letters: of IPA in an utterance, the fewest and the most; about 14 are spoken in a second.
-        more: texts by language, which are spoken too where `letters` allows it and they are read in the language.
+        more: texts by language, which are spoken too where `letters` allows it and they are read in the language; those
+            of languages that are not among `languages` are left out.
         text: "phonemes", the engine's own in IPA, without stress or spaces, which the normaliser "ipa" parts; or
             "characters", what was given to read, in which numbers are digits.
         voices: as in `espeak.read`.

@@ -7,7 +7,7 @@ Strings of joined digits, or utterances with texts, are heard in scenarios: room
 task is one utterance in one scenario, which the recogniser adapts to and then recognises; with `--shots` it adapts to
 others of the same speaker and scenario, whose text some arms have. A small Conformer learns jointly; from there every
 arm goes on, jointly (then up to 10 steps are tested) or with one step learned: of SUTA's error or another, its outer
-error the text's. What is tested on nothing was trained on; rate and steps were chosen on yet others.
+error the text's. Speakers, noises and rooms to test on were never trained on; yet others chose the rate and steps.
 """
 
 import sys

@@ -30,7 +30,7 @@ def english() -> list[str]:
 def everyday() -> dict[str, list[str]]:
     """Fifteen phrases of everyday life, much the same in each of 28 languages, by language as `more` takes them.
 
-    In small letters, without full stops; of a language with dialects the main one's.
+    In small letters, without full stops; a language of several dialects has the code of the main one.
     """
     lines = Path(__file__).parents[1].joinpath("phrases.txt").read_text(encoding="utf-8").splitlines()
     return {language: phrases.split(" | ") for language, phrases in (line.split(": ") for line in lines)}

@@ -172,7 +172,7 @@ def run(s: Settings) -> None:
     found = {arm: [cell["scenarios"] for cell in cells] for arm, cells in by_arm.items()}
     rows, split = recognition.across(found, {arm: ARMS[arm].steps for arm in s.arms}), by_arm[s.arms[0]][0]["speakers"]
     title = f"{speech.corpus.name}, {[*map(len, split)]} speakers to train, choose and test on, {s.episodes} tasks a "
-    title += f"scenario,\nseeds {s.seeds}, in {kind}, adapted to {f'{s.shots} others' if s.shots else 'itself'}, "
+    title += f"scenario,\nseeds {s.seeds}, in {kind}, each adapted to {f'{s.shots} others' if s.shots else 'itself'}, "
     title += f"{what} (%), greedy decoding,\nnormaliser {speech.vocabulary.normalizer}, 95 % intervals over tasks"
     runs.save_results(s.out, {"title": title, "config": config, "seeds": s.seeds, "rows": rows})
     never = {name: row["word"][0] for name, row in rows[s.arms[0]].items()}
